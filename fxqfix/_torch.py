@@ -1,0 +1,294 @@
+"""The only home of torch-private names, and of probes that ask torch what it does.
+
+Behaviour is probed, never guessed from a version number: what a fused fake-quant uses is read by
+running that very kernel on a copy of the module.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxqfix.errors import MissingDependencyError
+
+# ---------------------------------------------------------------- finding names
+
+
+@functools.cache
+def resolve(dotted: str) -> Any:
+    """The object that a dotted name stands for, or None where this installation lacks it."""
+    head, *rest = dotted.split(".")
+    try:
+        with quiet():
+            found: Any = importlib.import_module(head)
+    except ImportError:
+        return None
+    path = head
+    for name in rest:
+        path = f"{path}.{name}"
+        try:
+            found = getattr(found, name)
+        except (AttributeError, RuntimeError):  # torch.ops raises either for a missing op
+            try:
+                with quiet():
+                    found = importlib.import_module(path)
+            except ImportError:
+                return None
+    return found
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence torch's deprecation notices, which are addressed to callers and not to fxqfix."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def quantization() -> ModuleType:
+    """torch.ao.quantization, or a clear error where this torch has lost it.
+
+    Raises:
+        MissingDependencyError: torch.ao.quantization can't be imported.
+    """
+    found = resolve("torch.ao.quantization")
+    if found is None:
+        raise MissingDependencyError(
+            "this flow needs torch.ao.quantization, which this torch does not have",
+            where="fxqfix",
+            found=f"torch {torch.__version__}",
+            remedy="install a torch that still ships it (2.6 to 2.13), or use the PT2E flow",
+        )
+    return found  # type: ignore[no-any-return]  # resolve returns what import finds
+
+
+def decomposed() -> Any:
+    """The torch.ops.quantized_decomposed namespace, with its ops registered."""
+    for name in (
+        "torch.ao.quantization.fx._decomposed",
+        "torchao.quantization.pt2e._decomposed",
+        "torchao.quantization.pt2e.decomposed",
+    ):
+        try:
+            with quiet():
+                importlib.import_module(name)
+        except ImportError:
+            continue
+        break
+    return torch.ops.quantized_decomposed
+
+
+# ------------------------------------------------------- observers and fake-quants
+
+
+@functools.cache
+def _bases(kind: str) -> tuple[type, ...]:
+    names = {
+        "observer": ("torch.ao.quantization.ObserverBase",),
+        "fake_quant": ("torch.ao.quantization.FakeQuantizeBase",),
+    }[kind]
+    found = [resolve(name) for name in names]
+    return tuple(f for f in found if f is not None)
+
+
+def _torchao_bases(name: str) -> tuple[type, ...]:
+    # A model can hold torchao's observers only if torchao is imported already.
+    module = sys.modules.get("torchao.quantization.pt2e")
+    found = getattr(module, name, None)
+    return (found,) if isinstance(found, type) else ()
+
+
+def is_observer(module: nn.Module) -> bool:
+    """True for observers of torch.ao and torchao (fake-quants are not observers here)."""
+    kinds = _bases("observer") + _torchao_bases("ObserverBase")
+    return isinstance(module, kinds) and not is_fake_quant(module)
+
+
+def is_fake_quant(module: nn.Module) -> bool:
+    """True for fake-quants of torch.ao and torchao, and for fxqfix's frozen ones."""
+    return isinstance(module, _bases("fake_quant") + _torchao_bases("FakeQuantizeBase"))
+
+
+def is_quantizer(module: nn.Module | None) -> bool:
+    """True for observers and fake-quants."""
+    return module is not None and (is_observer(module) or is_fake_quant(module))
+
+
+def register_fake_quant(cls: type[nn.Module]) -> None:
+    """Make torch's (and torchao's) conversion accept `cls` as a fake-quant.
+
+    FakeQuantizeBase is an ABC: a virtual subclass passes its isinstance checks without inheriting
+    buffers and hooks that a frozen fake-quant must not have.
+    """
+    for base in _bases("fake_quant") + _torchao_bases("FakeQuantizeBase"):
+        base.register(cls)  # type: ignore[attr-defined]  # an ABC
+
+
+def is_fused_fake_quant(module: nn.Module) -> bool:
+    """True where one kernel observes, picks qparams and fake-quantizes."""
+    name = "FusedMovingAvgObsFakeQuantize"
+    own = resolve(f"torch.ao.quantization.{name}")
+    return isinstance(module, ((own,) if own else ()) + _torchao_bases(name))
+
+
+def is_learnable_fake_quant(module: nn.Module) -> bool:
+    """True for fake-quants whose scale and zero point are trained."""
+    own = resolve("torch.ao.quantization._learnable_fake_quantize._LearnableFakeQuantize")
+    return own is not None and isinstance(module, own)
+
+
+def is_dynamic(module: nn.Module) -> bool:
+    """True where qparams are chosen anew for every batch."""
+    return bool(getattr(module, "is_dynamic", False))
+
+
+def is_placeholder(module: nn.Module) -> bool:
+    """True for observers that hold a dtype only (float16, dynamic, no-op)."""
+    names = ("PlaceholderObserver", "NoopObserver")
+    kinds = tuple(k for n in names if (k := resolve(f"torch.ao.quantization.{n}")) is not None)
+    return isinstance(module, kinds + _torchao_bases(names[0]) + _torchao_bases(names[1]))
+
+
+def fused_qparams(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that a fused fake-quant uses: its own kernel picks them, on a copy.
+
+    The kernel recomputes both from the running min/max at every forward, by rules that differ from
+    the Python observer's `calculate_qparams`, so neither the module's buffers nor the observer
+    can be asked.
+    """
+    probe = copy.deepcopy(module).eval()
+    probe.disable_observer()  # type: ignore[operator]  # nn.Module's attributes are untyped
+    probe.enable_fake_quant()  # type: ignore[operator]
+    observer: Any = probe.activation_post_process
+    shape = [1]
+    if probe.is_per_channel:
+        axis = int(probe.ch_axis)  # type: ignore[arg-type]
+        shape = [1] * max(axis + 1, 2)  # the kernel takes no vector here
+        shape[axis] = observer.min_val.numel()
+    with torch.no_grad():
+        probe(torch.zeros(shape, device=observer.min_val.device))
+    return probe.scale.detach().clone(), probe.zero_point.detach().clone()  # type: ignore[operator]
+
+
+def observer_hook(module: nn.Module) -> str | None:
+    """How an eager module runs its activation_post_process: "post", "pre" or not at all (None)."""
+    for kind, hooks, name in (
+        ("post", module._forward_hooks, "_observer_forward_hook"),
+        ("pre", module._forward_pre_hooks, "_observer_forward_pre_hook"),
+    ):
+        if any(getattr(hook, "__name__", "") == name for hook in hooks.values()):
+            return kind
+    return None
+
+
+def strip_observer_hook(module: nn.Module) -> None:
+    """Take the observer hook off a module (a copy of the user's)."""
+    for hooks, name in (
+        (module._forward_hooks, "_observer_forward_hook"),
+        (module._forward_pre_hooks, "_observer_forward_pre_hook"),
+    ):
+        for key in [k for k, hook in hooks.items() if getattr(hook, "__name__", "") == name]:
+            del hooks[key]
+
+
+# ----------------------------------------------------------------------- fx details
+
+
+def observed_attributes(graph_module: fx.GraphModule) -> Any:
+    """What prepare_fx keeps for convert_fx, or None for any other graph module."""
+    return graph_module.meta.get("_observed_graph_module_attrs")
+
+
+def is_fused_module(module: nn.Module) -> bool:
+    """True for torch.ao's intrinsic (fused) float modules."""
+    base = resolve("torch.ao.nn.intrinsic._FusedModule")
+    return base is not None and isinstance(module, base)
+
+
+def is_reference_module(module: nn.Module) -> bool:
+    """True for the reference modules of convert_to_reference_fx."""
+    base = resolve("torch.ao.nn.quantized.reference.modules.utils.ReferenceQuantizedModule")
+    own = resolve("torch.ao.nn.quantized.reference.modules.conv._ConvNd")
+    return isinstance(module, tuple(k for k in (base, own) if k is not None))
+
+
+def is_batch_norm(module: object) -> bool:
+    """True for BatchNorm of any dimension."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def is_packed_params(value: object) -> bool:
+    """True for the opaque weight objects of torch.ops.quantized.*."""
+    return isinstance(value, torch.ScriptObject) and hasattr(value, "unpack")
+
+
+def reversed_padding(module: nn.Module) -> list[int]:
+    """The padding of a convolution as `F.pad` takes it (for padding modes other than zeros)."""
+    return list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
+
+
+def rng_state() -> tuple[Tensor, list[Tensor]]:
+    """The random state of the CPU and of every CUDA device in use."""
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's own
+    cuda = torch.cuda.get_rng_state_all() if started else []
+    return torch.get_rng_state(), cuda
+
+
+def set_rng_state(state: tuple[Tensor, list[Tensor]]) -> None:
+    """Restore what `rng_state` returned."""
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
+
+
+def tree_map_tensors(function: Any, tree: Any) -> Any:
+    """Apply a function to every tensor in nested tuples, lists and dicts."""
+    return torch.utils._pytree.tree_map_only(Tensor, function, tree)
+
+
+def qconfig_range(qconfig: Any, module: str, target: Any) -> tuple[int, int] | None:
+    """(quant_min, quant_max) that a QConfig or QConfigMapping declares for a value, if any.
+
+    Args:
+        qconfig: A QConfig, or a QConfigMapping; the most specific entry counts, as in prepare_fx:
+            module name, module-name regex, object type, global.
+        module: Path of the module that the value comes from.
+        target: The node's target, for entries by object type.
+    """
+    found = qconfig
+    if hasattr(qconfig, "global_qconfig"):
+        found = _lookup(qconfig, module, target)
+    if found is None or not hasattr(found, "activation"):
+        return None
+    with quiet():
+        quantizer = found.activation()
+    observer = getattr(quantizer, "activation_post_process", quantizer)
+    low, high = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
+    return None if low is None or high is None else (int(low), int(high))
+
+
+def _lookup(mapping: Any, module: str, target: Any) -> Any:
+    parts = module.split(".")
+    for end in range(len(parts), 0, -1):
+        path = ".".join(parts[:end])
+        if path in mapping.module_name_qconfigs:
+            return mapping.module_name_qconfigs[path]
+    for pattern, found in mapping.module_name_regex_qconfigs.items():
+        if re.match(pattern, module):
+            return found
+    if target in mapping.object_type_qconfigs:
+        return mapping.object_type_qconfigs[target]
+    return mapping.global_qconfig

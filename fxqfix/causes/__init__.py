@@ -1,0 +1,29 @@
+"""Why codes differ: one cause per file, asked in this order; a new cause is a line here."""
+
+from __future__ import annotations
+
+from fxqfix.causes import (
+    bn_folding,
+    range_lost,
+    rounding,
+    scale_formula,
+    unexplained,
+    upstream,
+)
+from fxqfix.causes._base import Attribution, Cause, attribute
+from fxqfix.causes._view import Recompute, View
+
+__all__ = ["Attribution", "Cause", "Recompute", "View", "attribute", "registry"]
+
+_ORDER = (range_lost, bn_folding, rounding, scale_formula, upstream, unexplained)
+
+
+def registry() -> tuple[Cause, ...]:
+    """All causes in the order in which they are asked.
+
+    Example:
+        >>> from fxqfix.causes import registry
+        >>> [cause.name for cause in registry()][-2:]
+        ['upstream', 'unexplained']
+    """
+    return tuple(module.CAUSE for module in _ORDER)

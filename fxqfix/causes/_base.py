@@ -1,0 +1,83 @@
+"""What a cause is: a correction to one node alone, and the codes that then agree.
+
+Causes are asked in the registry's order; each explains some of the codes that no cause before it
+explained. A code that only two corrections together repair goes to the later one. `upstream` and
+`unexplained` come last and take the rest, so that the shares add up to all differing codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fxqfix.causes._view import View
+
+__all__ = ["Attribution", "Cause", "attribute"]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One cause, by its registry row.
+
+    Attributes:
+        name: Kebab-case name, as in reports.
+        summary: One sentence: what goes wrong.
+        repair: Name of the pass (or function) that repairs it, "" where none can.
+        advice: What to do, in one sentence.
+        local: Whether it explains only codes that differ on the same inputs.
+    """
+
+    name: str
+    summary: str
+    repair: str
+    advice: str
+    local: bool = True
+
+    def explains(self, view: View) -> Tensor | None:
+        """Mask of the codes that agree once this cause is corrected; None where it can't act."""
+        raise TypeError(f"{type(self).__name__} has no counterfactual")
+
+    def evidence(self, view: View) -> str:
+        """The numbers that the cause rests on at this site, as a short sentence."""
+        return ""
+
+
+@dataclass
+class Attribution:
+    """Codes per cause of one site, added up over batches.
+
+    Attributes:
+        counts: Cause name -> codes.
+        evidence: Cause name -> evidence, from the first batch that shows it.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    evidence: dict[str, str] = field(default_factory=dict)
+
+
+def attribute(view: View, causes: Sequence[Cause], into: Attribution) -> None:
+    """Share out a site's differing codes among the causes, in their order.
+
+    Args:
+        view: The site on one batch.
+        causes: The causes to ask, in order; the last one has to take everything.
+        into: Where the counts are added.
+    """
+    left = view.differs_locally | view.differs
+    for cause in causes:
+        if not bool(left.any()):
+            return
+        mask = cause.explains(view)
+        if mask is None:
+            continue
+        mine = mask & left
+        if cause.local:
+            mine &= view.differs_locally
+        count = int(torch.count_nonzero(mine))
+        if count:
+            into.counts[cause.name] = into.counts.get(cause.name, 0) + count
+            into.evidence.setdefault(cause.name, cause.evidence(view))
+            left = left & ~mine

@@ -1,0 +1,49 @@
+"""bn-folding: folding BatchNorm into the weight rounds differently than QAT's forward does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxqfix.causes._base import Cause
+from fxqfix.causes._view import View
+
+__all__ = ["CAUSE", "BatchNormFolding"]
+
+
+@dataclass(frozen=True)
+class BatchNormFolding(Cause):
+    """QAT computes conv, division, BatchNorm; conversion computes one folded conv.
+
+    Looks for conv-BN modules of the prepared model. Counterfactual: the prepared op with its
+    BatchNorm folded, in the same float32 arithmetic; the codes that then agree are explained. For
+    the weight itself: the code lies on the other side of a tie that the two ways of folding round
+    to either side.
+    """
+
+    def explains(self, view: View) -> Tensor | None:
+        """Codes that the prepared op gives too once its BatchNorm is folded."""
+        if view.weight is not None:
+            if not view.weight.folded or not view.grid.same_grid(view.target):
+                return None
+            return view.agrees(view.exact, view.grid, view.actual)
+        if view.folded is None:
+            return None
+        return view.actual == view.folded
+
+    def evidence(self, view: View) -> str:
+        """How many codes move when the BatchNorm is folded."""
+        if view.folded is None:
+            return "the folded weight lies within float32 rounding of a tie"
+        moved = int(torch.count_nonzero(view.folded != view.expected))
+        return f"folding moves {moved} of {view.expected.numel()} codes (first batch)"
+
+
+CAUSE = BatchNormFolding(
+    name="bn-folding",
+    summary="BatchNorm folded into the weight rounds differently than QAT's unfolded forward",
+    repair="fold-batchnorm",
+    advice="judge the model by fxqfix.freeze(prepared), which is folded before conversion",
+)

@@ -1,0 +1,34 @@
+"""upstream: inherited from the inputs; the op itself adds nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fxqfix.causes._base import Cause
+from fxqfix.causes._view import View
+
+__all__ = ["CAUSE", "Upstream"]
+
+
+@dataclass(frozen=True)
+class Upstream(Cause):
+    """Counterfactual: the same inputs; the codes that then agree are explained."""
+
+    def explains(self, view: View) -> Tensor:
+        """Codes that agree with the shadow and differ from the prepared model's own."""
+        return view.differs & ~view.differs_locally
+
+    def evidence(self, view: View) -> str:
+        """Where to look."""
+        return "equal on the same inputs; see report.origin(name)"
+
+
+CAUSE = Upstream(
+    name="upstream",
+    summary="the inputs differ already; with the same inputs the op gives the same codes",
+    repair="",
+    advice="look at the sites before this one: report.origin(name)",
+    local=False,
+)

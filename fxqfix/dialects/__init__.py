@@ -1,0 +1,95 @@
+"""A reader per flow: each turns a graph into sites. A new flow is a new file and a line here."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import fx, nn
+
+from fxqfix.dialects import decomposed, int8, prepared, reference
+from fxqfix.dialects._base import Reading, Tap, parents
+from fxqfix.dialects.site import Inspection, Site
+from fxqfix.dialects.trace import call, trace
+from fxqfix.errors import DialectError
+
+__all__ = [
+    "DIALECTS",
+    "Inspection",
+    "Reading",
+    "Site",
+    "Tap",
+    "call",
+    "inspect",
+    "parents",
+    "read",
+    "trace",
+]
+
+
+class Dialect(Protocol):
+    """What a reader module offers."""
+
+    NAME: str
+
+    def matches(self, graph_module: fx.GraphModule) -> bool:
+        """Whether the graph is of this dialect."""
+
+    def read(self, graph_module: fx.GraphModule) -> Reading:
+        """Read the graph's sites."""
+
+
+# Asked in this order: a graph can hold what several dialects have, the first is the most telling.
+DIALECTS: tuple[Dialect, ...] = (prepared, decomposed, reference, int8)
+
+
+def read(model: nn.Module) -> Reading:
+    """Read a model of any dialect; eager models are traced first.
+
+    Args:
+        model: A prepared or converted model, eager or FX.
+
+    Returns:
+        The reading, whose graph module is the model itself where it is a GraphModule.
+
+    Raises:
+        TraceError: An eager model can't be traced.
+        DialectError: The model holds nothing that quantizes.
+    """
+    graph_module = trace(model)
+    for dialect in DIALECTS:
+        if dialect.matches(graph_module):
+            return dialect.read(graph_module)
+    raise DialectError(
+        f"{type(model).__name__} holds no observer, fake-quant, quantize op or quantized kernel",
+        where="inspect",
+        found=f"{sum(1 for _ in graph_module.graph.nodes)} nodes, all float",
+        expected="a prepared, reference, int8 or decomposed model",
+        remedy="pass the result of prepare_fx, prepare_qat_fx, convert_fx, "
+        "convert_to_reference_fx, prepare_pt2e, or eager prepare / convert",
+    )
+
+
+def inspect(model: nn.Module) -> Inspection:
+    """List every site where values become quantized, with the qparams that are really used.
+
+    Args:
+        model: A prepared or converted model of any dialect, eager or FX. It is not changed.
+
+    Returns:
+        The sites in graph order.
+
+    Raises:
+        TraceError: An eager model can't be traced.
+        DialectError: The model holds nothing that quantizes.
+        NonFiniteError: An observer or fake-quant holds NaN or inf qparams.
+
+    Example:
+        >>> import torch
+        >>> from torch import fx
+        >>> class Net(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.quantize_per_tensor(x, 0.5, 3, torch.quint8).dequantize()
+        >>> print(inspect(fx.symbolic_trace(Net())).site("x").used)
+        scale=0.5 zp=3 [0,255] quint8
+    """
+    return read(model).inspection

@@ -1,0 +1,147 @@
+"""What every dialect's reader gives: taps, which tie a site to its nodes in the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from fxqfix import _torch, ops
+from fxqfix.dialects.site import Inspection, Site
+from fxqfix.dialects.weights import WeightView
+from fxqfix.errors import UnknownNameError
+
+__all__ = ["Reading", "Tap", "modules_of", "op_name", "parents", "scope", "unique"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A site and where its value flows in the graph.
+
+    Attributes:
+        site: The public record.
+        node: The node whose output is the quantized value: a fake-quant's, an int8 kernel's, a
+            quantize op's; for a weight, the op that uses it.
+        producer: The node that computes the value to be quantized.
+        weight: Weights only: reads the codes, their qparams, the bias and the float values.
+        inherited: The value keeps its input's qparams, so that it is a site only if the other
+            model has one there.
+    """
+
+    site: Site
+    node: fx.Node
+    producer: fx.Node
+    weight: Callable[[], WeightView] | None = None
+    inherited: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A graph module as a dialect understands it.
+
+    Attributes:
+        graph_module: The graph that was read (the caller's own; readers change nothing).
+        dialect: Name of the dialect.
+        taps: One per site, in graph order.
+        unsupported: Sites that can be read but not followed in the graph, with the reason.
+    """
+
+    graph_module: fx.GraphModule
+    dialect: str
+    taps: tuple[Tap, ...]
+    unsupported: tuple[tuple[Site, str], ...] = ()
+
+    @property
+    def inspection(self) -> Inspection:
+        """The public view: sites only."""
+        sites = [t.site for t in self.taps if not t.inherited]
+        return Inspection(
+            self.dialect,
+            (*sites, *(site for site, _ in self.unsupported)),
+            tuple((site.name, reason) for site, reason in self.unsupported),
+        )
+
+    @property
+    def activations(self) -> tuple[Tap, ...]:
+        """The taps of activations."""
+        return tuple(t for t in self.taps if t.site.kind == "activation")
+
+    @property
+    def weights(self) -> tuple[Tap, ...]:
+        """The taps of weights."""
+        return tuple(t for t in self.taps if t.site.kind == "weight")
+
+    def tap(self, name: str) -> Tap:
+        """The tap of the site of that name."""
+        for tap in self.taps:
+            if tap.site.name == name:
+                return tap
+        raise UnknownNameError(f"no site is named {name!r}", where=self.dialect)
+
+
+def modules_of(graph_module: fx.GraphModule) -> dict[str, nn.Module]:
+    """All modules by path; shared modules under each of their paths."""
+    return dict(graph_module.named_modules(remove_duplicate=False))
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """`name`, or `name_1`, `name_2` ... where it is taken already; remembers what it returns."""
+    candidate, count = name, 0
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    taken.add(candidate)
+    return candidate
+
+
+def scope(node: fx.Node, graph_module: fx.GraphModule) -> str:
+    """Path of the module that a node belongs to; "" at the top level or where it is unknown."""
+    if node.op == "call_module":
+        return str(node.target)
+    observed = _torch.observed_attributes(graph_module)
+    if observed is not None and node.name in observed.node_name_to_scope:
+        return str(observed.node_name_to_scope[node.name][0])
+    stack = node.meta.get("nn_module_stack") or {}
+    entries = list(stack.items())
+    return _scope_path(entries[-1]) if entries else ""
+
+
+def _scope_path(entry: tuple[str, Any]) -> str:
+    key, value = entry
+    path = value[0] if isinstance(value, tuple) else key
+    return str(path).removeprefix("L['self'].").removeprefix("L__self___")
+
+
+def op_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+    """The op's key in the table; a relu right behind a fusable op reads as one, "add_relu"."""
+    if node.op == "placeholder":
+        return "input"
+    found = ops.match_node(node, dict(modules))
+    if found is None:
+        return str(getattr(node.target, "__name__", node.target)).rpartition(".")[2]
+    if found.spec.key == "stub":
+        return "input"
+    if found.spec.key != "relu" or not node.all_input_nodes:
+        return found.key
+    before = node.all_input_nodes[0]
+    inner = ops.match_node(before, dict(modules))
+    fusable = inner is not None and not inner.relu and len(before.users) == 1
+    if inner is not None and fusable and inner.spec.family in ("weighted", "element-wise"):
+        return f"{inner.spec.key}_relu"
+    return found.key
+
+
+def parents(start: Iterable[fx.Node], taps: Mapping[fx.Node, Tap]) -> Iterator[Tap]:
+    """The nearest taps upstream of the `start` nodes (which may be taps themselves)."""
+    queue, seen = list(start), set[fx.Node]()
+    while queue:
+        node = queue.pop(0)
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in taps:
+            yield taps[node]
+        else:
+            queue.extend(node.all_input_nodes)

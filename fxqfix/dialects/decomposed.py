@@ -1,0 +1,192 @@
+"""Dialect "decomposed": quantized_decomposed ops, which carry quant_min and quant_max.
+
+Reads what fxqfix's `to_decomposed`, torch's `_convert_to_reference_decomposed_fx` and PT2E's
+convert return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxqfix.dialects._base import Reading, Tap, modules_of, op_name, scope, unique
+from fxqfix.dialects.int8 import fetch
+from fxqfix.dialects.quantizer import qparams_of
+from fxqfix.dialects.site import Site
+from fxqfix.dialects.weights import WeightView, reference_weight
+from fxqfix.qparams import QParams, quantize
+
+__all__ = ["NAME", "arguments", "is_pin", "matches", "qparams_of_op", "read"]
+
+NAME = "decomposed"
+
+_NAMES = {
+    "per_tensor": ("input", "scale", "zero_point", "quant_min", "quant_max", "dtype"),
+    "per_channel": ("input", "scales", "zero_points", "axis", "quant_min", "quant_max", "dtype"),
+}
+
+
+def _kind(node: fx.Node) -> tuple[str, str] | None:
+    """("quantize" or "dequantize", "per_tensor" or "per_channel") of a decomposed op, else None."""
+    if node.op != "call_function" or "quantized_decomposed" not in str(node.target):
+        return None
+    name = str(node.target).split("quantized_decomposed.")[-1].split(".")[0]
+    verb, _, how = name.partition("_")
+    return (verb, how) if verb in ("quantize", "dequantize") and how in _NAMES else None
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a decomposed op by name; channel scales and points as "scale" too."""
+    kind = _kind(node)
+    given = {**dict(zip(_NAMES[kind[1] if kind else "per_tensor"], node.args, strict=False))}
+    given |= node.kwargs
+    for plural, single in (("scales", "scale"), ("zero_points", "zero_point")):
+        if plural in given:
+            given[single] = given.pop(plural)
+    return given
+
+
+def qparams_of_op(node: fx.Node, graph_module: fx.GraphModule) -> QParams | None:
+    """The qparams of a decomposed op; None where they are chosen at run time (dynamic)."""
+    given = arguments(node)
+    scale, point = (fetch(graph_module, given[k]) for k in ("scale", "zero_point"))
+    if scale is None or point is None:
+        return None
+    return qparams_of(
+        scale, point, given["quant_min"], given["quant_max"], given["dtype"], given.get("axis")
+    )
+
+
+def matches(graph_module: fx.GraphModule) -> bool:
+    """True where any node is a quantized_decomposed quantize or dequantize."""
+    return any(_kind(node) is not None for node in graph_module.graph.nodes)
+
+
+def is_pin(node: fx.Node) -> bool:
+    """True for the clamp that PinRanges sets before a narrow quantize.
+
+    Told by its structure, so that it is still known after saving and loading: its bounds are the
+    real values of the codes that the quantize behind it allows.
+    """
+    if node.target not in (torch.clamp, torch.ops.aten.clamp.default) or len(node.args) < 3:
+        return False
+    users = list(node.users)
+    if not users or any(_kind(u) != ("quantize", "per_tensor") for u in users):
+        return False
+    given = arguments(users[0])
+    if not isinstance(given["scale"], float):
+        return False
+    return tuple(node.args[1:3]) == pin_bounds(
+        given["scale"], given["zero_point"], given["quant_min"], given["quant_max"]
+    )
+
+
+def pin_bounds(scale: float, zero_point: int, low: int, high: int) -> tuple[float, float]:
+    """The real values of the lowest and the highest code of a range."""
+    return (low - zero_point) * scale, (high - zero_point) * scale
+
+
+def read(graph_module: fx.GraphModule) -> Reading:
+    """Read every decomposed quantize op and every integer weight as a site."""
+    modules = modules_of(graph_module)
+    taken: set[str] = set()
+    taps: list[Tap] = []
+    hidden: list[tuple[Site, str]] = []
+    for node in graph_module.graph.nodes:
+        kind = _kind(node)
+        if node.op == "call_module" and (w := reference_weight(modules[str(node.target)])):
+            site = Site(
+                name=unique(f"{node.name}.weight", taken),
+                kind="weight",
+                module=str(node.target),
+                op=op_name(node, modules),
+                used=w.qparams,
+                source="reference module",
+                shape=tuple(w.codes.shape),
+            )
+            taps.append(Tap(site, node, node, lambda w=w: w))  # type: ignore[misc]
+        if kind is None:
+            continue
+        qparams = qparams_of_op(node, graph_module)
+        if node.args[0].op == "get_attr":  # a constant: float before, or integer behind quantize
+            taps.append(_weight(graph_module, node, qparams, taken))
+        elif kind[0] == "quantize":
+            tap = _activation(graph_module, node, qparams, taken)
+            if qparams is None:
+                hidden.append((tap.site, "qparams are chosen at run time (dynamic)"))
+            else:
+                taps.append(tap)
+    return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
+
+
+def _activation(
+    graph_module: fx.GraphModule, node: fx.Node, qparams: QParams | None, taken: set[str]
+) -> Tap:
+    producer = node.all_input_nodes[0]
+    if is_pin(producer):
+        producer = producer.all_input_nodes[0]
+    site = Site(
+        name=unique(producer.name, taken),
+        kind="activation",
+        module=scope(producer, graph_module),
+        op=op_name(producer, modules_of(graph_module)),
+        used=qparams,
+        source="quantize op's arguments",
+    )
+    return Tap(site, node, producer)
+
+
+def _weight(
+    graph_module: fx.GraphModule, node: fx.Node, qparams: QParams | None, taken: set[str]
+) -> Tap:
+    value = fetch(graph_module, node.args[0])
+    assert isinstance(value, Tensor) and qparams is not None  # noqa: PT018  # get_attr
+    user = _op_behind(node)
+    site = Site(
+        name=unique(f"{_owner(user)}.weight", taken),
+        kind="weight",
+        module=scope(user, graph_module),
+        op=op_name(user, modules_of(graph_module)),
+        used=qparams,
+        source="integer buffer",
+        shape=tuple(value.shape),
+    )
+    detached = value.detach()
+    if detached.is_floating_point():
+        return Tap(
+            site,
+            user,
+            node,
+            lambda: WeightView(quantize(detached, qparams), qparams, None, detached),
+        )
+    return Tap(site, user, node, lambda: WeightView(detached, qparams))
+
+
+def _op_behind(node: fx.Node) -> fx.Node:
+    """The first op behind a weight's quantize / dequantize nodes."""
+    current = node
+    for user in _chain(node):
+        current = user
+        if _kind(user) is None and user.target not in ("to", torch.ops.aten.t.default):
+            break
+    return current
+
+
+def _chain(node: fx.Node) -> Iterator[fx.Node]:
+    while node.users:
+        node = next(iter(node.users))
+        yield node
+
+
+def _owner(node: fx.Node) -> str:
+    """Name of the value that this op's site quantizes: itself, or what is fused behind it."""
+    for user in _chain(node):
+        if _kind(user) is not None:
+            producer = user.all_input_nodes[0]
+            return (producer.all_input_nodes[0] if is_pin(producer) else producer).name
+        if len(user.users) > 1:
+            break
+    return node.name

@@ -1,0 +1,145 @@
+"""Dialect "fx-prepared": observers and fake-quants as modules in the graph.
+
+Reads what `prepare_fx` and `prepare_qat_fx` return, and eager prepared models once traced.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from fxqfix import _torch, ops
+from fxqfix.dialects._base import Reading, Tap, modules_of, op_name, scope, unique
+from fxqfix.dialects.quantizer import QuantizerState, read_quantizer
+from fxqfix.dialects.site import Site
+from fxqfix.dialects.weights import WeightView, holder, prepared_weight
+from fxqfix.qparams import quantize
+
+__all__ = ["NAME", "matches", "read"]
+
+NAME = "fx-prepared"
+
+
+def matches(graph_module: fx.GraphModule) -> bool:
+    """True where any module that the graph calls is, or holds, an observer or a fake-quant."""
+    paths = {str(n.target) for n in graph_module.graph.nodes if n.op == "call_module"}
+    called = [graph_module.get_submodule(path) for path in paths]
+    return any(_torch.is_quantizer(m) for root in called for m in root.modules())
+
+
+def read(graph_module: fx.GraphModule) -> Reading:
+    """Read every observer, fake-quant and quantized weight as a site."""
+    modules = modules_of(graph_module)
+    observed = _torch.observed_attributes(graph_module)
+    taken: set[str] = set()
+    taps: list[Tap] = []
+    hidden: list[tuple[Site, str]] = []
+    states: dict[int, QuantizerState] = {}
+    for node in graph_module.graph.nodes:
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        if module is None:
+            continue
+        if _torch.is_quantizer(module):
+            if id(module) not in states:  # a shared observer is read once
+                states[id(module)] = read_quantizer(module)
+            taps.append(_quantizer_tap(graph_module, node, states[id(module)], modules, taken))
+        elif (found := ops.match_node(node, modules)) is not None and found.spec.family in (
+            "recurrent",
+            "attention",
+        ):
+            hidden += _inner_sites(node, module, found.key, taken)
+        elif observed is None or node.name in observed.observed_node_names:
+            weight = prepared_weight(module)
+            if weight is not None:
+                taps.append(_weight_tap(node, module, weight, modules, taken))
+    return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
+
+
+def _quantizer_tap(
+    graph_module: fx.GraphModule,
+    node: fx.Node,
+    state: QuantizerState,
+    modules: dict[str, nn.Module],
+    taken: set[str],
+) -> Tap:
+    producer = node.all_input_nodes[0]
+    if producer.op == "get_attr":  # the weight of a functional op
+        user = next(iter(node.users), node)
+        value: Any = _attribute(graph_module, str(producer.target))
+        used = state.used
+        site = Site(
+            name=unique(f"{user.name}.weight", taken),
+            kind="weight",
+            module=scope(user, graph_module),
+            op=op_name(user, modules),
+            shape=tuple(value.shape),
+            **_qparams(state),
+        )
+        view = None
+        if used is not None:
+            view = lambda: WeightView(quantize(value, used), used, None, value)  # noqa: E731
+        return Tap(site, user, producer, view)
+    site = Site(
+        name=unique(producer.name, taken),
+        kind="activation",
+        module=scope(producer, graph_module),
+        op=op_name(producer, modules),
+        **_qparams(state),
+    )
+    return Tap(site, node, producer)
+
+
+def _weight_tap(
+    node: fx.Node,
+    module: nn.Module,
+    weight: tuple[QuantizerState, Any],
+    modules: dict[str, nn.Module],
+    taken: set[str],
+) -> Tap:
+    state, view = weight
+    site = Site(
+        name=unique(f"{node.name}.weight", taken),
+        kind="weight",
+        module=str(node.target),
+        op=op_name(node, modules),
+        shape=tuple(holder(module).weight.shape),
+        **_qparams(state),
+    )
+    return Tap(site, node, node, view)
+
+
+def _qparams(state: QuantizerState) -> dict[str, Any]:
+    return {
+        "used": state.used,
+        "baked": state.baked,
+        "source": state.source,
+        "quantizes": state.quantizes,
+        "calibrated": state.calibrated,
+    }
+
+
+def _attribute(graph_module: fx.GraphModule, path: str) -> Tensor:
+    owner, _, name = path.rpartition(".")
+    value = getattr(graph_module.get_submodule(owner), name)
+    assert isinstance(value, Tensor)  # narrows; get_attr of an observed value
+    return value.detach()
+
+
+def _inner_sites(
+    node: fx.Node, module: nn.Module, op: str, taken: set[str]
+) -> list[tuple[Site, str]]:
+    """Sites inside a module that the graph does not open (LSTM, MultiheadAttention)."""
+    found: list[tuple[Site, str]] = []
+    reason = f"inside {type(module).__name__} {node.target!r}, which the graph does not open"
+    for path, inner in module.named_modules():
+        if not _torch.is_quantizer(inner):
+            continue
+        parent, _, own = path.rpartition(".")
+        if parent and _torch.is_quantizer(module.get_submodule(parent)):
+            continue  # a fake-quant's own observer
+        kind = "weight" if own == "weight_fake_quant" else "activation"
+        name = unique(f"{node.name}.{parent or own}{'.weight' if kind == 'weight' else ''}", taken)
+        state = read_quantizer(inner)
+        found.append((Site(name, kind, f"{node.target}.{parent}", op, **_qparams(state)), reason))
+    return found

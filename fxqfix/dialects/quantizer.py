@@ -1,0 +1,135 @@
+"""Read one observer or fake-quant: what its forward uses, and what conversion would bake."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxqfix import _torch
+from fxqfix.qparams import QParams
+
+__all__ = ["QuantizerState", "qparams_of", "read_quantizer"]
+
+
+@dataclass(frozen=True)
+class QuantizerState:
+    """What an observer or fake-quant holds.
+
+    Attributes:
+        used: The qparams that its forward uses, held at its present state; for an observer, which
+            does not quantize, those that conversion would bake. None for dynamic and float16.
+        baked: What `calculate_qparams` tells conversion.
+        source: Where `used` was read.
+        quantizes: Whether the forward quantizes.
+        calibrated: Whether it ever saw data.
+        observing: Whether a forward would still move its range.
+    """
+
+    used: QParams | None
+    baked: QParams | None
+    source: str
+    quantizes: bool
+    calibrated: bool
+    observing: bool
+
+
+def qparams_of(
+    scale: Tensor | float,
+    zero_point: Tensor | float,
+    quant_min: int,
+    quant_max: int,
+    dtype: torch.dtype,
+    axis: int | None = None,
+) -> QParams:
+    """Build QParams from tensors or numbers; one entry per channel where `axis` is given."""
+    scales = torch.as_tensor(scale).detach().reshape(-1).tolist()
+    points = [_integral(z) for z in torch.as_tensor(zero_point).detach().reshape(-1).tolist()]
+    if axis is None:
+        return QParams(scales[0], points[0], quant_min, quant_max, dtype)
+    return QParams(tuple(scales), tuple(points), quant_min, quant_max, dtype, axis)
+
+
+def _integral(value: float) -> float:
+    return int(value) if float(value).is_integer() else value
+
+
+def read_quantizer(module: nn.Module) -> QuantizerState:
+    """Read an observer or fake-quant of torch.ao or torchao without changing it.
+
+    Args:
+        module: The observer or fake-quant; a copy of it is asked.
+
+    Returns:
+        Its state; see `QuantizerState`.
+
+    Raises:
+        NonFiniteError: It holds a scale or zero point that is not finite and positive.
+    """
+    module = copy.deepcopy(module)  # calculate_qparams of the learnable ones writes to themselves
+    kind = type(module).__name__
+    dtype: Any = getattr(module, "dtype", None)
+    if _torch.is_placeholder(module) or _torch.is_dynamic(module):
+        what = "dynamic" if _torch.is_dynamic(module) else f"placeholder for {dtype}"
+        return QuantizerState(None, None, f"{what} ({kind})", False, True, False)
+    calibrated = _calibrated(module)
+    with torch.no_grad(), _torch.quiet():
+        scale, point = module.calculate_qparams()  # type: ignore[operator]  # untyped module
+    baked = _qparams(module, scale, point)
+    if not _torch.is_fake_quant(module):
+        return QuantizerState(baked, baked, f"observer ({kind})", False, calibrated, True)
+    observing = bool(_flag(module, "observer_enabled")) and not _is_fixed(module)
+    if not _flag(module, "fake_quant_enabled"):
+        source = f"observer (the fake-quant of {kind} is switched off)"
+        return QuantizerState(baked, baked, source, False, calibrated, observing)
+    used, source = baked, f"calculate_qparams ({kind})"
+    if _torch.is_fused_fake_quant(module) and calibrated:
+        used, source = _qparams(module, *_torch.fused_qparams(module)), f"fused kernel ({kind})"
+    elif not observing and not _torch.is_learnable_fake_quant(module) and _has_buffers(module):
+        used, source = _qparams(module, module.scale, module.zero_point), f"buffers ({kind})"
+    return QuantizerState(used, baked, source, True, calibrated, observing)
+
+
+def _has_buffers(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "scale", None), Tensor)
+
+
+def _is_fixed(module: nn.Module) -> bool:
+    observer = getattr(module, "activation_post_process", None)
+    return observer is None or type(observer).__name__ == "FixedQParamsObserver"
+
+
+def _flag(module: nn.Module, name: str) -> int:
+    # Learnable fake-quants keep their own switch for the same thing.
+    value = getattr(module, name, None)
+    return int(value.reshape(-1)[0]) if isinstance(value, Tensor) else 1
+
+
+def _calibrated(module: nn.Module) -> bool:
+    observer = getattr(module, "activation_post_process", module)
+    low, high = getattr(observer, "min_val", None), getattr(observer, "max_val", None)
+    if not isinstance(low, Tensor) or not isinstance(high, Tensor):
+        return True  # nothing to observe: fixed or frozen qparams
+    if low.numel() == 0 or high.numel() == 0:
+        return False
+    never = torch.isposinf(low).all() & torch.isneginf(high).all()
+    return not bool(never)
+
+
+def _qparams(module: nn.Module, scale: Any, zero_point: Any) -> QParams:
+    observer: Any = getattr(module, "activation_post_process", module)
+    holder: Any = observer if hasattr(observer, "quant_min") else module
+    axis = None
+    scheme = getattr(module, "qscheme", None)
+    per_channel = {
+        torch.per_channel_affine,
+        torch.per_channel_symmetric,
+        torch.per_channel_affine_float_qparams,
+    }
+    if scheme in per_channel:
+        axis = int(getattr(module, "ch_axis", 0))
+    dtype: Any = module.dtype
+    return qparams_of(scale, zero_point, int(holder.quant_min), int(holder.quant_max), dtype, axis)

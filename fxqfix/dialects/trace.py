@@ -1,0 +1,154 @@
+"""Trace an eager prepared or converted model to FX, with quantization modules as leaves.
+
+Eager mode runs observers from forward hooks, which FX does not see. The tracer works on a copy,
+takes those hooks off and writes the same calls into the graph, so that an eager model reads like
+an FX one from here on.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxqfix import _torch
+from fxqfix.errors import TraceError
+
+__all__ = ["call", "trace"]
+
+
+class _Tracer(fx.Tracer):
+    """FX's tracer, with every quantization module a leaf and hooked observers as nodes."""
+
+    def __init__(self, hooks: Mapping[nn.Module, str]) -> None:
+        super().__init__()
+        self._hooks = hooks
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if _torch.is_quantizer(m) or _torch.is_fused_module(m):
+            return True
+        name = type(m).__module__
+        if name.startswith("torch.ao.quantization"):
+            return not any(True for _ in m.children())  # stubs; QuantWrapper is opened
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        hook = self._hooks.get(m)
+        if hook is None:
+            return super().call_module(m, forward, args, kwargs)
+        observer = m.activation_post_process
+        assert isinstance(observer, nn.Module)  # narrows an nn.Module attribute
+        if hook == "pre":
+            return super().call_module(m, forward, (observer(args[0]), *args[1:]), kwargs)
+        return observer(super().call_module(m, forward, args, kwargs))
+
+
+def trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
+    """Turn an eager prepared or converted model into FX; a GraphModule passes through.
+
+    Args:
+        model: A module that `torch.ao.quantization.prepare / prepare_qat / convert` returned, or
+            any GraphModule. It is not changed.
+        example_inputs: One batch (tensor, tuple of arguments, or dict of keyword arguments). Where
+            given, the traced model has to compute the very same bits on it.
+
+    Returns:
+        The GraphModule itself, or a new GraphModule with copies of the model's modules.
+
+    Raises:
+        TraceError: FX cannot trace the model, or the trace computes something else.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU())
+        >>> [n.name for n in trace(net, torch.ones(1, 4)).graph.nodes]
+        ['input_1', '_0', '_1', 'output']
+    """
+    if isinstance(model, fx.GraphModule):
+        return model
+    if not isinstance(model, nn.Module):
+        raise TraceError(
+            "not a module", where="trace", found=type(model).__name__, expected="torch.nn.Module"
+        )
+    root = _copy(model)
+    hooks = {m: kind for m in root.modules() if (kind := _torch.observer_hook(m)) is not None}
+    for module in hooks:
+        _torch.strip_observer_hook(module)
+    try:
+        graph = _Tracer(hooks).trace(root)
+    except Exception as error:  # FX raises many kinds; each means the same to the caller
+        raise TraceError(
+            f"FX can't trace {type(model).__name__}: {error}",
+            where="trace",
+            remedy="wrap data-dependent control flow in a module of its own and make it a leaf "
+            "with torch.fx.wrap, or pass a GraphModule",
+        ) from error
+    traced = fx.GraphModule(root, graph, type(model).__name__)
+    traced.train(model.training)
+    for name, module in traced.named_modules():
+        if name:
+            module.training = root.get_submodule(name).training
+    if example_inputs is not None:
+        _check_same(model, traced, example_inputs)
+    return traced
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} can't be copied: {error}",
+            where="trace",
+            remedy="detach() tensors that modules keep as attributes; copy.deepcopy must work",
+        ) from error
+
+
+def call(model: Any, batch: Any) -> Any:
+    """Call a model on one batch: dicts as keywords, tuples and lists as positional arguments."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(*batch)
+    return model(batch)
+
+
+def _check_same(model: nn.Module, traced: fx.GraphModule, example_inputs: Any) -> None:
+    state = _torch.rng_state()
+    try:
+        with torch.no_grad():
+            wanted = call(copy.deepcopy(model), copy.deepcopy(example_inputs))
+            _torch.set_rng_state(state)
+            found = call(copy.deepcopy(traced), copy.deepcopy(example_inputs))
+    finally:
+        _torch.set_rng_state(state)
+    pairs = zip(_tensors(wanted), _tensors(found), strict=True)
+    if not all(_equal(a, b) for a, b in pairs):
+        raise TraceError(
+            "the traced model computes something else than the model on example_inputs",
+            where="trace",
+            remedy="look for control flow or randomness that depends on the input",
+        )
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [t for v in value for t in _tensors(v)] if isinstance(value, (tuple, list)) else []
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.is_quantized and b.is_quantized:
+        return torch.equal(a.int_repr(), b.int_repr())
+    return torch.equal(a, b)

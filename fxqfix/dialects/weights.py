@@ -1,0 +1,172 @@
+"""Integer weights, whichever way a module or an op holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxqfix import _torch
+from fxqfix.dialects.quantizer import QuantizerState, qparams_of, read_quantizer
+from fxqfix.qparams import QParams, container_range, quantize
+
+__all__ = [
+    "WeightView",
+    "batch_norm_factor",
+    "effective_weight",
+    "holder",
+    "int8_weight",
+    "packed_weight",
+    "prepared_weight",
+    "reference_weight",
+    "tensor_weight",
+    "weight_quantizer",
+]
+
+
+@dataclass(frozen=True)
+class WeightView:
+    """Integer codes of a weight and what stands around them.
+
+    Attributes:
+        codes: The integer codes.
+        qparams: Their grid.
+        bias: The float bias, None without one.
+        values: The float values that were quantized, where the model still holds them.
+        folded: Whether a BatchNorm is folded into the values.
+    """
+
+    codes: Tensor
+    qparams: QParams
+    bias: Tensor | None = None
+    values: Tensor | None = None
+    folded: bool = False
+
+
+def batch_norm_factor(module: nn.Module) -> Tensor | None:
+    """Gamma / sqrt(running_var + eps) of a QAT conv-BN or linear-BN module, else None.
+
+    Written as torch's QAT modules compute it, so that the folded weight has the very bits that the
+    weight's fake-quant saw.
+    """
+    bn: Any = getattr(module, "bn", None)
+    if not _torch.is_batch_norm(bn):
+        return None
+    with torch.no_grad():
+        factor: Tensor = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+    return factor
+
+
+def effective_weight(module: nn.Module) -> Tensor:
+    """The float weight that the weight's fake-quant sees: scaled by BatchNorm in conv-BN."""
+    weight: Tensor = holder(module).weight.detach()
+    factor = batch_norm_factor(module)
+    if factor is None:
+        return weight
+    return weight * factor.reshape([-1] + [1] * (weight.dim() - 1))
+
+
+def holder(module: nn.Module) -> Any:
+    """The module that holds the weight: the module itself, or the first part of a fused one."""
+    wrapped = isinstance(module, nn.Sequential) and not hasattr(module, "weight")
+    return module[0] if wrapped else module  # type: ignore[index]  # narrowed by wrapped
+
+
+def weight_quantizer(module: nn.Module) -> nn.Module | None:
+    """The fake-quant of a QAT module's weight, or a new observer that has seen a PTQ weight.
+
+    Returns:
+        None where the module's weight is not going to be quantized to integers.
+    """
+    own = getattr(module, "weight_fake_quant", None)
+    if isinstance(own, nn.Module):
+        return own if _torch.is_quantizer(own) else None
+    inner = holder(module)
+    qconfig: Any = getattr(module, "qconfig", None) or getattr(inner, "qconfig", None)
+    if qconfig is None or not isinstance(getattr(inner, "weight", None), Tensor):
+        return None
+    found: nn.Module = qconfig.weight()
+    if _torch.is_placeholder(found):  # float16 and float weights
+        return None
+    weight = effective_weight(module)
+    with torch.no_grad(), _torch.quiet():
+        found.to(weight.device)(weight)
+    return found
+
+
+def prepared_weight(module: nn.Module) -> tuple[QuantizerState, Callable[[], WeightView]] | None:
+    """State and codes of a prepared module's weight; None where it stays float."""
+    quantizer = weight_quantizer(module)
+    if quantizer is None:
+        return None
+    state = read_quantizer(quantizer)
+    used = state.used
+    if used is None:
+        return None
+
+    def view() -> WeightView:
+        values = effective_weight(module)
+        bias = getattr(holder(module), "bias", None)
+        folded = batch_norm_factor(module) is not None
+        return WeightView(quantize(values, used), used, bias, values, folded)
+
+    return state, view
+
+
+def tensor_weight(weight: Tensor, bias: Tensor | None = None) -> WeightView:
+    """Codes and qparams of a quantized tensor (torch.quantize_per_*)."""
+    low, high = container_range(weight.dtype)
+    if weight.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        qparams = qparams_of(weight.q_scale(), weight.q_zero_point(), low, high, weight.dtype)
+    else:
+        qparams = qparams_of(
+            weight.q_per_channel_scales(),
+            weight.q_per_channel_zero_points(),
+            low,
+            high,
+            weight.dtype,
+            weight.q_per_channel_axis(),
+        )
+    return WeightView(weight.int_repr(), qparams, bias)
+
+
+def int8_weight(module: nn.Module) -> WeightView | None:
+    """Weight of a torch.ao.nn.quantized (dynamic) module; None where it has none of that form."""
+    getter, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not callable(getter) or isinstance(getter, Tensor):
+        return None
+    weight = getter()
+    if not isinstance(weight, Tensor) or not weight.is_quantized:
+        return None
+    if weight.dtype in (torch.quint4x2, torch.quint2x4):
+        return None
+    value = bias() if callable(bias) and not isinstance(bias, Tensor) else None
+    return tensor_weight(weight, value)
+
+
+def packed_weight(packed: Any) -> WeightView | None:
+    """Weight of the opaque object that torch.ops.quantized.conv2d and the like take."""
+    unpacked = packed.unpack()
+    weight, bias = unpacked if isinstance(unpacked, tuple) else (unpacked, None)
+    if not isinstance(weight, Tensor) or not weight.is_quantized:
+        return None
+    return tensor_weight(weight, bias)
+
+
+def reference_weight(module: nn.Module) -> WeightView | None:
+    """Weight of a reference module; its range is the declared one where the module keeps it."""
+    ref = holder(module)
+    scheme = getattr(ref, "weight_qscheme", None)
+    if scheme is None or ref.weight_dtype not in (torch.qint8, torch.quint8, torch.qint32):
+        return None
+    low, high = container_range(ref.weight_dtype)
+    if getattr(ref, "weight_quant_min", None) is not None and ref.is_decomposed:
+        low, high = ref.weight_quant_min, ref.weight_quant_max
+    axis = None if scheme == torch.per_tensor_affine else int(ref.weight_axis)
+    qparams = qparams_of(ref.weight_scale, ref.weight_zero_point, low, high, ref.weight_dtype, axis)
+    with torch.no_grad():
+        codes = ref.get_quantized_weight()
+    return WeightView(codes.int_repr() if codes.is_quantized else codes, qparams, ref.bias)

@@ -1,0 +1,8 @@
+"""What users call: thin compositions of readers, passes, measurement and causes."""
+
+from fxqfix.flows.compare import compare
+from fxqfix.flows.convert import convert_by_torch
+from fxqfix.flows.decompose import to_decomposed
+from fxqfix.flows.freeze import freeze
+
+__all__ = ["compare", "convert_by_torch", "freeze", "to_decomposed"]

@@ -1,0 +1,83 @@
+"""torch's own conversion of a copy of a prepared model."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import fx, nn
+
+from fxqfix import _torch
+from fxqfix.errors import DialectError, FxqfixError, PassError, UnknownNameError
+
+__all__ = ["convert_by_torch", "quantized_engine"]
+
+
+@contextlib.contextmanager
+def quantized_engine(engine: str | None) -> Iterator[str]:
+    """Set torch.backends.quantized.engine for a while; None leaves it as it is.
+
+    Args:
+        engine: "fbgemm", "x86", "onednn", "qnnpack" or None.
+
+    Yields:
+        The name of the engine in force.
+
+    Raises:
+        UnknownNameError: This build of torch has no such engine.
+    """
+    before = torch.backends.quantized.engine
+    known = torch.backends.quantized.supported_engines
+    if engine is not None and engine not in known:
+        raise UnknownNameError(
+            f"no quantized engine is named {engine!r} in this torch",
+            where="engine",
+            expected=f"one of {sorted(known)}",
+        )
+    try:
+        if engine is not None:
+            torch.backends.quantized.engine = engine
+        yield str(torch.backends.quantized.engine)
+    finally:
+        torch.backends.quantized.engine = before
+
+
+def convert_by_torch(prepared: nn.Module) -> nn.Module:
+    """Convert a copy with `convert_fx` (FX) or `convert` (eager), on the engine in force.
+
+    Args:
+        prepared: A prepared model; it is not changed.
+
+    Returns:
+        The int8 model.
+
+    Raises:
+        DialectError: A GraphModule that prepare_fx / prepare_qat_fx did not make.
+        PassError: torch's conversion raised.
+    """
+    model = copy.deepcopy(prepared)
+    try:
+        with _torch.quiet():
+            if not isinstance(model, fx.GraphModule):
+                converted: nn.Module = _torch.quantization().convert(model.eval())
+            elif _torch.observed_attributes(model) is not None:
+                _torch.quantization()
+                converted = _torch.resolve("torch.ao.quantization.quantize_fx.convert_fx")(model)
+            else:
+                raise DialectError(
+                    "torch can't convert this graph: prepare_fx / prepare_qat_fx did not make it",
+                    where="convert",
+                    remedy="pass the converted model too: compare(prepared, converted, data)",
+                )
+    except FxqfixError:
+        raise
+    except Exception as error:  # whatever torch raises, the caller has to see which step it was
+        raise PassError(
+            f"torch's own conversion failed: {error}",
+            where="convert",
+            remedy="see whether torch.ao.quantization's convert takes this model and engine; "
+            "pass converted= where you have one",
+        ) from error
+    return converted

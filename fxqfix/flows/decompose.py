@@ -1,0 +1,122 @@
+"""to_decomposed: from any dialect to quantized_decomposed ops with quant_min / quant_max."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from fxqfix import _torch, dialects
+from fxqfix.dialects import Reading
+from fxqfix.errors import RangeUnknownError
+from fxqfix.flows.freeze import freeze
+from fxqfix.pairing import pair
+from fxqfix.passes import DecomposeQuantize, PinRanges
+
+__all__ = ["to_decomposed"]
+
+
+def to_decomposed(
+    model: nn.Module, *, ranges_from: Any = None, pin_ranges: bool = True
+) -> fx.GraphModule:
+    """Rewrite a model of any dialect to decomposed ops, which carry quant_min and quant_max.
+
+    From a prepared model the result equals ``freeze(prepared)`` on every output bit. A reference
+    or int8 model has lost the declared ranges; they come from `ranges_from`.
+
+    Args:
+        model: Prepared (it is frozen on the way), reference, int8 or decomposed; eager or FX. It
+            is not changed.
+        ranges_from: For a reference or int8 model: the prepared model that it was converted from,
+            or the QConfigMapping (or QConfig) that it was prepared with.
+        pin_ranges: Put an explicit clamp before each quantize whose range is narrower than its
+            dtype, so that the range survives ONNX export and Inductor. It changes no bit here.
+
+    Returns:
+        A new GraphModule: floats in, floats out; integer weights in buffers.
+
+    Raises:
+        RangeUnknownError: A reference or int8 model without `ranges_from`, or a site that
+            `ranges_from` knows nothing of.
+        UncalibratedError: The prepared model never saw data.
+        UnsupportedError: An op has no decomposed form (dynamic quantization, for one).
+
+    Example:
+        >>> import torch
+        >>> from torch.ao.quantization import get_default_qconfig_mapping
+        >>> from torch.ao.quantization.quantize_fx import prepare_fx
+        >>> x = torch.linspace(-1, 1, 8).reshape(1, 8)
+        >>> mapping = get_default_qconfig_mapping("fbgemm")
+        >>> prepared = prepare_fx(torch.nn.Sequential(torch.nn.Linear(8, 2)).eval(), mapping, (x,))
+        >>> _ = prepared(x)
+        >>> decomposed = to_decomposed(prepared)
+        >>> [n.args[3:] for n in decomposed.graph.nodes if n.name == "input_1_quantize"]
+        [(0, 127, torch.uint8)]
+    """
+    reading = dialects.read(model)
+    if reading.dialect == "fx-prepared":
+        result = DecomposeQuantize()(freeze(reading.graph_module)).graph_module
+    elif reading.dialect == "decomposed":
+        result = reading.graph_module
+    else:
+        ranges = _ranges(reading, ranges_from)
+        result = DecomposeQuantize(ranges)(reading.graph_module).graph_module
+    pinned = PinRanges()(result) if pin_ranges else DecomposeQuantize()(result)
+    decomposed: fx.GraphModule = pinned.graph_module
+    return decomposed
+
+
+def _ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, int]]:
+    """Site name -> (quant_min, quant_max) for every activation of a converted model."""
+    if ranges_from is None:
+        raise RangeUnknownError(
+            "a converted model does not hold quant_min / quant_max any more",
+            where="to_decomposed",
+            found=f"a model of dialect {reading.dialect}",
+            remedy="pass ranges_from= the prepared model (or the qconfig mapping) that it was "
+            "converted from",
+        )
+    if isinstance(ranges_from, nn.Module):
+        known = _from_prepared(reading, ranges_from)
+    else:
+        known = _from_qconfig(reading, ranges_from)
+    return _inherit(reading, known)
+
+
+def _from_prepared(reading: Reading, prepared: nn.Module) -> dict[str, tuple[int, int]]:
+    other = dialects.read(prepared)
+    found: dict[str, tuple[int, int]] = {}
+    for p in pair(other, reading).pairs:
+        used = p.prepared.site.used
+        if used is not None and p.prepared.site.kind == "activation":
+            found[p.converted.site.name] = (used.quant_min, used.quant_max)
+    return found
+
+
+def _from_qconfig(reading: Reading, qconfig: Any) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for tap in reading.activations:
+        if tap.inherited:
+            continue
+        limits = _torch.qconfig_range(qconfig, tap.site.module, tap.producer.target)
+        if tap.site.op in _FIXED:  # the observers of these ops have the dtype's whole range
+            limits = tap.site.used.container if tap.site.used else limits
+        if limits is not None:
+            found[tap.site.name] = limits
+    return found
+
+
+_FIXED = frozenset({"sigmoid", "hardsigmoid", "tanh", "softmax"})
+
+
+def _inherit(reading: Reading, known: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """A value that keeps its input's qparams keeps its range too, where none is declared."""
+    taps = {tap.node: tap for tap in reading.activations}
+    for tap in reading.activations:
+        if tap.site.name in known or not tap.inherited:
+            continue
+        for up in dialects.parents(tap.node.all_input_nodes, taps):
+            if up.site.name in known:
+                known[tap.site.name] = known[up.site.name]
+                break
+    return known

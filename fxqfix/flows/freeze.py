@@ -1,0 +1,58 @@
+"""freeze: the prepared model with the qparams that it really uses, fixed."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+
+from fxqfix import _torch
+from fxqfix.errors import DialectError
+from fxqfix.passes import FoldBatchNorm, FreezeQParams
+
+__all__ = ["freeze"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def freeze(prepared: M) -> M:
+    """Fix every qparam to the one that the fake-quants really use, and fold BatchNorm.
+
+    The result is a prepared model still: torch's own `convert_fx` / `convert` takes it and bakes
+    exactly these qparams, and QAT can go on (gradients pass straight through). A calibrated (PTQ)
+    model comes back with fake-quants in place of its observers, so that it computes what its
+    conversion will.
+
+    Args:
+        prepared: What `prepare_fx`, `prepare_qat_fx` (FX) or `prepare`, `prepare_qat` (eager)
+            returned, after training or calibration. It is not changed.
+
+    Returns:
+        A new model of the same kind: FX in, FX out; eager in, eager out.
+
+    Raises:
+        DialectError: The model holds no observer and no fake-quant.
+        UncalibratedError: An observer never saw data.
+        NonFiniteError: An observer holds NaN or inf qparams.
+
+    Example:
+        >>> import torch
+        >>> from torch.ao.quantization import default_qat_qconfig, prepare_qat
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1)).train()
+        >>> net.qconfig = default_qat_qconfig
+        >>> prepared = prepare_qat(net)
+        >>> _ = prepared(torch.ones(1, 1, 2, 2))
+        >>> type(freeze(prepared)[0].activation_post_process).__name__
+        'FrozenFakeQuantize'
+    """
+    if not any(_torch.is_quantizer(m) for m in prepared.modules()):
+        raise DialectError(
+            f"{type(prepared).__name__} holds no observer and no fake-quant",
+            where="freeze",
+            expected="a prepared model",
+            remedy="pass the model that prepare_fx / prepare_qat_fx / prepare / prepare_qat "
+            "returned, before its conversion",
+        )
+    frozen = FreezeQParams()(prepared).graph_module
+    folded: M = FoldBatchNorm()(frozen).graph_module
+    return folded

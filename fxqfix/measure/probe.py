@@ -1,0 +1,63 @@
+"""The streaming probe of one site: numbers in, numbers kept, tensors let go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from fxqfix.measure.discrepancy import Discrepancy, discrepancy
+from fxqfix.passes._shadow_modules import Local, Snapshot, check_shape
+from fxqfix.qparams import QParams
+
+__all__ = ["Probe"]
+
+Attribute = Callable[[Local, Tensor, Tensor, QParams], None]
+
+
+class Probe(nn.Module):
+    """Adds up the discrepancies of one site over batches.
+
+    Args:
+        name: The site, for messages.
+        grid: The prepared qparams.
+        converted: The snapshot that the converted codes come from; it knows their grid.
+        attribute: Called with (local, converted codes, prepared codes, converted grid) on every
+            batch where a code differs; None to skip causes.
+
+    Attributes:
+        local: Against the shadow, which had the same inputs.
+        cumulative: Against the prepared model's own value.
+        noise_floor: The nudged prepared model against the prepared model.
+    """
+
+    def __init__(
+        self, name: str, grid: QParams, converted: Snapshot, attribute: Attribute | None
+    ) -> None:
+        super().__init__()
+        self.name, self.grid = name, grid
+        self._converted = (converted,)  # owned by the twin graph, not by this module
+        self._attribute = attribute
+        self.local, self.cumulative = Discrepancy(), Discrepancy()
+        self.noise_floor: Discrepancy | None = None
+
+    @property
+    def converted_qparams(self) -> QParams:
+        """The grid that the converted codes really have."""
+        return self._converted[0].qparams
+
+    def forward(
+        self, local: Local, converted: Tensor, prepared: Tensor, nudged: Tensor | None = None
+    ) -> None:
+        """Take one batch of codes."""
+        check_shape(self.name, local.expected, converted)
+        check_shape(self.name, prepared, converted)
+        grid, target = self.grid, self.converted_qparams
+        now = discrepancy(local.expected, converted, grid, target)
+        cumulative = discrepancy(prepared, converted, grid, target)
+        self.local, self.cumulative = self.local + now, self.cumulative + cumulative
+        if nudged is not None:
+            floor = discrepancy(prepared, nudged, grid, grid)
+            self.noise_floor = floor if self.noise_floor is None else self.noise_floor + floor
+        if self._attribute is not None and (now.differing or cumulative.differing):
+            self._attribute(local, converted, prepared, target)

@@ -1,0 +1,167 @@
+"""Stream batches through a twin graph: each is read once, none is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxqfix import _torch
+from fxqfix.errors import DataError, DeviceError, FxqfixError, ModelRunError, NonFiniteError
+
+__all__ = ["Run", "batches_of", "run"]
+
+
+@dataclass
+class Run:
+    """What a run tells besides the probes' numbers.
+
+    Attributes:
+        batches: Batches read.
+        notes: What a reader has to know about the data.
+    """
+
+    batches: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def batches_of(data: Any) -> Iterable[Any]:
+    """The batches of `data`: any iterable of them; a bare tensor or dict is one batch.
+
+    Raises:
+        DataError: It is not iterable.
+    """
+    if isinstance(data, (Tensor, Mapping)):
+        return [data]
+    if not isinstance(data, Iterable):
+        raise DataError(
+            "data is not an iterable of batches",
+            where="compare",
+            found=type(data).__name__,
+            expected="a DataLoader, a list of batches, or one tensor",
+        )
+    return data
+
+
+def run(twin: fx.GraphModule, data: Any, *, progress: bool | None = None) -> Run:
+    """Run every batch through the twin, under no_grad and with the random state put back.
+
+    Args:
+        twin: What `InsertShadows` returned.
+        data: Batches; see `batches_of`.
+        progress: Show a bar (needs tqdm); None shows it on a terminal where tqdm is installed.
+
+    Returns:
+        The number of batches, and notes.
+
+    Raises:
+        DataError: There is no batch.
+        NonFiniteError: A batch holds NaN or inf.
+        DeviceError: A batch is on another device than the model.
+        ModelRunError: A model raised.
+    """
+    result = Run()
+    state = _torch.rng_state()
+    names = [str(n.target) for n in twin.graph.nodes if n.op == "placeholder"]
+    try:
+        with torch.no_grad():
+            for index, batch in enumerate(_bar(batches_of(data), progress)):
+                args, kwargs = _arguments(batch, names, result)
+                _check(twin, index, [*args, *kwargs.values()])
+                _forward(twin, index, args, kwargs)
+                result.batches += 1
+    finally:
+        _torch.set_rng_state(state)
+    if not result.batches:
+        raise DataError(
+            "data holds no batch",
+            where="compare",
+            expected="at least one batch",
+            remedy="check that the iterator was not used up before (pass the DataLoader itself)",
+        )
+    return result
+
+
+def _bar(data: Iterable[Any], progress: bool | None) -> Iterator[Any]:
+    tqdm = _torch.resolve("tqdm.auto.tqdm") if progress is not False else None
+    if tqdm is None:
+        yield from data
+        return
+    # disable=None hides the bar where stderr is no terminal; delay spares short runs.
+    yield from tqdm(
+        data,
+        desc="compare",
+        unit="batch",
+        leave=False,
+        delay=1,
+        disable=None if progress is None else False,
+    )
+
+
+def _arguments(batch: Any, names: list[str], result: Run) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if not isinstance(batch, (tuple, list)):
+        return (batch,), {}
+    if len(batch) > len(names) and names:  # (inputs, labels) of a DataLoader
+        note = f"the last {len(batch) - len(names)} of {len(batch)} elements of each batch "
+        note += "are not taken by the model and were left out (labels?)"
+        if note not in result.notes:
+            result.notes.append(note)
+        batch = batch[: len(names)]
+    return tuple(batch), {}
+
+
+def _check(twin: fx.GraphModule, index: int, values: list[Any]) -> None:
+    home = next((p.device for p in twin.parameters()), None)
+    for tensor in _tensors(values):
+        if home is not None and tensor.device != home:
+            raise DeviceError(
+                "batch and model are on different devices",
+                where=f"compare, batch {index}",
+                found=f"batch on {tensor.device}",
+                expected=f"model's device, {home}",
+                remedy=f"move the data with .to({str(home)!r}) or the models to {tensor.device}",
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise NonFiniteError(
+                "the data holds NaN or inf",
+                where=f"compare, batch {index}",
+                found=f"{count} of {tensor.numel()} values",
+                expected="finite values",
+                remedy="clean the data; a quantized model has no code for NaN",
+            )
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _tensors(value.values())
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
+
+
+def _forward(
+    twin: fx.GraphModule, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    copies = _torch.tree_map_tensors(Tensor.clone, (args, kwargs))
+    try:
+        # forward, not __call__: FX prints its own trace of an error before raising it.
+        twin.forward(*copies[0], **copies[1])
+    except FxqfixError:
+        raise
+    except Exception as error:  # a model can raise anything
+        shapes = [tuple(t.shape) for t in _tensors([*args, *kwargs.values()])]
+        raise ModelRunError(
+            f"the models can't run this batch: {error}",
+            where=f"compare, batch {index}",
+            found=f"shapes {shapes}",
+            remedy="each batch has to be what the model's forward takes "
+            "(tensor, tuple of arguments, or dict of keywords)",
+        ) from error

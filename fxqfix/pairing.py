@@ -1,0 +1,188 @@
+"""Pair the sites of a prepared model with those of its conversion: by name, then by dataflow.
+
+Names survive conversion for most nodes. What fusion and lowering rename (add + relu -> add_relu),
+and what a user edited, is found by dataflow: a converted site whose upstream sites are all paired
+is the partner of the prepared site with the same upstream sites. What is left has a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxqfix.dialects import Reading, Tap, parents
+from fxqfix.errors import PairingError
+
+__all__ = ["Pair", "Pairing", "pair"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prepared site and its converted partner, and how they were paired."""
+
+    prepared: Tap
+    converted: Tap
+    how: str
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """All pairs in the prepared model's graph order, and what has no partner and why.
+
+    Attributes:
+        pairs: The pairs.
+        unpaired: (tap, "prepared" or "converted", reason).
+    """
+
+    pairs: tuple[Pair, ...]
+    unpaired: tuple[tuple[Tap, str, str], ...]
+
+
+def pair(prepared: Reading, converted: Reading) -> Pairing:
+    """Pair two readings.
+
+    Args:
+        prepared: The reading of the prepared model.
+        converted: The reading of the converted model, of any dialect.
+
+    Returns:
+        The pairs and the rest.
+
+    Raises:
+        PairingError: The models don't belong together: no site has a partner, or weights that
+            should be the same have other shapes.
+    """
+    found = _by_name(prepared.activations, converted.activations)
+    _by_dataflow(prepared, converted, found)
+    pairs = [Pair(p, c, how) for p, (c, how) in found.items()]
+    pairs += _weights(prepared, converted, {p: c for p, (c, _) in found.items()})
+    order = {tap: i for i, tap in enumerate(prepared.taps)}
+    pairs.sort(key=lambda x: order[x.prepared])
+    _check(prepared, converted, pairs)
+    return Pairing(tuple(pairs), tuple(_unpaired(prepared, converted, pairs)))
+
+
+_Found = dict[Tap, tuple[Tap, str]]
+
+
+def _base(tap: Tap) -> str:
+    return tap.site.op.removesuffix("_relu")
+
+
+def _alike(a: Tap, b: Tap) -> bool:
+    """Same op, as far as both graphs still tell."""
+    return _base(a) == _base(b) or "input" in (_base(a), _base(b))
+
+
+def _by_name(prepared: tuple[Tap, ...], converted: tuple[Tap, ...]) -> _Found:
+    by_name = {tap.site.name: tap for tap in converted}
+    return {
+        tap: (other, "name")
+        for tap in prepared
+        if (other := by_name.get(tap.site.name)) is not None and _alike(tap, other)
+    }
+
+
+def _by_dataflow(prepared: Reading, converted: Reading, found: _Found) -> None:
+    """Grow the pairs downstream until nothing more can be paired."""
+    matched = {c for c, _ in found.values()}
+    mine = {tap.node: tap for tap in prepared.activations}
+    # A converted value that merely keeps its input's qparams is a site only if it was paired.
+    theirs = {t.node: t for t in converted.activations if t in matched or not t.inherited}
+    grown = True
+    while grown:
+        grown = False
+        ups = {tap: _upstream(tap, mine) for tap in prepared.activations if tap not in found}
+        partner = {p: c for p, (c, _) in found.items()}
+        for tap in (t for t in theirs.values() if t not in matched):
+            wanted = _upstream(tap, theirs)
+            fits = [
+                p
+                for p, up in ups.items()
+                if p not in found
+                and all(u in partner for u in up)
+                and {partner[u] for u in up} == wanted
+                and _alike(p, tap)
+            ]
+            if len(fits) == 1:
+                found[fits[0]] = (tap, "dataflow")
+                matched.add(tap)
+                grown = True
+
+
+def _upstream(tap: Tap, taps: Mapping[fx.Node, Tap]) -> frozenset[Tap]:
+    return frozenset(parents(tap.node.all_input_nodes, taps))
+
+
+def _weights(prepared: Reading, converted: Reading, partner: Mapping[Tap, Tap]) -> list[Pair]:
+    """Pair weights by name, the rest by the site that they feed."""
+    by_name = {tap.site.name: tap for tap in converted.weights}
+    found = {
+        tap: Pair(tap, by_name[tap.site.name], "name")
+        for tap in prepared.weights
+        if tap.site.name in by_name
+    }
+    used = {x.converted for x in found.values()}
+    theirs = {_fed(t, converted): t for t in converted.weights if t not in used}
+    for tap in prepared.weights:
+        owner = _fed(tap, prepared)
+        other = theirs.get(partner.get(owner)) if owner is not None else None
+        if tap not in found and other is not None:
+            found[tap] = Pair(tap, other, "dataflow")
+    return list(found.values())
+
+
+def _fed(weight: Tap, reading: Reading) -> Tap | None:
+    """The nearest activation site downstream of the op that uses a weight."""
+    taps = {tap.node: tap for tap in reading.activations}
+    queue, seen = [weight.node], set[fx.Node]()
+    while queue:
+        node = queue.pop(0)
+        if node in taps:
+            return taps[node]
+        if node not in seen:
+            seen.add(node)
+            queue.extend(node.users)
+    return None
+
+
+def _unpaired(
+    prepared: Reading, converted: Reading, pairs: list[Pair]
+) -> list[tuple[Tap, str, str]]:
+    done = {p.prepared for p in pairs} | {p.converted for p in pairs}
+    names = {n.name for n in converted.graph_module.graph.nodes}
+    left: list[tuple[Tap, str, str]] = []
+    for tap in (t for t in prepared.taps if t not in done):
+        reason = "no site of the converted model has its name or its inputs"
+        if tap.site.used is None:
+            reason = f"not quantized to integers: {tap.site.source}"
+        elif tap.producer.name in names:
+            reason = f"node {tap.producer.name!r} of the converted model is not quantized"
+        left.append((tap, "prepared", reason))
+    for tap in (t for t in converted.taps if t not in done and not t.inherited):
+        reason = "no site of the prepared model has its name or its inputs"
+        left.append((tap, "converted", reason))
+    return left
+
+
+def _check(prepared: Reading, converted: Reading, pairs: list[Pair]) -> None:
+    if not any(p.prepared.site.kind == "activation" for p in pairs):
+        raise PairingError(
+            "the two models have no site in common",
+            where="compare",
+            found=f"prepared sites {[t.site.name for t in prepared.activations][:5]}, "
+            f"converted sites {[t.site.name for t in converted.activations][:5]}",
+            remedy="pass the prepared model and what was converted from it",
+        )
+    for p in pairs:
+        mine, theirs = p.prepared.site.shape, p.converted.site.shape
+        if mine is not None and theirs is not None and mine != theirs:
+            raise PairingError(
+                "the converted model is not a conversion of the prepared one: weight shapes differ",
+                where=f"compare, site {p.prepared.site.name!r}",
+                found=f"converted {theirs}",
+                expected=f"prepared {mine}",
+                remedy="pass the prepared model and what was converted from it",
+            )

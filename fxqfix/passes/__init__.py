@@ -1,0 +1,24 @@
+"""Graph passes, one per file. Each works on a copy, records its edits and verifies its result."""
+
+from fxqfix.passes._base import Pass, PassResult, Rewriter, registry
+from fxqfix.passes._frozen import FrozenFakeQuantize
+from fxqfix.passes.decompose_quantize import DecomposeQuantize
+from fxqfix.passes.fold_batchnorm import FoldBatchNorm
+from fxqfix.passes.freeze_qparams import FreezeQParams
+from fxqfix.passes.insert_shadows import InsertShadows
+from fxqfix.passes.pin_ranges import PinRanges
+from fxqfix.passes.remove_shadows import RemoveShadows
+
+__all__ = [
+    "DecomposeQuantize",
+    "FoldBatchNorm",
+    "FreezeQParams",
+    "FrozenFakeQuantize",
+    "InsertShadows",
+    "Pass",
+    "PassResult",
+    "PinRanges",
+    "RemoveShadows",
+    "Rewriter",
+    "registry",
+]

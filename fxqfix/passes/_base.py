@@ -1,0 +1,190 @@
+"""All pass machinery: the base class, the rewriter that records edits, and the registry.
+
+A pass is a frozen dataclass: its fields are its options, so that it prints, compares and hashes.
+Calling it works on a copy, checks what it promises and returns a `PassResult`, which has the
+`graph_module` and `modified` that torch's own PassManager asks for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxqfix.errors import DialectError, FxqfixError, PassError
+
+__all__ = ["Pass", "PassResult", "Rewriter", "registry"]
+
+_REGISTRY: dict[str, type[Pass]] = {}
+
+
+def registry() -> dict[str, type[Pass]]:
+    """All passes by name.
+
+    Example:
+        >>> from fxqfix.passes import registry
+        >>> "pin-ranges" in registry()
+        True
+    """
+    return dict(_REGISTRY)
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass returns; torch's PassManager reads the first two fields.
+
+    Attributes:
+        graph_module: The new module (a plain module where an eager one went in).
+        modified: Whether anything was edited.
+        edits: What was edited, in order, one sentence each.
+    """
+
+    graph_module: Any
+    modified: bool
+    edits: tuple[str, ...] = ()
+
+
+@dataclass
+class Rewriter:
+    """A copy of a model, and the only hands that change it; each edit is recorded.
+
+    Attributes:
+        module: The copy.
+        edits: What was changed, in order.
+    """
+
+    module: nn.Module
+    edits: list[str] = field(default_factory=list)
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The copy as a GraphModule.
+
+        Raises:
+            DialectError: It is an eager module.
+        """
+        if not isinstance(self.module, fx.GraphModule):
+            raise DialectError(
+                "this pass rewrites graphs",
+                found=type(self.module).__name__,
+                expected="a GraphModule",
+                remedy="call fxqfix.trace(model) first",
+            )
+        return self.module
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The copy's graph."""
+        return self.graph_module.graph
+
+    def set_module(self, path: str, new: nn.Module, why: str) -> None:
+        """Put a module at a path, whether there was one before or not."""
+        parent, _, name = path.rpartition(".")
+        setattr(self.module.get_submodule(parent), name, new)
+        self.edits.append(f"{path}: {why}")
+
+    def add_buffer(self, name: str, value: Tensor) -> str:
+        """Register a buffer at the top level under a free name and return that name."""
+        free, count = name.replace(".", "_"), 0
+        while hasattr(self.module, free):
+            count += 1
+            free = f"{name.replace('.', '_')}_{count}"
+        self.module.register_buffer(free, value)
+        return free
+
+    def call(self, target: Any, args: tuple[Any, ...], name: str, **kwargs: Any) -> fx.Node:
+        """Append a call_function node at the graph's insertion point."""
+        return self.graph.create_node("call_function", target, args, kwargs, name=name)
+
+    def buffer_node(self, name: str, value: Tensor) -> fx.Node:
+        """Register a buffer and append the get_attr node that reads it."""
+        with_name = self.add_buffer(name, value)
+        return self.graph.create_node("get_attr", with_name, name=with_name)
+
+    def replace(self, old: fx.Node, new: fx.Node, why: str) -> None:
+        """Let every user of `old` use `new`, erase `old`, and give its name to `new`."""
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        name = old.name
+        self.graph.erase_node(old)
+        self.edits.append(f"{name}: {why}")
+
+    def note(self, what: str) -> None:
+        """Record an edit that was made through the graph itself."""
+        self.edits.append(what)
+
+    def finish(self) -> None:
+        """Drop modules that no node uses any more, check the graph and recompile it."""
+        if self.edits and isinstance(self.module, fx.GraphModule):
+            _drop_unused_modules(self.module)
+            self.module.graph.lint()
+            self.module.recompile()
+
+
+def _drop_unused_modules(model: fx.GraphModule) -> None:
+    """Delete modules that no node reaches, shared ones under each of their paths."""
+    targets = [str(n.target) for n in model.graph.nodes if n.op in ("call_module", "get_attr")]
+    used = set(targets)
+    for path, _ in list(model.named_modules(remove_duplicate=False)):
+        reached = any(
+            t == path or t.startswith(f"{path}.") or path.startswith(f"{t}.") for t in used
+        )
+        if path and not reached:
+            parent, _, name = path.rpartition(".")
+            with contextlib.suppress(AttributeError):  # its parent is gone already
+                delattr(model.get_submodule(parent), name)
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """Base of all passes: functional, verified, and duck-compatible with torch's PassManager.
+
+    Subclasses set `name`, implement `rewrite`, and may implement `check`, which sees the result.
+
+    Example:
+        >>> from fxqfix.passes import PinRanges
+        >>> PinRanges().name, PinRanges() == PinRanges()
+        ('pin-ranges', True)
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        """Register the pass under its name."""
+        super().__init_subclass__()
+        if cls.name:
+            _REGISTRY[cls.name] = cls
+
+    @abstractmethod
+    def rewrite(self, rewriter: Rewriter) -> None:
+        """Edit the rewriter's copy of the model."""
+
+    def check(self, before: nn.Module, after: nn.Module) -> None:  # noqa: B027  # optional
+        """Raise where the result breaks what the pass promises; the default promises nothing."""
+
+    def __call__(self, module: nn.Module) -> PassResult:
+        """Run the pass on a copy of `module`, which is never changed.
+
+        Raises:
+            PassError: The pass failed for a reason that is no error of the caller's.
+        """
+        rewriter = Rewriter(copy.deepcopy(module))
+        try:
+            with torch.no_grad():
+                self.rewrite(rewriter)
+            rewriter.finish()
+            self.check(module, rewriter.module)
+        except FxqfixError:
+            raise
+        except Exception as error:
+            raise PassError(
+                f"pass {self.name} failed after {len(rewriter.edits)} edits: {error}",
+                where=self.name,
+                found=rewriter.edits[-1] if rewriter.edits else type(module).__name__,
+                remedy="the model is unchanged; please report this with the model",
+            ) from error
+        return PassResult(rewriter.module, bool(rewriter.edits), tuple(rewriter.edits))

@@ -1,0 +1,50 @@
+"""Decompose the fake-quants inside modules that the graph does not open (LSTM, attention)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fxqfix import _torch
+from fxqfix.passes._base import Rewriter
+from fxqfix.passes._frozen import FrozenFakeQuantize
+from fxqfix.qparams import QParams
+
+__all__ = ["DecomposedFakeQuantize", "decompose_inside"]
+
+
+class DecomposedFakeQuantize(nn.Module):
+    """Quantize and dequantize through the decomposed ops, as a module."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, qparams: QParams) -> None:
+        super().__init__()
+        self.qparams = qparams
+        self.register_buffer("scale", torch.tensor(qparams.scales))
+        self.register_buffer("zero_point", torch.tensor(qparams.zero_points))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize x."""
+        ops, q = _torch.decomposed(), self.qparams
+        given = (q.scale, q.zero_point, q.quant_min, q.quant_max, q.storage)
+        if q.axis is None:
+            codes = ops.quantize_per_tensor(x, *given)
+            return ops.dequantize_per_tensor(codes, *given)  # type: ignore[no-any-return]
+        channel = (self.scale, self.zero_point, q.axis, *given[2:])
+        codes = ops.quantize_per_channel(x, *channel)
+        return ops.dequantize_per_channel(codes, *channel)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """The qparams in one line."""
+        return str(self.qparams)
+
+
+def decompose_inside(rewriter: Rewriter, path: str, module: nn.Module) -> None:
+    """Replace every frozen fake-quant inside the module at `path`."""
+    for name, inner in list(module.named_modules()):
+        if isinstance(inner, FrozenFakeQuantize):
+            device = inner.scale.device
+            new = DecomposedFakeQuantize(inner.qparams).to(device)
+            rewriter.set_module(f"{path}.{name}", new, f"fake-quant -> decomposed {inner.qparams}")

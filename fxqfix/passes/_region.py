@@ -1,0 +1,98 @@
+"""The part of a prepared graph between sites, as a module of its own: what a shadow runs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+__all__ = ["Region", "cut", "functional_uses", "is_inplace"]
+
+_INPLACE = {
+    getattr(operator, name)
+    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imatmul", "iand", "ior", "ixor")
+}
+
+
+@dataclass(frozen=True)
+class Region:
+    """A computation between sites.
+
+    Attributes:
+        module: The nodes as a GraphModule; its inputs are the values of `inputs`, in that order.
+        inputs: Site nodes and placeholders of the prepared graph that it starts from.
+        mutates: Whether any of its ops writes in place.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[fx.Node, ...]
+    mutates: bool
+
+
+def is_inplace(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """True where an op overwrites its first input."""
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__")
+    if node.op != "call_function":
+        return False
+    name = str(getattr(node.target, "__name__", "")).split(".")[0]
+    inplace_option = bool(node.kwargs.get("inplace", False))
+    return node.target in _INPLACE or name.endswith("_") or inplace_option
+
+
+def functional_uses(graph_module: fx.GraphModule) -> None:
+    """Let users behind an in-place op read its result, so that dataflow says what memory does.
+
+    After ``y = x.relu_()`` every later reader of x sees y's values; cut out of its surroundings, a
+    region has to see them too.
+    """
+    modules = dict(graph_module.named_modules(remove_duplicate=False))
+    order = {node: i for i, node in enumerate(graph_module.graph.nodes)}
+    for node in graph_module.graph.nodes:
+        if not node.all_input_nodes or not is_inplace(node, modules):
+            continue
+        target = node.all_input_nodes[0]
+        for user in list(target.users):
+            if order[user] > order[node]:
+                user.replace_input_with(target, node)
+
+
+def cut(graph_module: fx.GraphModule, end: fx.Node, starts: Iterable[fx.Node]) -> Region:
+    """Cut out what computes `end` from `starts` (site nodes) and the graph's inputs.
+
+    Args:
+        graph_module: The graph to cut from; its modules are shared, not copied.
+        end: The node whose value the region returns.
+        starts: Nodes whose values are given; the walk upstream stops at them.
+
+    Returns:
+        The region; its inputs are the starts and placeholders that it really needs.
+    """
+    given = set(starts)
+    needed: set[fx.Node] = set()
+    queue = [end]
+    while queue:
+        node = queue.pop()
+        if node in needed:
+            continue
+        needed.add(node)
+        if node not in given and node.op != "placeholder":
+            queue.extend(node.all_input_nodes)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    ordered = [node for node in graph_module.graph.nodes if node in needed]
+    inputs = tuple(n for n in ordered if n in given or n.op == "placeholder")
+    for node in inputs:
+        copies[node] = graph.create_node("placeholder", node.name, name=node.name)
+    for node in ordered:
+        if node not in copies:
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+    graph.output(copies[end])
+    modules = dict(graph_module.named_modules(remove_duplicate=False))
+    mutates = any(is_inplace(n, modules) for n in ordered if n not in inputs)
+    return Region(fx.GraphModule(graph_module, graph, f"region_{end.name}"), inputs, mutates)

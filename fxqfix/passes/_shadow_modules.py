@@ -1,0 +1,149 @@
+"""The small modules that `InsertShadows` weaves into a converted graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from fxqfix import _torch
+from fxqfix.errors import PairingError
+from fxqfix.qparams import QParams, dequantize, quantize
+
+__all__ = ["NUDGE", "Clone", "Local", "Nudge", "Shadow", "Snapshot", "Streams"]
+
+# The noise floor's nudge: about 17 float32 steps, what reordered float arithmetic may well do.
+NUDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a shadow computed at one site on one batch.
+
+    Attributes:
+        inputs: The values that it started from, as floats.
+        codes: Integer inputs and their grids, where the input is a site (None for placeholders).
+        value: The value before quantization.
+        expected: The codes that the prepared op gives.
+    """
+
+    inputs: tuple[Any, ...]
+    codes: tuple[tuple[Tensor, QParams] | None, ...]
+    value: Tensor
+    expected: Tensor
+
+
+class Snapshot(nn.Module):
+    """Integer codes of a site's value, in a tensor of their own that no in-place op can reach.
+
+    Attributes:
+        qparams: The grid of the codes. A quantized tensor tells its own: where the kernel's output
+            has another one than the graph let expect, the tensor is right.
+    """
+
+    def __init__(self, qparams: QParams) -> None:
+        super().__init__()
+        self.qparams = qparams
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Take the codes of a float, integer or quantized tensor."""
+        if value.is_quantized:
+            if self.qparams.axis is None:
+                scale, point = value.q_scale(), value.q_zero_point()
+                low, high = self.qparams.quant_min, self.qparams.quant_max
+                self.qparams = QParams(scale, point, low, high, value.dtype)
+            return value.int_repr()
+        if not value.is_floating_point():
+            return value.detach().clone()
+        return quantize(value, self.qparams).to(self.qparams.storage)
+
+
+class Shadow(nn.Module):
+    """The prepared op on the converted model's own inputs: codes in, `Local` out.
+
+    Args:
+        region: The prepared graph's computation between the site's inputs and the site.
+        qparams: The site's qparams in the prepared model.
+        sources: Per input the snapshot that its codes come from, None for a float input.
+        mutates: Whether the region writes in place, so that it has to get copies.
+    """
+
+    def __init__(
+        self,
+        region: fx.GraphModule,
+        qparams: QParams,
+        sources: tuple[Snapshot | None, ...],
+        mutates: bool,
+    ) -> None:
+        super().__init__()
+        self.region, self.qparams, self.mutates = region, qparams, mutates
+        self._sources = sources  # a tuple, so that nn.Module does not own them twice
+
+    def forward(self, *inputs: Any) -> Local:
+        """Dequantize the inputs, run the region, quantize its result."""
+        codes = tuple(
+            None if source is None else (value, source.qparams)
+            for value, source in zip(inputs, self._sources, strict=True)
+        )
+        values = tuple(
+            value if pair is None else dequantize(*pair)
+            for value, pair in zip(inputs, codes, strict=True)
+        )
+        given = tuple(_clone(v) for v in values) if self.mutates else values
+        value = self.region(*given)
+        return Local(values, codes, value, quantize(value, self.qparams))
+
+
+class Nudge(nn.Module):
+    """x * (1 + 1e-6): the perturbation that the noise floor is measured with."""
+
+    def forward(self, x: Any) -> Any:
+        """Scale floats; anything else passes."""
+        if isinstance(x, Tensor) and x.is_floating_point():
+            return x * (1.0 + NUDGE)
+        return x
+
+
+class Clone(nn.Module):
+    """A copy of an input for one branch, so that its in-place ops reach nobody else."""
+
+    def forward(self, x: Any) -> Any:
+        """Copy tensors, also inside tuples, lists and dicts."""
+        return _clone(x)
+
+
+def _clone(x: Any) -> Any:
+    return _torch.tree_map_tensors(Tensor.clone, x)
+
+
+class Streams(nn.Module):
+    """A random stream per branch: each draws what it would draw alone, from the same start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._states: dict[str, Any] = {}
+        self._current = "converted"
+
+    def forward(self, name: str) -> None:
+        """Switch to a branch; "start" begins a batch with all branches at the present state."""
+        now = _torch.rng_state()
+        if name == "start":
+            self._states = {"start": now}
+            self._current = "converted"
+            return
+        self._states[self._current] = now
+        _torch.set_rng_state(self._states.get(name, self._states["start"]))
+        self._current = name
+
+
+def check_shape(site: str, expected: Tensor, actual: Tensor) -> None:
+    """Raise where two values that should be compared have different shapes."""
+    if expected.shape != actual.shape:
+        raise PairingError(
+            "the two models give values of different shapes here",
+            where=f"site {site!r}",
+            found=f"converted {tuple(actual.shape)}",
+            expected=f"prepared {tuple(expected.shape)}",
+            remedy="pass the prepared model and what was converted from it",
+        )

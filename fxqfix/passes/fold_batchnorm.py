@@ -1,0 +1,112 @@
+"""fold-batchnorm: fold the BatchNorm of QAT's conv-BN and linear-BN modules into the weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fxqfix import _torch
+from fxqfix.dialects.weights import batch_norm_factor, effective_weight
+from fxqfix.errors import UnsupportedError
+from fxqfix.passes._base import Pass, Rewriter
+
+__all__ = ["FoldBatchNorm"]
+
+_QAT, _IQAT = "torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat"
+
+# QAT module with BatchNorm -> QAT module without. One row per module that torch has.
+_FOLDED = {
+    **{f"{_IQAT}.ConvBn{d}d": f"{_QAT}.Conv{d}d" for d in (2, 3)},
+    f"{_IQAT}.ConvBn1d": f"{_QAT}.Conv1d",
+    **{f"{_IQAT}.ConvBnReLU{d}d": f"{_IQAT}.ConvReLU{d}d" for d in (1, 2, 3)},
+    f"{_IQAT}.LinearBn1d": f"{_QAT}.Linear",
+}
+
+
+@dataclass(frozen=True)
+class FoldBatchNorm(Pass):
+    """Fold BatchNorm into QAT convolutions and linears, in eval semantics (running statistics).
+
+    QAT computes ``conv(x, fq(w * g / std)) / (g / std)``, then BatchNorm; conversion folds. The
+    folded weight here is ``w * g / std`` by the very arithmetic of the QAT module, so that its
+    fake-quant sees the same bits and gives the same codes.
+
+    Example:
+        >>> from fxqfix.passes import FoldBatchNorm
+        >>> FoldBatchNorm()
+        FoldBatchNorm()
+    """
+
+    name: ClassVar[str] = "fold-batchnorm"
+
+    def rewrite(self, rewriter: Rewriter) -> None:
+        """Swap each module with a BatchNorm for its twin without one."""
+        table = {
+            source: target
+            for a, b in _FOLDED.items()
+            if (source := _torch.resolve(a)) is not None
+            and (target := _torch.resolve(b)) is not None
+        }
+        for path, module in list(rewriter.module.named_modules(remove_duplicate=False)):
+            target = table.get(type(module))
+            if target is not None:
+                folded = _fold(module, target)
+                rewriter.set_module(path, folded, f"{type(module).__name__} -> {target.__name__}")
+
+    def check(self, before: nn.Module, after: nn.Module) -> None:
+        """No module that computes with a BatchNorm of its own may be left."""
+        for path, module in after.named_modules():
+            if batch_norm_factor(module) is not None and hasattr(module, "weight_fake_quant"):
+                raise UnsupportedError(
+                    f"{type(module).__name__} has no form without BatchNorm",
+                    where=f"{self.name}, {path}",
+                    remedy="subclass one of torch's QAT modules, or fold this BatchNorm by hand",
+                )
+
+
+def _fold(module: nn.Module, target: type[nn.Module]) -> nn.Module:
+    source: Any = module
+    factor = batch_norm_factor(module)
+    assert factor is not None  # the table lists modules with a BatchNorm
+    options: dict[str, Any] = {"bias": True, "qconfig": source.qconfig}
+    if isinstance(source, nn.Linear):
+        new: Any = target(source.in_features, source.out_features, **options)
+    else:
+        new = target(
+            source.in_channels,
+            source.out_channels,
+            source.kernel_size,
+            stride=source.stride,
+            padding=source.padding,
+            dilation=source.dilation,
+            groups=source.groups,
+            padding_mode=source.padding_mode,
+            **options,
+        )
+    new.weight = nn.Parameter(effective_weight(module))
+    new.bias = nn.Parameter(_folded_bias(source, factor))
+    new.weight_fake_quant = source.weight_fake_quant
+    _move_extras(source, new)
+    folded: nn.Module = new.train(source.training)
+    return folded
+
+
+def _folded_bias(source: Any, factor: Tensor) -> Tensor:
+    """(b - mean) * g / std + beta, summed in float64 and rounded once."""
+    bn = source.bn
+    bias = source.bias if source.bias is not None else torch.zeros_like(bn.running_mean)
+    centred = bias.double() - bn.running_mean.double()
+    folded: Tensor = (centred * factor.double() + bn.bias.double()).to(bias.dtype)
+    return folded
+
+
+def _move_extras(source: nn.Module, new: nn.Module) -> None:
+    """Keep what eager prepare attached: the observer and the hooks that run it."""
+    observer = getattr(source, "activation_post_process", None)
+    if observer is not None:
+        new.add_module("activation_post_process", observer)
+    new._forward_hooks.update(source._forward_hooks)
+    new._forward_pre_hooks.update(source._forward_pre_hooks)

@@ -1,0 +1,122 @@
+"""freeze-qparams: fix every fake-quant to the qparams that its forward really uses."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import fx, nn
+
+from fxqfix import _torch, ops
+from fxqfix.dialects.quantizer import QuantizerState, read_quantizer
+from fxqfix.dialects.weights import effective_weight, holder, weight_quantizer
+from fxqfix.errors import UncalibratedError
+from fxqfix.passes._base import Pass, Rewriter
+from fxqfix.passes._frozen import FrozenFakeQuantize
+
+__all__ = ["FreezeQParams"]
+
+
+@dataclass(frozen=True)
+class FreezeQParams(Pass):
+    """Replace observers and fake-quants by fake-quants with fixed qparams.
+
+    The qparams are those that the forward uses: a fused fake-quant's kernel is asked, on a copy.
+    Observers of a calibrated (PTQ) model become fake-quants with the observer's qparams, and
+    weights are set to their quantized values, so that the frozen model computes what is deployed.
+    Dynamic and float16 placeholders stay.
+
+    Eager in, eager out; FX in, FX out. Works on QAT and PTQ models.
+
+    Example:
+        >>> from fxqfix.passes import FreezeQParams
+        >>> str(FreezeQParams.name)
+        'freeze-qparams'
+    """
+
+    name: ClassVar[str] = "freeze-qparams"
+
+    def rewrite(self, rewriter: Rewriter) -> None:
+        """Replace quantizer by quantizer; shared ones stay shared."""
+        self._weights(rewriter)
+        frozen: dict[int, nn.Module] = {}
+        states: dict[int, QuantizerState] = {}
+        found = list(_quantizers(rewriter.module))
+        for path, module in found:
+            if id(module) not in states:
+                states[id(module)] = _state(path, module)
+        for path, module in found:
+            state = states[id(module)]
+            if state.used is None or isinstance(module, FrozenFakeQuantize):
+                continue
+            if id(module) not in frozen:
+                device = next((b.device for b in module.buffers()), None)
+                frozen[id(module)] = FrozenFakeQuantize(state.used, device)
+                frozen[id(module)].train(module.training)
+            rewriter.set_module(path, frozen[id(module)], f"{state.source} -> {state.used}")
+
+    def _weights(self, rewriter: Rewriter) -> None:
+        """Fix the weights of PTQ modules, which conversion would observe anew."""
+        for path, module in list(_ptq_modules(rewriter.module)):
+            quantizer = weight_quantizer(module)
+            state = _state(path, quantizer) if quantizer is not None else None
+            if state is None or state.used is None:
+                continue
+            inner = holder(module)
+            weight = effective_weight(module)
+            frozen = FrozenFakeQuantize(state.used, weight.device)
+            inner.weight.data = frozen(weight)
+            for owner in {id(module): module, id(inner): inner}.values():
+                qconfig: Any = getattr(owner, "qconfig", None)
+                if qconfig is not None:
+                    owner.qconfig = qconfig._replace(
+                        weight=functools.partial(copy.deepcopy, frozen)
+                    )
+            rewriter.note(f"{path}.weight: {state.source} -> {state.used}")
+
+
+def _state(path: str, module: nn.Module) -> QuantizerState:
+    state = read_quantizer(module)
+    if not state.calibrated and state.used is not None:
+        raise UncalibratedError(
+            f"{type(module).__name__} never saw data",
+            where=f"freeze-qparams, {path}",
+            found="min=inf, max=-inf",
+            expected="a range observed on data",
+            remedy="run calibration data through the model (observers enabled) first",
+        )
+    return state
+
+
+def _quantizers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every quantizer by path, without the observers inside fake-quants."""
+    inside: tuple[str, ...] = ()
+    for path, module in model.named_modules(remove_duplicate=False):
+        if path.startswith(inside):
+            continue
+        if _torch.is_quantizer(module):
+            yield path, module
+            inside = (*inside, f"{path}.")
+
+
+def _ptq_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules whose weight conversion would observe: by the graph in FX, by qconfig in eager."""
+    if isinstance(model, fx.GraphModule) and (attrs := _torch.observed_attributes(model)):
+        for node in model.graph.nodes:
+            if node.op == "call_module" and node.name in attrs.observed_node_names:
+                path = str(node.target)
+                module = model.get_submodule(path)
+                if not hasattr(module, "weight_fake_quant") and not _torch.is_quantizer(module):
+                    yield path, module
+        return
+    inside: tuple[str, ...] = ()
+    for path, module in model.named_modules():
+        found = ops.match(type(module))
+        if path.startswith(inside) or hasattr(module, "weight_fake_quant") or found is None:
+            continue
+        if found.spec.family in ("weighted", "embedding"):
+            yield path, module
+            inside = (*inside, f"{path}.")

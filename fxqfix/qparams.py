@@ -1,0 +1,246 @@
+"""QParams and the exact quantize / dequantize arithmetic, in plain tensor ops.
+
+The two roundings that torch has are both here, because they differ on ties:
+
+* fake-quantize and `quantized_decomposed.quantize_per_*`: ``rne(f(x * f(1/s))) + zp``
+* `torch.quantize_per_tensor` to 8 bits: ``rne(fma(x, f(1/s), zp))``; the zero point is added
+  before the rounding, so an odd zero point flips a tie's parity.
+
+``f`` rounds to float32 and ``rne`` rounds half to even. Both are asserted against the kernels,
+code for code, in ``tests/test_qparams.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fxqfix.errors import NonFiniteError
+
+__all__ = ["QParams", "container_range", "dequantize", "quantize", "quantize_native", "regrid"]
+
+# The integer dtype that holds the codes of each quantized dtype.
+_STORAGE = {torch.quint8: torch.uint8, torch.qint8: torch.int8, torch.qint32: torch.int32}
+
+
+def container_range(dtype: torch.dtype) -> tuple[int, int]:
+    """Return the lowest and the highest code that a dtype can hold.
+
+    Args:
+        dtype: A quantized (quint8, qint8, qint32) or an integer dtype.
+
+    Returns:
+        (lowest, highest) code.
+
+    Example:
+        >>> container_range(torch.quint8), container_range(torch.int8)
+        ((0, 255), (-128, 127))
+    """
+    info = torch.iinfo(_STORAGE.get(dtype, dtype))
+    return int(info.min), int(info.max)
+
+
+@dataclass(frozen=True)
+class QParams:
+    """Quantization parameters of one site.
+
+    Attributes:
+        scale: Real value of one code step (one LSB); a tuple with one entry per channel where
+            `axis` is set.
+        zero_point: The code that stands for 0.0; a tuple per channel likewise. Float only for
+            the float-qparams weights of embeddings.
+        quant_min: Lowest code that the declared range allows.
+        quant_max: Highest code that the declared range allows.
+        dtype: The dtype as the model spells it (torch.quint8, torch.int8, ...).
+        axis: Channel axis, or None for per-tensor.
+
+    Example:
+        >>> q = QParams(0.5, 3, 0, 127, torch.quint8)
+        >>> q.is_narrow, q.container
+        (True, (0, 255))
+        >>> print(q)
+        scale=0.5 zp=3 [0,127] quint8
+    """
+
+    scale: float | tuple[float, ...]
+    zero_point: float | tuple[float, ...]
+    quant_min: int
+    quant_max: int
+    dtype: torch.dtype
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no kernel can quantize with."""
+        bad = [s for s in self.scales if not (math.isfinite(s) and s > 0)]
+        bad += [z for z in self.zero_points if not math.isfinite(z)]
+        if bad:
+            raise NonFiniteError(
+                "qparams are not finite and positive",
+                where="QParams",
+                found=f"scale={self.scale}, zero_point={self.zero_point}",
+                expected="finite scale > 0 and finite zero_point",
+                remedy="calibrate the model again on finite data, or reset this observer",
+            )
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """All scales, as a tuple of length 1 (per tensor) or channels."""
+        return self.scale if isinstance(self.scale, tuple) else (self.scale,)
+
+    @property
+    def zero_points(self) -> tuple[float, ...]:
+        """All zero points, as a tuple of length 1 (per tensor) or channels."""
+        return self.zero_point if isinstance(self.zero_point, tuple) else (self.zero_point,)
+
+    @property
+    def container(self) -> tuple[int, int]:
+        """Lowest and highest code that the dtype can hold."""
+        return container_range(self.dtype)
+
+    @property
+    def storage(self) -> torch.dtype:
+        """The integer dtype of the codes: torch.uint8 for torch.quint8, and so on."""
+        return _STORAGE.get(self.dtype, self.dtype)
+
+    @property
+    def is_narrow(self) -> bool:
+        """True where the declared range is narrower than the dtype's own."""
+        return (self.quant_min, self.quant_max) != self.container
+
+    def same_grid(self, other: QParams) -> bool:
+        """True where equal codes stand for equal values (scale, zero point and axis are equal)."""
+        return (
+            self.scales == other.scales
+            and self.zero_points == other.zero_points
+            and (self.axis == other.axis or len(self.scales) == 1)
+        )
+
+    def with_range(self, quant_min: int, quant_max: int) -> QParams:
+        """The same grid with another declared range."""
+        return replace(self, quant_min=quant_min, quant_max=quant_max)
+
+    def tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale (float32) and zero point, shaped to broadcast against `like`, on its device."""
+        point_type = torch.int32
+        if any(not float(z).is_integer() for z in self.zero_points):
+            point_type = torch.float32
+        scale = torch.tensor(self.scales, dtype=torch.float32, device=like.device)
+        point = torch.tensor(self.zero_points, device=like.device).to(point_type)
+        if self.axis is None:
+            return scale.reshape(()), point.reshape(())
+        shape = [1] * like.dim()
+        shape[self.axis] = -1
+        return scale.reshape(shape), point.reshape(shape)
+
+    def __str__(self) -> str:
+        """Render in one line; a per-channel scale shows as its lowest and highest value."""
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"scale={_span(self.scales)} zp={_span(self.zero_points)} {self.range_text} {kind}"
+
+    @property
+    def range_text(self) -> str:
+        """The declared range, as ``[quant_min,quant_max]``."""
+        return f"[{self.quant_min},{self.quant_max}]"
+
+
+def _span(values: tuple[float, ...]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.6g}" if low == high else f"{low:.6g}..{high:.6g}"
+
+
+def quantize(x: Tensor, qparams: QParams) -> Tensor:
+    """Integer codes of float values, by the rule of fake-quantize and the decomposed ops.
+
+    Args:
+        x: Float tensor, any shape.
+        qparams: The grid and the declared range.
+
+    Returns:
+        int32 codes of x's shape: ``clamp(rne(f(x * f(1/scale))) + zp, quant_min, quant_max)``.
+
+    Source:
+        torch's fake_quantize kernels; asserted equal in tests/test_qparams.py.
+
+    Example:
+        >>> quantize(torch.tensor([-1.0, 0.25, 99.0]), QParams(0.5, 3, 0, 127, torch.quint8))
+        tensor([  1,   3, 127], dtype=torch.int32)
+    """
+    scale, point = qparams.tensors(x)
+    x = x.detach().to(torch.float32)
+    if point.dtype == torch.float32:  # float-qparams: zero point is added, then rounded
+        codes = torch.round(x / scale + point)
+    else:
+        codes = torch.round(x * (1.0 / scale)) + point
+    return codes.clamp(qparams.quant_min, qparams.quant_max).to(torch.int32)
+
+
+def quantize_native(x: Tensor, qparams: QParams) -> Tensor:
+    """Integer codes by the rule of `torch.quantize_per_tensor` to 8 bits.
+
+    Args:
+        x: Float tensor, any shape.
+        qparams: A per-tensor grid; its quant_min / quant_max are ignored, as the kernel does.
+
+    Returns:
+        int32 codes of x's shape: ``rne(fma(x, f(1/scale), zp))``, clamped to the container.
+
+    Example:
+        >>> q = QParams(1.0, 1, 0, 127, torch.quint8)
+        >>> quantize(torch.tensor([0.5]), q).item(), quantize_native(torch.tensor([0.5]), q).item()
+        (1, 2)
+    """
+    scale, point = qparams.tensors(x)
+    # x * inv is exact in float64; the sum is then rounded to float32 once, as an fma does.
+    product = x.detach().to(torch.float32).double() * (1.0 / scale).double()
+    low, high = qparams.container
+    return torch.round((product + point).float()).clamp(low, high).to(torch.int32)
+
+
+def dequantize(codes: Tensor, qparams: QParams) -> Tensor:
+    """Real values of integer codes: ``f(scale) * (code - zp)`` in float32.
+
+    Args:
+        codes: Integer tensor, any shape.
+        qparams: The grid.
+
+    Returns:
+        float32 tensor of the same shape.
+
+    Example:
+        >>> dequantize(torch.tensor([1, 3]), QParams(0.5, 3, 0, 127, torch.quint8))
+        tensor([-1.,  0.])
+    """
+    scale, point = qparams.tensors(codes)
+    if point.dtype == torch.float32:
+        return (codes.to(torch.float32) - point) * scale
+    return (codes.to(torch.int32) - point).to(torch.float32) * scale
+
+
+def regrid(codes: Tensor, source: QParams, target: QParams) -> Tensor:
+    """Express codes of one grid in another, without clamping to the target's range.
+
+    Where both grids are equal the codes come back as they are, so that a comparison of two models
+    with the same qparams is a comparison of integers.
+
+    Args:
+        codes: Integer codes on `source`.
+        source: The grid of `codes`.
+        target: The grid to express them in.
+
+    Returns:
+        int32 codes: the nearest point of `target`'s grid, possibly outside its range.
+
+    Example:
+        >>> a, b = QParams(0.5, 0, 0, 255, torch.quint8), QParams(0.25, 10, 0, 255, torch.quint8)
+        >>> regrid(torch.tensor([4]), a, b)
+        tensor([18], dtype=torch.int32)
+    """
+    if source.same_grid(target):
+        return codes.to(torch.int32)
+    source_scale, source_point = (t.double() for t in source.tensors(codes))
+    scale, point = (t.double() for t in target.tensors(codes))
+    values = (codes.double() - source_point) * source_scale
+    return (torch.round(values / scale) + point).to(torch.int32)

@@ -1,0 +1,349 @@
+"""Row and Report: what a comparison found, one row per site in graph order.
+
+Numbers only. Each rendering (text, html, csv, json, dot, plot, tensorboard) is a file of its own
+beside this one; the methods here hand over to them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from fxqfix.dialects.site import closest
+from fxqfix.errors import PairingError, UnknownNameError
+from fxqfix.measure.discrepancy import Discrepancy
+from fxqfix.qparams import QParams
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Coverage", "Report", "Row", "Uncovered"]
+
+
+@dataclass(frozen=True)
+class Uncovered:
+    """A site that is in no row, and why.
+
+    Attributes:
+        name: The site's name in its own model.
+        side: "prepared" or "converted".
+        reason: Why it has no row.
+
+    Example:
+        >>> from fxqfix.report import Uncovered
+        >>> Uncovered("add_1", "prepared", "no site of the converted model has its inputs").side
+        'prepared'
+    """
+
+    name: str
+    side: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which sites were compared, and why the rest was not.
+
+    Attributes:
+        paired: (prepared name, converted name, how it was paired: "name" or "dataflow").
+        unpaired: Sites without a partner, with the reason.
+        unsupported: Sites that can't be read or compared, with the reason.
+
+    Example:
+        >>> from fxqfix.report import Coverage
+        >>> Coverage((("conv", "conv", "name"),)).ratio
+        1.0
+    """
+
+    paired: tuple[tuple[str, str, str], ...] = ()
+    unpaired: tuple[Uncovered, ...] = ()
+    unsupported: tuple[Uncovered, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """Paired sites over all sites of the prepared model (1.0 where it has none)."""
+        missing = sum(u.side == "prepared" for u in (*self.unpaired, *self.unsupported))
+        return len(self.paired) / (len(self.paired) + missing) if self.paired or missing else 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One paired site.
+
+    Attributes:
+        name: The site's name in the prepared model.
+        kind: "activation" or "weight".
+        module: Module path.
+        op: Key of the op table.
+        kernel: What computes the value in the converted model, e.g. "quantized.conv2d_relu".
+        prepared: The qparams that the prepared model uses.
+        converted: The qparams that the converted model holds.
+        local: Given the same inputs: what this op adds. None where there is nothing to re-compute.
+        cumulative: Against the prepared model's own value.
+        noise_floor: The prepared model against itself, every pre-quantize value scaled by
+            (1 + 1e-6); None for weights.
+        causes: Cause name -> number of codes; adds up to all codes that differ locally or
+            cumulatively.
+        evidence: Cause name -> the numbers that it rests on, as a sentence.
+        inputs: Names of the sites that this one is computed from.
+        note: What is special about this row, "" as a rule.
+
+    Example:
+        >>> import torch
+        >>> q, same = QParams(0.5, 0, 0, 255, torch.quint8), Discrepancy(elements=8)
+        >>> row = Row("relu", "activation", "", "relu", "quantized.relu", q, q, same, same)
+        >>> row.exact, row.local_share
+        (True, 0.0)
+    """
+
+    name: str
+    kind: str
+    module: str
+    op: str
+    kernel: str
+    prepared: QParams
+    converted: QParams
+    local: Discrepancy | None
+    cumulative: Discrepancy
+    noise_floor: Discrepancy | None = None
+    causes: Mapping[str, int] = field(default_factory=dict, hash=False)
+    evidence: Mapping[str, str] = field(default_factory=dict, hash=False)
+    inputs: tuple[str, ...] = ()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        """Copy the mappings: plain dicts pickle, so that reports come back from workers."""
+        object.__setattr__(self, "causes", dict(self.causes))
+        object.__setattr__(self, "evidence", dict(self.evidence))
+
+    @property
+    def noise_floor_db(self) -> float:
+        """SQNR of the nudged prepared model against itself, dB; inf where nothing flipped."""
+        return self.noise_floor.sqnr_db if self.noise_floor is not None else math.inf
+
+    @property
+    def local_share(self) -> float:
+        """Share of the codes that differ given the same inputs; of all codes where no local is."""
+        return _share(self.local or self.cumulative)
+
+    @property
+    def cumulative_share(self) -> float:
+        """Share of the codes that differ from the prepared model's own."""
+        return _share(self.cumulative)
+
+    @property
+    def differing(self) -> int:
+        """Codes that differ locally or cumulatively: what the causes add up to."""
+        return sum(self.causes.values())
+
+    @property
+    def exact(self) -> bool:
+        """True where nothing differs, locally and cumulatively."""
+        return self.cumulative.exact and (self.local is None or self.local.exact)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a comparison.
+
+    Attributes:
+        rows: One row per paired site, in graph order.
+        coverage: What was compared, and what not and why.
+        engine: The quantized engine that the converted model ran on.
+        batches: Batches read.
+        notes: What a reader has to know, e.g. that observers were held still.
+
+    Example:
+        >>> report = Report(rows=(), engine="fbgemm", batches=1)
+        >>> report.merge(report).batches
+        2
+        >>> Report.from_json(report.to_json()) == report
+        True
+    """
+
+    rows: tuple[Row, ...]
+    coverage: Coverage = field(default_factory=Coverage)
+    engine: str = ""
+    batches: int = 0
+    notes: tuple[str, ...] = ()
+
+    def row(self, name: str) -> Row:
+        """Return the row of that site name, or of that module path where only one has it.
+
+        Raises:
+            UnknownNameError: There is no such row; the nearest names are listed.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        same = [r for r in self.rows if r.module == name and r.kind == "activation"]
+        if len(same) == 1:
+            return same[0]
+        raise UnknownNameError(
+            f"no row is named {name!r}",
+            where="Report.row",
+            remedy=f"use one of {closest(name, [r.name for r in self.rows])}",
+        )
+
+    @property
+    def exact(self) -> bool:
+        """True where every paired site is equal to the bit and no site is left out."""
+        return all(row.exact for row in self.rows) and not self.coverage.unpaired
+
+    @property
+    def causes(self) -> dict[str, int]:
+        """Codes per cause, summed over all rows, most first."""
+        total: Counter[str] = Counter()
+        for row in self.rows:
+            total.update(row.causes)
+        return dict(total.most_common())
+
+    @property
+    def unexplained(self) -> int:
+        """Codes that no cause explains, summed over all rows."""
+        return self.causes.get("unexplained", 0)
+
+    def worst(self, n: int = 5) -> tuple[Row, ...]:
+        """The n rows with the largest share of locally differing codes (then cumulative)."""
+
+        def badness(row: Row) -> tuple[float, float]:
+            return row.local_share, row.cumulative_share
+
+        return tuple(sorted(self.rows, key=badness, reverse=True)[:n])
+
+    def merge(self, other: Report) -> Report:
+        """Add up with the report of other data on the same pair of models.
+
+        Raises:
+            PairingError: The reports are of different models.
+        """
+        mine, theirs = (
+            [(r.name, r.prepared, r.converted) for r in report.rows] for report in (self, other)
+        )
+        if (mine, self.engine) != (theirs, other.engine):
+            raise PairingError(
+                "only reports of the same two models can be merged",
+                where="Report.merge",
+                found=f"{len(theirs)} rows on engine {other.engine or 'unknown'} that are not "
+                f"the {len(mine)} rows of this report on engine {self.engine or 'unknown'}",
+                remedy="merge reports that came from the same prepared and converted model",
+            )
+        rows = tuple(_merge_rows(a, b) for a, b in zip(self.rows, other.rows, strict=True))
+        notes = tuple(dict.fromkeys((*self.notes, *other.notes)))
+        return replace(self, rows=rows, batches=self.batches + other.batches, notes=notes)
+
+    def __str__(self) -> str:
+        """Render the table, the causes and the coverage as text."""
+        from fxqfix.report import text
+
+        return text.render(self)
+
+    def table(self, fmt: str = "simple", sort: str | None = None, limit: int | None = None) -> str:
+        """Render the rows in any tabulate format; see `fxqfix.report.text.table`."""
+        from fxqfix.report import text
+
+        return text.table(self, fmt=fmt, sort=sort, limit=limit)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One data frame row per site; see `fxqfix.report.frame.to_pandas`."""
+        from fxqfix.report import frame
+
+        return frame.to_pandas(self)
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Comma-separated values; written to `path` where given."""
+        from fxqfix.report import frame
+
+        return _save(frame.to_csv(self), path)
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """JSON that `from_json` reads back without loss; written to `path` where given."""
+        from fxqfix.report import json_
+
+        return _save(json_.to_json(self), path)
+
+    @classmethod
+    def from_json(cls, text_or_path: str | os.PathLike[str]) -> Report:
+        """Read what `to_json` wrote: the text itself, or the path of a file."""
+        from fxqfix.report import json_
+
+        return json_.from_json(text_or_path)
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """One HTML page on its own; written to `path` where given."""
+        from fxqfix.report import html
+
+        return _save(html.render(self), path)
+
+    def to_dot(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The site graph in Graphviz' dot language, coloured by discrepancy."""
+        from fxqfix.report import dot
+
+        return _save(dot.render(self), path)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw SQNR and causes per site with matplotlib; see `fxqfix.report.plot.plot`."""
+        from fxqfix.report import plot
+
+        return plot.plot(self, ax)
+
+    def log(self, summary_writer: Any, step: int) -> None:
+        """Write the scalars of every row to a TensorBoard SummaryWriter."""
+        from fxqfix.report import tensorboard
+
+        tensorboard.log(self, summary_writer, step)
+
+    def origin(self, name: str) -> tuple[Row, ...]:
+        """The path from where the error of this row was born down to this row.
+
+        From the row upwards, each step follows the input whose cumulative share of differing
+        codes is largest, until no input differs; the path is returned from its birth downwards.
+        Empty where the row is exact.
+
+        Raises:
+            UnknownNameError: There is no such row.
+        """
+        row = self.row(name)
+        path: list[Row] = []
+        by_name = {r.name: r for r in self.rows}
+        seen: set[str] = set()
+        current: Row | None = row if not row.exact else None
+        while current is not None and current.name not in seen:
+            path.append(current)
+            seen.add(current.name)
+            parents = [by_name[i] for i in current.inputs if i in by_name]
+            wrong = [p for p in parents if not p.cumulative.exact]
+            current = max(wrong, key=lambda p: p.cumulative_share, default=None)
+        return tuple(reversed(path))
+
+
+def _share(found: Discrepancy) -> float:
+    return found.differing / max(found.elements, 1)
+
+
+def _add(a: Discrepancy | None, b: Discrepancy | None) -> Discrepancy | None:
+    return a + b if a is not None and b is not None else None
+
+
+def _merge_rows(a: Row, b: Row) -> Row:
+    if a.kind == "weight":  # weights are compared once, whatever the data
+        return a
+    return replace(
+        a,
+        local=_add(a.local, b.local),
+        cumulative=a.cumulative + b.cumulative,
+        noise_floor=_add(a.noise_floor, b.noise_floor),
+        causes=Counter(a.causes) + Counter(b.causes),
+        evidence={**b.evidence, **a.evidence},
+    )
+
+
+def _save(text: str, path: str | os.PathLike[str] | None) -> str:
+    if path is not None:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    return text

@@ -1,0 +1,345 @@
+"""Text: the table of a report in every tabulate format, and the whole report for people.
+
+The cells are made here once; the HTML page shows the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate, tabulate_formats
+
+from fxqfix.dialects.site import Inspection, closest, grid_text
+from fxqfix.errors import UnknownNameError
+from fxqfix.report.data import Coverage, Report, Row, Uncovered
+
+__all__ = [
+    "COLUMNS",
+    "LEGEND",
+    "Column",
+    "check",
+    "decibels",
+    "evidence",
+    "how_paired",
+    "inspection_table",
+    "listing",
+    "render",
+    "render_inspection",
+    "table",
+    "verdict",
+]
+
+LEGEND = (
+    "a -> b: prepared -> converted, one value where equal",
+    "kernel =: the one of the op's own name, quantized.OP; quantize_per_tensor for an input",
+    "local, LSB: codes that differ given the same inputs, and by how much at most",
+    "cumul., SQNR, out: against the prepared model's own values; out: codes outside its range",
+    "floor: SQNR of the prepared model against itself, nudged by 1e-6",
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Attributes:
+        key: What `sort=` takes.
+        header: What stands above it.
+        cell: Text of a row's cell.
+        rank: Sort key of a row, smallest first: text from A to Z, figures from the worst.
+        right: Whether cells are aligned to the right.
+
+    Example:
+        >>> [column.key for column in COLUMNS][:3]
+        ['name', 'op', 'kernel']
+    """
+
+    key: str
+    header: str
+    cell: Callable[[Row], str]
+    rank: Callable[[Row], Any]
+    right: bool = False
+
+
+def _text(key: str, header: str, cell: Callable[[Row], str]) -> Column:
+    return Column(key, header, cell, cell)
+
+
+def _count(key: str, header: str, count: Callable[[Row], int | None]) -> Column:
+    def cell(row: Row) -> str:
+        return "-" if (found := count(row)) is None else str(found)
+
+    def rank(row: Row) -> float:
+        return math.inf if (found := count(row)) is None else -found
+
+    return Column(key, header, cell, rank, right=True)
+
+
+def decibels(value: float) -> str:
+    """SQNR as every rendering shows it: no noise at all reads "exact".
+
+    Example:
+        >>> decibels(31.24), decibels(float("inf"))
+        ('31.2', 'exact')
+    """
+    return "exact" if value == math.inf else f"{value:.1f}"
+
+
+def _sqnr(row: Row) -> str:
+    floor = "" if row.noise_floor is None else f" (floor {decibels(row.noise_floor_db)})"
+    return decibels(row.cumulative.sqnr_db) + floor
+
+
+def _sqnr_rank(row: Row) -> float:
+    # nan is worst; as a sort key of its own it would leave the rows in no order at all.
+    value = row.cumulative.sqnr_db
+    return -math.inf if math.isnan(value) else value
+
+
+def _kernel(row: Row) -> str:
+    usual = "quantize_per_tensor" if row.op == "input" else f"quantized.{row.op}"
+    return "=" if row.kernel == usual else row.kernel or "-"
+
+
+def _range(row: Row) -> str:
+    pair = [q.range_text for q in (row.prepared, row.converted)]
+    if row.prepared.storage != row.converted.storage:
+        kinds = (str(q.dtype).removeprefix("torch.") for q in (row.prepared, row.converted))
+        pair = [f"{text} {kind}" for text, kind in zip(pair, kinds, strict=True)]
+    return " -> ".join(dict.fromkeys(pair))
+
+
+def _grid(row: Row) -> str:
+    if row.prepared.same_grid(row.converted):
+        return grid_text(row.prepared)
+    # As many digits as it takes until the texts differ as well; float32 has 9.
+    for digits in (6, 9, 12):
+        pair = grid_text(row.prepared, digits), grid_text(row.converted, digits)
+        if pair[0] != pair[1]:
+            return " -> ".join(pair)
+    return f"{grid_text(row.prepared)} -> other channels"
+
+
+def _causes(row: Row) -> str:
+    return ", ".join(f"{name} {count}" for name, count in Counter(row.causes).most_common())
+
+
+COLUMNS = (
+    _text("name", "site", lambda row: row.name),
+    _text("op", "op", lambda row: row.op),
+    _text("kernel", "kernel", _kernel),
+    _text("range", "range", _range),
+    _text("qparams", "scale/zp", _grid),
+    _count("elements", "elements", lambda row: row.cumulative.elements),
+    _count("local", "local", lambda row: row.local.differing if row.local else None),
+    _count("max_lsb", "LSB", lambda row: row.local.max_lsb if row.local else None),
+    _count("cumulative", "cumul.", lambda row: row.cumulative.differing),
+    Column("sqnr", "SQNR dB", _sqnr, _sqnr_rank),
+    _count("out_of_range", "out", lambda row: row.cumulative.out_of_range),
+    Column("causes", "causes", _causes, lambda row: -row.differing),
+)
+
+
+def check(fmt: str = "simple", sort: str | None = None) -> None:
+    """Refuse a table format or a sort key that does not exist.
+
+    Args:
+        fmt: A format of tabulate.
+        sort: Key of a column, or None.
+
+    Raises:
+        UnknownNameError: There is none of that name; the message lists those that exist.
+
+    Example:
+        >>> check("github", sort="local")
+    """
+    _one_of("table format", fmt, list(tabulate_formats))
+    if sort is not None:
+        _one_of("sort key", sort, [column.key for column in COLUMNS])
+
+
+def _one_of(what: str, name: str, valid: list[str]) -> None:
+    if name in valid:
+        return
+    nearest = closest(name, valid, count=1)[0]
+    raise UnknownNameError(
+        f"no {what} is named {name!r}",
+        where="table",
+        expected=f"one of {', '.join(valid)}",
+        remedy=f"use {nearest!r} or another of these",
+    )
+
+
+def listing(headers: Sequence[str], lines: Iterable[Sequence[str]], fmt: str = "simple") -> str:
+    """Render lines of text in a tabulate format, every cell as it is.
+
+    Example:
+        >>> print(listing(("name", "zp"), [("conv", "007")], "github"))
+        | name   | zp   |
+        |--------|------|
+        | conv   | 007  |
+    """
+    check(fmt)
+    return tabulate(list(lines), headers=list(headers), tablefmt=fmt, disable_numparse=True)
+
+
+def table(
+    report: Report, fmt: str = "simple", sort: str | None = None, limit: int | None = None
+) -> str:
+    """Render the rows of a report.
+
+    Args:
+        report: What to render.
+        fmt: Any format of tabulate.
+        sort: Key of a column: text sorts from A to Z, figures from the worst; None keeps the
+            order of the graph, as do rows that are equal.
+        limit: Rows to show, after sorting; None shows all.
+
+    Returns:
+        The table.
+
+    Raises:
+        UnknownNameError: There is no such format or key; the message lists those that exist.
+
+    Example:
+        >>> print(table(Report(rows=()), fmt="tsv").split()[:3])
+        ['site', 'op', 'kernel']
+    """
+    check(fmt, sort)
+    rows = list(report.rows)
+    if sort is not None:
+        rows.sort(key=next(column.rank for column in COLUMNS if column.key == sort))
+    return tabulate(
+        [[column.cell(row) for column in COLUMNS] for row in rows[:limit]],
+        headers=[column.header for column in COLUMNS],
+        tablefmt=fmt,
+        disable_numparse=True,
+        colalign=["right" if column.right else "left" for column in COLUMNS],
+    )
+
+
+def verdict(report: Report) -> str:
+    """The outcome in a few words.
+
+    Example:
+        >>> verdict(Report(rows=()))
+        'nothing was compared'
+    """
+    left_out = len(report.coverage.unpaired) + len(report.coverage.unsupported)
+    wrong = sum(not row.exact for row in report.rows)
+    if not report.rows:
+        return "nothing was compared"
+    if wrong:
+        return f"not exact, differs in {wrong} of {_counted(len(report.rows), 'row')}"
+    if left_out:
+        return f"exact where compared, {_counted(left_out, 'site')} left out"
+    return "exact"
+
+
+def evidence(report: Report) -> Iterator[tuple[str, int, int, str]]:
+    """Yield the causes, most codes first, each with the evidence of its worst row.
+
+    Yields:
+        (cause, codes, rows, "site: evidence" of the row with most codes of that cause).
+
+    Example:
+        >>> list(evidence(Report(rows=())))
+        []
+    """
+    for cause, codes in report.causes.items():
+        rows = [row for row in report.rows if row.causes.get(cause)]
+        if not rows:
+            continue
+        # A row that has a sentence says more than a slightly worse one without.
+        worst = max(rows, key=lambda row: (bool(row.evidence.get(cause)), row.causes[cause]))
+        said = worst.evidence.get(cause)
+        yield cause, codes, len(rows), f"{worst.name}: {said}" if said else f"most in {worst.name}"
+
+
+def how_paired(coverage: Coverage) -> str:
+    """How many sites were paired, in which way.
+
+    Example:
+        >>> how_paired(Coverage((("conv", "conv_0", "dataflow"), ("x", "x", "name"))))
+        '2 sites paired: by dataflow 1, by name 1'
+    """
+    ways = Counter(way for _, _, way in coverage.paired)
+    by = ", ".join(f"by {way} {count}" for way, count in sorted(ways.items()))
+    return f"{_counted(len(coverage.paired), 'site')} paired" + (f": {by}" if by else "")
+
+
+def _counted(count: int, noun: str, ending: str = "s") -> str:
+    return f"{count} {noun}{'' if count == 1 else ending}"
+
+
+def _left_out(what: str, sites: Iterable[Uncovered]) -> list[str]:
+    return [f"- {what}: {site.name} ({site.side}): {site.reason}" for site in sites]
+
+
+def render(
+    report: Report, fmt: str = "simple", sort: str | None = None, limit: int | None = None
+) -> str:
+    """Render a whole report: verdict, table, causes, coverage and notes.
+
+    Args:
+        report: What to render.
+        fmt: Format of the table, see `table`.
+        sort: Order of the table, see `table`.
+        limit: Rows of the table, see `table`.
+
+    Returns:
+        Text of several lines; with fmt="github" it reads as Markdown too.
+
+    Example:
+        >>> print(render(Report(rows=(), engine="fbgemm", batches=1)).splitlines()[0])
+        fxqfix report: engine fbgemm, 1 batch, 0 rows: nothing was compared
+    """
+    rows = _counted(len(report.rows), "row")
+    size = f"{_counted(report.batches, 'batch', 'es')}, {rows}"
+    title = f"fxqfix report: engine {report.engine or 'unknown'}, {size}: {verdict(report)}"
+    parts = [title, table(report, fmt, sort, limit)]
+    if limit is not None and limit < len(report.rows):
+        parts.append(f"{limit} of {rows} shown")
+    if report.rows:
+        parts.append("\n".join(LEGEND))
+    causes = [
+        f"- {cause}: {_counted(codes, 'code')} in {_counted(count, 'row')}; {why}"
+        for cause, codes, count, why in evidence(report)
+    ]
+    coverage = [
+        f"- {how_paired(report.coverage)}",
+        *_left_out("unpaired", report.coverage.unpaired),
+        *_left_out("unsupported", report.coverage.unsupported),
+    ]
+    notes = [f"- {note}" for note in report.notes]
+    notes += [f"- {row.name}: {row.note}" for row in report.rows if row.note]
+    for head, lines in (("causes", causes), ("coverage", coverage), ("notes", notes)):
+        if lines:
+            parts.append("\n".join([f"{head}:", *lines]))
+    return "\n\n".join(parts)
+
+
+def inspection_table(inspection: Inspection, fmt: str = "simple") -> str:
+    """Render the sites of an inspection in any tabulate format.
+
+    Example:
+        >>> print(inspection_table(Inspection("fx-prepared", ()), "tsv").split()[:2])
+        ['site', 'kind']
+    """
+    return listing(Inspection.HEADERS, (site.cells for site in inspection), fmt)
+
+
+def render_inspection(inspection: Inspection, fmt: str = "simple") -> str:
+    """Render a whole inspection: the sites, the total, and what could not be read.
+
+    Example:
+        >>> print(render_inspection(Inspection("fx-prepared", ())).splitlines()[-1])
+        fx-prepared: 0 sites
+    """
+    unread = [f"- not read: {name}: {reason}" for name, reason in inspection.unsupported]
+    parts = [inspection_table(inspection, fmt), inspection.total]
+    return "\n\n".join([*parts, "\n".join(unread)] if unread else parts)
