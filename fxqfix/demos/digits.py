@@ -165,16 +165,17 @@ def _saw(out: TextIO, trained: Trained, converted: fx.GraphModule, sets: dict[st
         parts = [f"{n} {100 * accuracy(m, data):.1f}%" for n, m in names.items()]
         expected, got = calls(trained.prepared, data.pixels), calls(converted, data.pixels)
         labels = differing(expected.argmax(1), got.argmax(1))
+        print(f"   {kind:13} accuracy {', '.join(parts)};", file=out)
         print(
-            f"   {kind:13} accuracy {', '.join(parts)}; QAT and int8: {differing(expected, got)} "
-            f"of {got.numel()} logits differ, {labels} of {len(got)} predictions",
+            f"{'':17}QAT against int8: {differing(expected, got)} of {got.numel()} logits differ, "
+            f"{labels} of {len(got)} predictions",
             file=out,
         )
 
 
 def _why(out: TextIO, name: str, report: Report) -> None:
     last = report.rows[-1]
-    worst = next(row for row in report.worst(len(report.rows)) if row.local is not None)
+    worst = next(r for r in report.worst(len(report.rows)) if r.kind == "activation")
     found = worst.local or worst.cumulative
     paragraph(
         out,
@@ -192,14 +193,16 @@ def _after(out: TextIO, prepared: fx.GraphModule, sets: dict[str, Images]) -> No
     decomposed, converted = to_decomposed(prepared), convert(frozen)
     for name, data in sets.items():
         expected = calls(frozen, data.pixels)
-        wrong = differing(calls(decomposed, data.pixels), expected)
+        logits = calls(decomposed, data.pixels)
+        wrong = differing(logits, expected)
+        labels = differing(logits.argmax(1), calls(prepared, data.pixels).argmax(1))
         print(
             f"   {name}: to_decomposed(prepared) against freeze(prepared): {wrong} of "
-            f"{expected.numel()} logits differ, accuracy {100 * accuracy(decomposed, data):.1f}%",
+            f"{expected.numel()} logits differ;\n      against prepared: {labels} of "
+            f"{len(expected)} predictions, accuracy {100 * accuracy(decomposed, data):.1f}%",
             file=out,
         )
     for name, data in sets.items():
         report = compare(prepared, converted, data.batches, engine=ENGINE)
-        print(
-            f"   {name}: convert_fx(freeze(prepared)) against prepared: {causes(report)}", file=out
-        )
+        print(f"   {name}: convert_fx(freeze(prepared)) against prepared:", file=out)
+        print(f"      {causes(report)}", file=out)

@@ -32,7 +32,8 @@ class _Tracer(fx.Tracer):
             return True
         name = type(m).__module__
         if name.startswith("torch.ao.quantization"):
-            return not any(True for _ in m.children())  # stubs; QuantWrapper is opened
+            # Stubs are leaves, with or without an observer; QuantWrapper is opened.
+            return all(name == "activation_post_process" for name, _ in m.named_children())
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(

@@ -9,7 +9,8 @@ from torch import nn
 
 from fxqfix.errors import PassError
 from fxqfix.passes._base import Pass, Rewriter
-from fxqfix.passes.insert_shadows import PREFIX, tagged
+from fxqfix.passes._weave import PREFIX
+from fxqfix.passes.insert_shadows import tagged
 
 __all__ = ["RemoveShadows"]
 

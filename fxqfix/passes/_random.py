@@ -1,0 +1,40 @@
+"""Whether a graph may draw random numbers, so that its branches need streams of their own."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from fxqfix.dialects._base import modules_of
+
+__all__ = ["draws"]
+
+_WORDS = ("dropout", "rand", "bernoulli", "multinomial", "normal_", "rrelu", "attention", "gumbel")
+_KNOWN = ("torch", "_operator", "builtins", "math", "fxqfix")
+
+
+def draws(model: fx.GraphModule) -> bool:
+    """True where any node may draw; code that is not torch's own always may.
+
+    Args:
+        model: A graph module; train or eval mode of its modules counts.
+    """
+    modules = modules_of(model)
+    return any(_node_draws(node, modules) for node in model.graph.nodes)
+
+
+def _node_draws(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        parts = list(modules[str(node.target)].modules())
+        foreign = any(not type(m).__module__.startswith(_KNOWN) for m in parts)
+        return foreign or any(m.training and _telling(type(m).__name__) for m in parts)
+    if node.op == "call_method":
+        return _telling(str(node.target))
+    if node.op != "call_function":
+        return False
+    own = str(getattr(node.target, "__module__", None) or "torch")
+    name = str(getattr(node.target, "__name__", node.target))
+    return not own.startswith(_KNOWN) or _telling(name)
+
+
+def _telling(name: str) -> bool:
+    return any(word in name.lower() for word in _WORDS) or name == "normal"

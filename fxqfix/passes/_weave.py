@@ -1,0 +1,202 @@
+"""How insert-shadows weaves: branches of the prepared model, copied in as they fall due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from fxqfix.pairing import Pair
+from fxqfix.passes._base import Rewriter
+from fxqfix.passes._random import draws
+from fxqfix.passes._region import cut
+from fxqfix.passes._shadow_modules import Clone, Nudge, Shadow, Snapshot, Streams
+
+__all__ = ["PREFIX", "TAG", "Branch", "ProbeFactory", "Probing", "Weaver"]
+
+PREFIX = "fxqfix_"  # of every module that is added to the converted model
+TAG = "fxqfix_stream"  # in node.meta of every node that is added
+
+
+@dataclass(frozen=True)
+class Probing:
+    """What a probe factory gets to know about its site.
+
+    Attributes:
+        pair: The prepared and the converted site.
+        shadow: The shadow whose record the probe will get.
+        converted: The snapshot of the converted codes, which knows their grid.
+    """
+
+    pair: Pair
+    shadow: Shadow
+    converted: Snapshot
+
+
+ProbeFactory = Callable[[Probing], nn.Module]
+
+
+class Branch:
+    """A prepared model whose nodes are copied into the twin when they are due.
+
+    Args:
+        name: "prepared" or "nudged".
+        model: A held copy of the prepared model; it becomes a submodule of the twin.
+        pairs: The paired activation sites.
+        nudged: Whether every value is scaled by (1 + 1e-6) before it is quantized.
+
+    Attributes:
+        codes: The node with the integer codes, of every site copied so far.
+    """
+
+    def __init__(self, name: str, model: fx.GraphModule, pairs: list[Pair], nudged: bool) -> None:
+        self.name, self.model, self.nudged = name, model, nudged
+        nodes = {n.name: n for n in model.graph.nodes}
+        self.sites = {nodes[p.prepared.node.name]: p for p in pairs}
+        self.codes: dict[Pair, fx.Node] = {}
+        self.random = draws(model)
+        self._env: dict[fx.Node, fx.Node] = {}
+        self._todo: Iterator[fx.Node] = iter(list(model.graph.nodes))
+
+    def start(self, weaver: Weaver, inputs: list[fx.Node]) -> None:
+        """Give the branch copies of the inputs."""
+        own = [n for n in self.model.graph.nodes if n.op == "placeholder"]
+        for node, given in zip(own, inputs, strict=False):
+            self._env[node] = weaver.module(f"{self.name}_in", Clone(), (given,), self.name)
+
+    def advance(self, weaver: Weaver, wanted: Pair) -> None:
+        """Copy nodes until the site of `wanted` has its snapshot."""
+        while wanted not in self.codes:
+            node = next(self._todo)
+            if node not in self._env:
+                if self.random:
+                    weaver.switch(self.name)
+                self._env[node] = self._copy(weaver, node)
+            here = self.sites.get(node)
+            if here is not None and here.prepared.site.used is not None:
+                name = f"{self.name}_codes_{here.prepared.site.name}"
+                snapshot = Snapshot(here.prepared.site.used)
+                self.codes[here] = weaver.module(name, snapshot, (self._env[node],), self.name)
+
+    def _copy(self, weaver: Weaver, node: fx.Node) -> fx.Node:
+        env = self._env
+        if self.nudged and node in self.sites:
+            source = node.all_input_nodes[0]
+            nudge = weaver.module("nudge", Nudge(), (env[source],), self.name)
+            env = {**env, source: nudge}  # for this node alone
+        new = weaver.rewriter.graph.node_copy(node, lambda n: env[n])
+        if node.op in ("call_module", "get_attr"):
+            new.target = f"{PREFIX}{self.name}.{node.target}"
+        return weaver.tag(new, self.name)
+
+
+@dataclass
+class Weaver:
+    """Walks the converted graph and puts everything else where it is due.
+
+    Attributes:
+        rewriter: Holds the copy of the converted model.
+        frozen: The prepared graph with fixed qparams; shadows are cut out of it.
+        pairs: The paired activation sites.
+        branches: The prepared model, and its nudged copy where the noise floor is wanted.
+        probe: Makes the probe of a site, or None.
+    """
+
+    rewriter: Rewriter
+    frozen: fx.GraphModule
+    pairs: list[Pair]
+    branches: list[Branch]
+    probe: ProbeFactory | None
+    _stream: str = "converted"
+    _inputs: list[fx.Node] = field(default_factory=list)
+    _snapshots: dict[fx.Node, tuple[Snapshot, fx.Node]] = field(default_factory=dict)
+
+    def weave(self) -> None:
+        """Weave everything into the converted graph."""
+        graph = self.rewriter.graph
+        nodes = list(graph.nodes)
+        sites: dict[fx.Node, list[Pair]] = {}
+        for p in self.pairs:
+            sites.setdefault(p.converted.node, []).append(p)
+        with graph.inserting_before(next(n for n in nodes if n.op != "placeholder")):
+            self._begin([n for n in nodes if n.op == "placeholder"])
+        for node in nodes:
+            with graph.inserting_before(node):
+                if node.op != "placeholder":
+                    self.switch("converted")
+            for p in sites.get(node, ()):
+                with graph.inserting_before(node.next):
+                    self._site(p, node)
+        self.rewriter.note(f"{len(self.pairs)} shadows")
+
+    @property
+    def _random(self) -> bool:
+        return any(branch.random for branch in self.branches)
+
+    def _begin(self, inputs: list[fx.Node]) -> None:
+        for branch in self.branches:
+            self.rewriter.module.add_module(f"{PREFIX}{branch.name}", branch.model)
+        if self._random:
+            self.rewriter.module.add_module(f"{PREFIX}streams", Streams())
+            self._switch_node("start")
+        for branch in self.branches:
+            branch.start(self, inputs)
+        self._inputs = [self.module("shadow_in", Clone(), (x,), "shadow") for x in inputs]
+
+    def _site(self, p: Pair, node: fx.Node) -> None:
+        name, used, theirs = p.prepared.site.name, p.prepared.site.used, p.converted.site.used
+        if used is None or theirs is None:  # dynamic; readers keep these apart
+            return
+        snapshot = Snapshot(theirs)
+        codes = self.module(f"codes_{name}", snapshot, (node,), "shadow")
+        self._snapshots[p.prepared.node] = (snapshot, codes)
+        for branch in self.branches:
+            branch.advance(self, p)
+        starts = {x.prepared.node for x in self.pairs} - {p.prepared.node}
+        region = cut(self.frozen, p.prepared.producer, starts)
+        found = [self._region_input(n) for n in region.inputs]
+        if any(node is None for _, node in found):
+            return  # the converted graph computes an input later: nothing local to compare
+        if self._random:
+            self.switch(f"shadow_{name}")
+        sources = tuple(source for source, _ in found)
+        shadow = Shadow(region.module, used, sources, region.mutates)
+        local = self.module(f"shadow_{name}", shadow, tuple(node for _, node in found), "shadow")
+        if self.probe is not None:
+            known = tuple(branch.codes[p] for branch in self.branches)
+            probe = self.probe(Probing(p, shadow, snapshot))
+            self.module(f"probe_{name}", probe, (local, codes, *known), "shadow")
+
+    def _region_input(self, node: fx.Node) -> tuple[Snapshot | None, fx.Node | None]:
+        """Where a shadow takes an input from: a site's codes, or an input of the model."""
+        if node.op != "placeholder":
+            return self._snapshots.get(node, (None, None))
+        placeholders = [n for n in self.frozen.graph.nodes if n.op == "placeholder"]
+        return None, self._inputs[placeholders.index(node)]
+
+    def module(self, name: str, module: nn.Module, args: tuple[Any, ...], stream: str) -> fx.Node:
+        """Add a module under a free name and append its call."""
+        path, count = f"{PREFIX}{name}", 0
+        while hasattr(self.rewriter.module, path):
+            count += 1
+            path = f"{PREFIX}{name}_{count}"
+        module.train(self.rewriter.module.training)
+        self.rewriter.module.add_module(path, module)
+        return self.tag(self.rewriter.graph.create_node("call_module", path, args), stream)
+
+    def tag(self, node: fx.Node, stream: str) -> fx.Node:
+        """Mark a node as added."""
+        node.meta[TAG] = stream
+        return node
+
+    def switch(self, stream: str) -> None:
+        """Go on with a branch's own random stream, where any branch draws random numbers."""
+        if self._random and stream != self._stream:
+            self._switch_node(stream)
+            self._stream = stream
+
+    def _switch_node(self, stream: str) -> None:
+        path = f"{PREFIX}streams"
+        self.tag(self.rewriter.graph.create_node("call_module", path, (stream,)), "rng")
