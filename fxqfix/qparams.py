@@ -4,7 +4,8 @@ The two roundings that torch has are both here, because they differ on ties:
 
 * fake-quantize and `quantized_decomposed.quantize_per_*`: ``rne(f(x * f(1/s))) + zp``
 * `torch.quantize_per_tensor` to 8 bits: ``rne(fma(x, f(1/s), zp))``; the zero point is added
-  before the rounding, so an odd zero point flips a tie's parity.
+  before the rounding, so an odd zero point flips a tie's parity. To 32 bits, and per channel:
+  ``rne(f(f(x * f(1/s)) + zp))``.
 
 ``f`` rounds to float32 and ``rne`` rounds half to even. Both are asserted against the kernels,
 code for code, in ``tests/test_qparams.py``.
@@ -171,21 +172,22 @@ def quantize(x: Tensor, qparams: QParams) -> Tensor:
     scale, point = qparams.tensors(x)
     x = x.detach().to(torch.float32)
     if point.dtype == torch.float32:  # float-qparams: zero point is added, then rounded
-        codes = torch.round(x / scale + point)
+        codes = torch.round(x * (1.0 / scale) + point)
     else:
         codes = torch.round(x * (1.0 / scale)) + point
     return codes.clamp(qparams.quant_min, qparams.quant_max).to(torch.int32)
 
 
 def quantize_native(x: Tensor, qparams: QParams) -> Tensor:
-    """Integer codes by the rule of `torch.quantize_per_tensor` to 8 bits.
+    """Integer codes by the rule of `torch.quantize_per_tensor` and `torch.quantize_per_channel`.
 
     Args:
         x: Float tensor, any shape.
-        qparams: A per-tensor grid; its quant_min / quant_max are ignored, as the kernel does.
+        qparams: The grid; its quant_min / quant_max are ignored, as the kernels do.
 
     Returns:
-        int32 codes of x's shape: ``rne(fma(x, f(1/scale), zp))``, clamped to the container.
+        int32 codes of x's shape: ``rne(fma(x, f(1/scale), zp))``, clamped to the container; to 32
+        bits or per channel ``rne(f(f(x * f(1/scale)) + zp))``.
 
     Example:
         >>> q = QParams(1.0, 1, 0, 127, torch.quint8)
@@ -193,10 +195,28 @@ def quantize_native(x: Tensor, qparams: QParams) -> Tensor:
         (1, 2)
     """
     scale, point = qparams.tensors(x)
-    # x * inv is exact in float64; the sum is then rounded to float32 once, as an fma does.
-    product = x.detach().to(torch.float32).double() * (1.0 / scale).double()
-    low, high = qparams.container
-    return torch.round((product + point).float()).clamp(low, high).to(torch.int32)
+    x = x.detach().to(torch.float32)
+    if qparams.axis is not None or qparams.storage == torch.int32:
+        codes = torch.round(x * (1.0 / scale) + point.to(torch.float32))
+    else:  # the product is exact in float64
+        codes = torch.round(_add(x.double() * (1.0 / scale).double(), point.double()))
+    return codes.double().clamp(*qparams.container).to(torch.int32)
+
+
+def _add(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of float64 tensors, rounded to float32 once, as an fma does.
+
+    Rounding to float64 and then to float32 would round twice, which moves a sum that is close to a
+    float32 tie. So the first rounding is to odd: the error that it makes is known exactly, and an
+    even last bit is moved towards it.
+    """
+    total = a + b
+    back = total - a
+    error = (a - (total - back)) + (b - back)
+    even = (total.view(torch.int64) & 1) == 0
+    beyond = torch.where(error > 0, math.inf, -math.inf).to(total.dtype)
+    odd = torch.nextafter(total, beyond)
+    return torch.where((error != 0) & even & total.isfinite(), odd, total).float()
 
 
 def dequantize(codes: Tensor, qparams: QParams) -> Tensor:
@@ -216,7 +236,7 @@ def dequantize(codes: Tensor, qparams: QParams) -> Tensor:
     scale, point = qparams.tensors(codes)
     if point.dtype == torch.float32:
         return (codes.to(torch.float32) - point) * scale
-    return (codes.to(torch.int32) - point).to(torch.float32) * scale
+    return (codes.to(torch.int64) - point).to(torch.float32) * scale
 
 
 def regrid(codes: Tensor, source: QParams, target: QParams) -> Tensor:

@@ -126,8 +126,7 @@ def test_000_the_table_names_the_qparams() -> None:
     one = torch.tensor(1.0)
     assert weight.prepared.scales == ((one / 255).item(),)
     assert weight.prepared.zero_points == (-128,)
-    # reason for the tolerance: the observer divides by 127.5 in another order than 2/255.
-    assert weight.converted.scales == pytest.approx([2 / 255], rel=1e-6)
+    assert weight.converted.scales == ((one / 127.5).item(),)  # 2/255
     assert weight.converted.zero_points == (0,)
     assert output.cumulative.differing == 3 * 256 * 128
     assert output.cumulative.max_lsb == 1

@@ -212,11 +212,12 @@ def _after(out: TextIO, found: list[Case]) -> None:
             outputs += output.numel()
     print(f"   {by_frozen} of {outputs} outputs differ from the frozen prepared model", file=out)
     print(f"   {by_hand} of {total} codes differ from the simulation clamped at 127", file=out)
-    print(
-        f"   ({divided} where it divides by the scale; torch multiplies by 1 / scale, which rounds "
-        "ties differently)\n   the range stands in the graph, for an engine of one's own:",
-        file=out,
+    paragraph(
+        out,
+        f"({divided} differ where it divides by the scale, as the report does: torch multiplies by "
+        "1 / scale, and the two round a few ties differently.)",
     )
+    print("   The range stands in the graph, for an engine of one's own:", file=out)
     for line in to_decomposed(found[0].prepared).code.splitlines():
         if "decomposed.quantize_per_tensor" in line:
             print(f"     {line.partition(';')[0].strip().replace('torch.ops.', '')}", file=out)

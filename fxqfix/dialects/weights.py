@@ -130,7 +130,9 @@ def tensor_weight(weight: Tensor, bias: Tensor | None = None) -> WeightView:
             weight.dtype,
             weight.q_per_channel_axis(),
         )
-    return WeightView(weight.int_repr(), qparams, bias)
+    # Kernels hand their weights back channels-last; a float convolution would follow that layout,
+    # and sums behind it would round differently.
+    return WeightView(weight.int_repr().contiguous(), qparams, bias)
 
 
 def int8_weight(module: nn.Module) -> WeightView | None:

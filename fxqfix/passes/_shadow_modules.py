@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch
@@ -40,14 +41,17 @@ class Snapshot(nn.Module):
     Attributes:
         qparams: The grid of the codes. A quantized tensor tells its own: where the kernel's output
             has another one than the graph let expect, the tensor is right.
+        layout: Memory format of the last value seen.
     """
 
     def __init__(self, qparams: QParams) -> None:
         super().__init__()
         self.qparams = qparams
+        self.layout = torch.contiguous_format
 
     def forward(self, value: Tensor) -> Tensor:
         """Take the codes of a float, integer or quantized tensor."""
+        self.layout = _layout(value)
         if value.is_quantized:
             if self.qparams.axis is None:
                 scale, point = value.q_scale(), value.q_zero_point()
@@ -59,13 +63,31 @@ class Snapshot(nn.Module):
         return quantize(value, self.qparams).to(self.qparams.storage)
 
 
+Source = tuple[Snapshot, Snapshot]
+
+
+def _layout(value: Tensor) -> torch.memory_format:
+    if value.is_contiguous():
+        return torch.contiguous_format
+    for dim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if value.dim() == dim and value.is_contiguous(memory_format=layout):
+            return layout
+    return torch.contiguous_format
+
+
+def _as_laid_out(codes: Tensor, prepared: Snapshot) -> Tensor:
+    return codes.contiguous(memory_format=prepared.layout)
+
+
 class Shadow(nn.Module):
     """The prepared op on the converted model's own inputs: codes in, `Local` out.
 
     Args:
         region: The prepared graph's computation between the site's inputs and the site.
         qparams: The site's qparams in the prepared model.
-        sources: Per input the snapshot that its codes come from, None for a float input.
+        sources: Per input the snapshots of the converted and of the prepared value; None for a
+            float input. The codes are the converted ones; the layout is the prepared one's, since
+            the order in which a pool or a norm sums up depends on it.
         mutates: Whether the region writes in place, so that it has to get copies.
     """
 
@@ -73,7 +95,7 @@ class Shadow(nn.Module):
         self,
         region: fx.GraphModule,
         qparams: QParams,
-        sources: tuple[Snapshot | None, ...],
+        sources: tuple[Source | None, ...],
         mutates: bool,
     ) -> None:
         super().__init__()
@@ -83,7 +105,7 @@ class Shadow(nn.Module):
     def forward(self, *inputs: Any) -> Local:
         """Dequantize the inputs, run the region, quantize its result."""
         codes = tuple(
-            None if source is None else (value, source.qparams)
+            None if source is None else (_as_laid_out(value, source[1]), source[0].qparams)
             for value, source in zip(inputs, self._sources, strict=True)
         )
         values = tuple(

@@ -12,7 +12,7 @@ from fxqfix.pairing import Pair
 from fxqfix.passes._base import Rewriter
 from fxqfix.passes._random import draws
 from fxqfix.passes._region import cut
-from fxqfix.passes._shadow_modules import Clone, Nudge, Shadow, Snapshot, Streams
+from fxqfix.passes._shadow_modules import Clone, Nudge, Shadow, Snapshot, Source, Streams
 
 __all__ = ["PREFIX", "TAG", "Branch", "ProbeFactory", "Probing", "Weaver"]
 
@@ -49,6 +49,7 @@ class Branch:
 
     Attributes:
         codes: The node with the integer codes, of every site copied so far.
+        snapshots: The module that takes them, likewise.
     """
 
     def __init__(self, name: str, model: fx.GraphModule, pairs: list[Pair], nudged: bool) -> None:
@@ -56,6 +57,7 @@ class Branch:
         nodes = {n.name: n for n in model.graph.nodes}
         self.sites = {nodes[p.prepared.node.name]: p for p in pairs}
         self.codes: dict[Pair, fx.Node] = {}
+        self.snapshots: dict[Pair, Snapshot] = {}
         self.random = draws(model)
         self._env: dict[fx.Node, fx.Node] = {}
         self._todo: Iterator[fx.Node] = iter(list(model.graph.nodes))
@@ -77,7 +79,7 @@ class Branch:
             here = self.sites.get(node)
             if here is not None and here.prepared.site.used is not None:
                 name = f"{self.name}_codes_{here.prepared.site.name}"
-                snapshot = Snapshot(here.prepared.site.used)
+                snapshot = self.snapshots[here] = Snapshot(here.prepared.site.used)
                 self.codes[here] = weaver.module(name, snapshot, (self._env[node],), self.name)
 
     def _copy(self, weaver: Weaver, node: fx.Node) -> fx.Node:
@@ -111,7 +113,7 @@ class Weaver:
     probe: ProbeFactory | None
     _stream: str = "converted"
     _inputs: list[fx.Node] = field(default_factory=list)
-    _snapshots: dict[fx.Node, tuple[Snapshot, fx.Node]] = field(default_factory=dict)
+    _codes: dict[fx.Node, tuple[Source, fx.Node]] = field(default_factory=dict)
 
     def weave(self) -> None:
         """Weave everything into the converted graph."""
@@ -151,9 +153,9 @@ class Weaver:
             return
         snapshot = Snapshot(theirs)
         codes = self.module(f"codes_{name}", snapshot, (node,), "shadow")
-        self._snapshots[p.prepared.node] = (snapshot, codes)
         for branch in self.branches:
             branch.advance(self, p)
+        self._codes[p.prepared.node] = ((snapshot, self.branches[0].snapshots[p]), codes)
         starts = {x.prepared.node for x in self.pairs} - {p.prepared.node}
         region = cut(self.frozen, p.prepared.producer, starts)
         found = [self._region_input(n) for n in region.inputs]
@@ -169,10 +171,10 @@ class Weaver:
             probe = self.probe(Probing(p, shadow, snapshot))
             self.module(f"probe_{name}", probe, (local, codes, *known), "shadow")
 
-    def _region_input(self, node: fx.Node) -> tuple[Snapshot | None, fx.Node | None]:
+    def _region_input(self, node: fx.Node) -> tuple[Source | None, fx.Node | None]:
         """Where a shadow takes an input from: a site's codes, or an input of the model."""
         if node.op != "placeholder":
-            return self._snapshots.get(node, (None, None))
+            return self._codes.get(node, (None, None))
         placeholders = [n for n in self.frozen.graph.nodes if n.op == "placeholder"]
         return None, self._inputs[placeholders.index(node)]
 
