@@ -160,7 +160,9 @@ def quantize(x: Tensor, qparams: QParams) -> Tensor:
         qparams: The grid and the declared range.
 
     Returns:
-        int32 codes of x's shape: ``clamp(rne(f(x * f(1/scale))) + zp, quant_min, quant_max)``.
+        int32 codes of x's shape: ``clamp(rne(f(x * f(1/scale))) + zp, quant_min, quant_max)``. A
+        scale that float32 can't hold is rounded first, as fake-quantize does; the decomposed ops
+        divide first, which moves a tie here and there.
 
     Source:
         torch's fake_quantize kernels; asserted equal in tests/test_qparams.py.
@@ -220,7 +222,10 @@ def _add(a: Tensor, b: Tensor) -> Tensor:
 
 
 def dequantize(codes: Tensor, qparams: QParams) -> Tensor:
-    """Real values of integer codes: ``f(scale) * (code - zp)`` in float32.
+    """Real values of integer codes: ``f(f(scale) * (code - zp))``, as the native kernels have it.
+
+    Per channel ``f(scale * (f(code) - zp))`` with the scale in double. The two are the same for
+    codes of up to 24 bits and scales that float32 holds.
 
     Args:
         codes: Integer tensor, any shape.
@@ -236,7 +241,13 @@ def dequantize(codes: Tensor, qparams: QParams) -> Tensor:
     scale, point = qparams.tensors(codes)
     if point.dtype == torch.float32:
         return (codes.to(torch.float32) - point) * scale
-    return (codes.to(torch.int64) - point).to(torch.float32) * scale
+    if qparams.axis is None:
+        # int64 only where the difference may leave int32.
+        integer = torch.int64 if qparams.storage == torch.int32 else torch.int32
+        return (codes.to(integer) - point).to(torch.float32) * scale
+    wide = torch.tensor(qparams.scales, dtype=torch.float64, device=codes.device)
+    steps = codes.to(torch.float32) - point.to(torch.float32)
+    return (steps.double() * wide.reshape(scale.shape)).to(torch.float32)
 
 
 def regrid(codes: Tensor, source: QParams, target: QParams) -> Tensor:
@@ -263,4 +274,5 @@ def regrid(codes: Tensor, source: QParams, target: QParams) -> Tensor:
     source_scale, source_point = (t.double() for t in source.tensors(codes))
     scale, point = (t.double() for t in target.tensors(codes))
     values = (codes.double() - source_point) * source_scale
-    return (torch.round(values / scale) + point).to(torch.int32)
+    # Half of int32's range, so that the difference of two codes can't overflow.
+    return (torch.round(values / scale) + point).clamp(-(2**30), 2**30).to(torch.int32)

@@ -142,6 +142,8 @@ def test_000_after(engine: str) -> None:
         frozen = freeze(prepared)
         converted = report_000.convert(frozen)
         codes = calls(converted, data).int_repr().int()
+        report = compare(frozen, converted, [data], engine=engine)
+    assert report.row("conv").cumulative.differing == differing(codes, expected)
     assert torch.equal(calls(frozen, data), calls(prepared, data))
     weight = converted.conv.weight()
     assert torch.equal(weight.dequantize().flatten(1), torch.eye(3))
@@ -149,6 +151,7 @@ def test_000_after(engine: str) -> None:
         # Without VNNI, pairs of products saturate at 16 bits: this qconfig has no reduce_range.
         assert torch.equal(codes, report_000.in_pairs(converted, data))
         assert torch.equal(codes[:, :2], expected[:, :2])
+        assert report.causes == {"int16-saturation": differing(codes, expected)}
         return
     assert torch.equal(codes, expected)
     for row in codes.reshape(-1, 256):
@@ -395,6 +398,7 @@ def test_digits_every_differing_code_is_counted(trained: digits.Trained, factor:
     for row in report.rows:
         if row.kind == "weight":
             assert row.exact
+    assert report.unexplained == 0
 
 
 def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

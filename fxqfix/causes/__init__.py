@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fxqfix.causes import (
     bn_folding,
+    int16_saturation,
     range_lost,
     rounding,
     scale_formula,
@@ -15,7 +16,15 @@ from fxqfix.causes._view import Recompute, View
 
 __all__ = ["Attribution", "Cause", "Recompute", "View", "attribute", "registry"]
 
-_ORDER = (range_lost, bn_folding, rounding, scale_formula, upstream, unexplained)
+_ORDER = (
+    range_lost,
+    bn_folding,
+    rounding,
+    scale_formula,
+    int16_saturation,
+    upstream,
+    unexplained,
+)
 
 
 def registry() -> tuple[Cause, ...]:

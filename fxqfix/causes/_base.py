@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fxqfix.causes._view import View
+from fxqfix.errors import FxqfixError
 
 __all__ = ["Attribution", "Cause", "attribute"]
 
@@ -66,18 +67,28 @@ def attribute(view: View, causes: Sequence[Cause], into: Attribution) -> None:
         causes: The causes to ask, in order; the last one has to take everything.
         into: Where the counts are added.
     """
-    left = view.differs_locally | view.differs
     for cause in causes:
-        if not bool(left.any()):
+        if not bool(view.left.any()):
             return
-        mask = cause.explains(view)
+        mask = _ask(cause, view)
         if mask is None:
             continue
-        mine = mask & left
+        mine = mask & view.left
         if cause.local:
             mine &= view.differs_locally
         count = int(torch.count_nonzero(mine))
         if count:
             into.counts[cause.name] = into.counts.get(cause.name, 0) + count
             into.evidence.setdefault(cause.name, cause.evidence(view))
-            left = left & ~mine
+            view.left = view.left & ~mine
+
+
+def _ask(cause: Cause, view: View) -> Tensor | None:
+    """A cause that can't be computed for an op says so in the row; the comparison goes on."""
+    try:
+        return cause.explains(view)
+    except FxqfixError:
+        raise
+    except Exception as error:  # user modules run inside; any kind of error can come back
+        view.problem = f"{cause.name} could not be computed here: {error}"
+        return None

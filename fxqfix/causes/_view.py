@@ -151,6 +151,7 @@ class View:
         local: The shadow's record; None for weights.
         recompute: Recomputations; None for weights.
         weight: For a weight site, the prepared weight.
+        left: Mask of the codes that no cause before the present one explained.
         problem: Why a recomputation failed, "" where none did.
     """
 
@@ -164,7 +165,12 @@ class View:
     local: Local | None = None
     recompute: Recompute | None = None
     weight: WeightView | None = None
+    left: Tensor = field(init=False)
     problem: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        """All differing codes are left to explain."""
+        self.left = self.differs_locally | self.differs
 
     @cached_property
     def actual(self) -> Tensor:

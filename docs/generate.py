@@ -1,0 +1,271 @@
+"""Write the generated pages: the reference from the registries, outputs from the code above them.
+
+    python docs/generate.py            everything
+    python docs/generate.py reference  the reference pages only (no model runs)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import fxqfix
+from fxqfix import causes, dialects, errors, ops, passes
+
+DOCS = Path(__file__).resolve().parent
+NOTICE = "<!-- Written by docs/generate.py: edit the source, then run it again. -->\n"
+
+# Pages whose Python blocks run.
+PAGES = (
+    DOCS.parent / "README.md",
+    DOCS / "why.md",
+    DOCS / "tutorial.md",
+    DOCS / "howto-qat-training-script.md",
+    DOCS / "howto-migrate-convert-fx.md",
+    DOCS / "howto-debug-layer-by-layer.md",
+)
+
+
+# --- Google-style docstrings to Markdown ---------------------------------------------------------
+
+
+def docstring(documented: object, skip: Iterable[str] = ("Example",)) -> str:
+    """The docstring as Markdown; the examples run where they stand and are left out here."""
+    text = inspect.getdoc(documented) or ""
+    parts = re.split(r"^(\w+):\n(?=\s)", text, flags=re.MULTILINE)
+    rendered = [_code(parts[0].strip())]
+    for title, body in zip(parts[1::2], parts[2::2], strict=True):
+        if title not in skip:
+            rendered.append(f"**{title}**\n\n{_entries(body)}")
+    return "\n\n".join(rendered)
+
+
+def _entries(body: str) -> str:
+    lines: list[str] = []
+    for line in inspect.cleandoc(body).splitlines():
+        name, colon, rest = line.partition(": ")
+        if line.startswith(" ") and lines:
+            lines[-1] += f" {line.strip()}"
+        elif colon and re.fullmatch(r"\*{0,2}\w+", name):
+            lines.append(f"- `{name}`: {_code(rest)}")
+        elif lines:
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(_code(line))
+    return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    return text.replace("``", "`")
+
+
+def summary(documented: object) -> str:
+    return _code((inspect.getdoc(documented) or "").partition("\n")[0])
+
+
+def table(headers: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [headers, tuple("---" for _ in headers), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in r)} |" for r in lines)
+
+
+# --- the pages -----------------------------------------------------------------------------------
+
+
+def passes_page() -> str:
+    parts = [
+        "# Passes",
+        "All are in `fxqfix.passes`. A pass is a frozen dataclass: its fields are its options. "
+        "Calling it works on a copy of the model, checks what it promises, and returns a "
+        "`PassResult` with `graph_module`, `modified` and `edits`. Passes run under "
+        "`torch.fx.passes.infra.pass_manager.PassManager` as they are "
+        "(`examples/use_passes_with_torch_passmanager.py`).",
+        table(
+            ("pass", "class", "what it does"),
+            (
+                (f"[{name}](#{name})", f"`{found.__name__}`", summary(found))
+                for name, found in passes.registry().items()
+            ),
+        ),
+    ]
+    for name, found in passes.registry().items():
+        options = ", ".join(_option(f) for f in dataclasses.fields(found))
+        signature = f"```py\nfxqfix.passes.{found.__name__}({options})\n```"
+        parts += [f"## {name}", signature, docstring(found)]
+    return "\n\n".join(parts)
+
+
+def _option(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return f"{field.name}={field.default!r}"
+    if field.default_factory is not dataclasses.MISSING:
+        return f"{field.name}={dict(field.default_factory()) or '{}'}"
+    return field.name
+
+
+def causes_page() -> str:
+    parts = [
+        "# Causes",
+        "Asked in this order at every site where a code differs; each takes the codes that its "
+        "own correction repairs and that no cause before it took. The shares add up to all codes "
+        "that differ locally or cumulatively. [Architecture](../architecture.md#causes) says why.",
+        table(
+            ("cause", "what it is", "repaired by"),
+            (
+                (f"[{c.name}](#{c.name})", c.summary, f"`{c.repair}`" if c.repair else "-")
+                for c in causes.registry()
+            ),
+        ),
+    ]
+    for cause in causes.registry():
+        repaired = f"`{cause.repair}`" if cause.repair else "nothing can, or nothing has to"
+        parts += [
+            f"## {cause.name}",
+            f"{cause.summary[0].upper()}{cause.summary[1:]}.",
+            docstring(type(cause)),
+            f"- Repaired by: {repaired}\n- What to do: {cause.advice}",
+        ]
+    return "\n\n".join(parts)
+
+
+def ops_page() -> str:
+    parts = [
+        "# Ops",
+        "One row per op family, with its spellings in every dialect. Readers, rewrites and tests "
+        "read this table; a new op is a new row of `fxqfix/ops.py`. A spelling that the installed "
+        "torch lacks is skipped.",
+        _output_rules(),
+    ]
+    families = dict.fromkeys(row.family for row in ops.TABLE)
+    for family in families:
+        rows = [row for row in ops.TABLE if row.family == family]
+        parts += [
+            f"## {family.capitalize()}",
+            table(
+                ("op", "output", "on floats", "on quantized tensors", "int8 weights, float values"),
+                ((f"`{row.key}`", row.output, *_spellings(row)) for row in rows),
+            ),
+        ]
+    return "\n\n".join(parts)
+
+
+def _output_rules() -> str:
+    text = inspect.getdoc(ops) or ""
+    head, _, rules = text.partition("Output rules")
+    title, _, items = rules.partition(":\n\n")
+    joined = re.sub(r"\n {2,}", " ", items.strip())
+    return f"Output rules{title}:\n\n{_code(joined)}"
+
+
+def _spellings(row: ops.OpSpec) -> tuple[str, str, str]:
+    def cell(*columns: str) -> str:
+        return "<br>".join(f"`{name}`" for c in columns for name in getattr(row, c)) or "-"
+
+    return cell("spelled", "spelled_relu"), cell("int8", "int8_relu"), cell("dynamic")
+
+
+def dialects_page() -> str:
+    parts = [
+        "# Dialects",
+        "A dialect is one of torch's spellings of a quantized model. A reader per dialect turns a "
+        "graph into sites; everything above it sees sites only. They are asked in this order. "
+        "Eager models are traced first (`fxqfix.trace`), with quantization modules as leaves and "
+        "hooked observers as nodes, and are then read as `fx-prepared` or `fx-int8`.",
+    ]
+    for found in dialects.DIALECTS:
+        module: Any = found
+        title, _, rest = (inspect.getdoc(module) or "").partition("\n")
+        described = re.sub(r'^Dialect "[\w-]+": ', "", title)
+        source = module.__name__.rpartition(".")[2]
+        parts += [
+            f"## {found.NAME}",
+            _code(f"{described[0].upper()}{described[1:]}"),
+            _code(rest.strip()),
+            f"Reader: `fxqfix/dialects/{source}.py`",
+        ]
+    return "\n\n".join(filter(None, parts))
+
+
+def errors_page() -> str:
+    base = errors.FxqfixError
+    found = [getattr(errors, name) for name in errors.__all__ if name != base.__name__]
+    rows = (
+        (f"`{cls.__name__}`", ", ".join(f"`{b.__name__}`" for b in _builtins(cls)), summary(cls))
+        for cls in found
+    )
+    return "\n\n".join(
+        [
+            "# Errors",
+            "All are in `fxqfix.errors`. Each is an `FxqfixError` and the apt builtin too, so "
+            "`except ValueError` catches what it should. A message says what is wrong, where, "
+            "what was found, what was expected and what to do; the same are attributes: `what`, "
+            "`where`, `found`, `expected`, `remedy`. After an error the models are as before.",
+            table(("error", "is also", "when"), rows),
+        ]
+    )
+
+
+def _builtins(cls: type) -> list[type]:
+    return [b for b in cls.__bases__ if b.__module__ == "builtins"]
+
+
+def api_page() -> str:
+    parts = [
+        "# Public names",
+        "What `import fxqfix` gives. The passes are in [`fxqfix.passes`](passes.md), the exceptions "
+        "in [`fxqfix.errors`](errors.md).",
+    ]
+    public = [getattr(fxqfix, name) for name in fxqfix.__all__ if not name.startswith("_")]
+    functions = [f for f in public if inspect.isfunction(f)]
+    for function in sorted(functions, key=lambda f: f.__name__):
+        signature = re.sub(r"[\w.]+\.(\w+)", r"\1", str(inspect.signature(function, eval_str=False)))
+        signature = signature.replace("'", "")
+        parts += [
+            f"## {function.__name__}",
+            f"```py\nfxqfix.{function.__name__}{signature}\n```",
+            docstring(function),
+        ]
+    for cls in sorted((c for c in public if inspect.isclass(c)), key=lambda c: c.__name__):
+        methods = [
+            f"- `{name}{'' if isinstance(member, property) else '()'}`: {summary(member)}"
+            for name, member in vars(cls).items()
+            if not name.startswith("_") and (callable(member) or isinstance(member, property))
+        ]
+        parts += [f"## {cls.__name__}", docstring(cls), "\n".join(methods)]
+    return "\n\n".join(filter(None, parts))
+
+
+REFERENCE: dict[str, Callable[[], str]] = {
+    "passes": passes_page,
+    "causes": causes_page,
+    "ops": ops_page,
+    "dialects": dialects_page,
+    "errors": errors_page,
+    "api": api_page,
+}
+
+
+def reference(name: str) -> str:
+    """The text of a reference page."""
+    return f"{NOTICE}\n{REFERENCE[name]().strip()}\n"
+
+
+def main(arguments: list[str]) -> None:
+    for name in REFERENCE:
+        (DOCS / "reference" / f"{name}.md").write_text(reference(name), encoding="utf-8")
+    if "reference" in arguments:
+        return
+    from blocks import render
+
+    for page in PAGES:
+        if not arguments or page.stem in arguments:
+            page.write_text(render(page), encoding="utf-8")
+            print(f"wrote {page.name}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
