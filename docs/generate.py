@@ -122,12 +122,11 @@ def causes_page() -> str:
         ),
     ]
     for cause in causes.registry():
-        repaired = f"`{cause.repair}`" if cause.repair else "nothing can, or nothing has to"
+        repaired = f"- Repaired by: `{cause.repair}`\n" if cause.repair else ""
         parts += [
             f"## {cause.name}",
-            f"{cause.summary[0].upper()}{cause.summary[1:]}.",
             docstring(type(cause)),
-            f"- Repaired by: {repaired}\n- What to do: {cause.advice}",
+            f"{repaired}- What to do: {cause.advice}",
         ]
     return "\n\n".join(parts)
 
@@ -183,7 +182,7 @@ def dialects_page() -> str:
         source = module.__name__.rpartition(".")[2]
         parts += [
             f"## {found.NAME}",
-            _code(f"{described[0].upper()}{described[1:]}"),
+            _code(described),
             _code(rest.strip()),
             f"Reader: `fxqfix/dialects/{source}.py`",
         ]

@@ -156,10 +156,11 @@ def is_dynamic(module: nn.Module) -> bool:
 
 
 def is_placeholder(module: nn.Module) -> bool:
-    """True for observers that hold a dtype only (float16, dynamic, no-op)."""
-    names = ("PlaceholderObserver", "NoopObserver")
-    kinds = tuple(k for n in names if (k := resolve(f"torch.ao.quantization.{n}")) is not None)
-    return isinstance(module, kinds + _torchao_bases(names[0]) + _torchao_bases(names[1]))
+    """True for observers that have no qparams to give (float16, dynamic, no-op, recorders)."""
+    names = ("PlaceholderObserver", "NoopObserver", "ReuseInputObserver", "RecordingObserver")
+    path = "torch.ao.quantization.observer"
+    kinds = tuple(k for n in names if (k := resolve(f"{path}.{n}")) is not None)
+    return isinstance(module, kinds + tuple(k for n in names for k in _torchao_bases(n)))
 
 
 def fused_qparams(module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -252,6 +253,16 @@ def set_rng_state(state: tuple[Tensor, list[Tensor]]) -> None:
     torch.set_rng_state(state[0])
     if state[1]:
         torch.cuda.set_rng_state_all(state[1])
+
+
+@contextmanager
+def same_rng() -> Iterator[None]:
+    """Put the random state back: modules draw numbers merely by being constructed."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
 
 
 def tree_map_tensors(function: Any, tree: Any) -> Any:

@@ -24,7 +24,15 @@ from fxqfix.errors import NonFiniteError
 __all__ = ["QParams", "container_range", "dequantize", "quantize", "quantize_native", "regrid"]
 
 # The integer dtype that holds the codes of each quantized dtype.
-_STORAGE = {torch.quint8: torch.uint8, torch.qint8: torch.int8, torch.qint32: torch.int32}
+_STORAGE = {
+    torch.quint8: torch.uint8,
+    torch.qint8: torch.int8,
+    torch.qint32: torch.int32,
+    torch.quint4x2: torch.uint8,
+    torch.quint2x4: torch.uint8,
+}
+# Bits of one code in the dtypes that pack several into a byte.
+_PACKED = {torch.quint4x2: 4, torch.quint2x4: 2}
 
 
 def container_range(dtype: torch.dtype) -> tuple[int, int]:
@@ -40,6 +48,8 @@ def container_range(dtype: torch.dtype) -> tuple[int, int]:
         >>> container_range(torch.quint8), container_range(torch.int8)
         ((0, 255), (-128, 127))
     """
+    if dtype in _PACKED:
+        return 0, 2 ** _PACKED[dtype] - 1
     info = torch.iinfo(_STORAGE.get(dtype, dtype))
     return int(info.min), int(info.max)
 
@@ -75,13 +85,17 @@ class QParams:
 
     def __post_init__(self) -> None:
         """Refuse values that no kernel can quantize with."""
-        bad = [s for s in self.scales if not (math.isfinite(s) and s > 0)]
-        bad += [z for z in self.zero_points if not math.isfinite(z)]
+        pairs = list(zip(self.scales, self.zero_points, strict=True))
+        bad = [i for i, (s, z) in enumerate(pairs) if not (0 < s < math.inf and math.isfinite(z))]
         if bad:
+            scale, point = pairs[bad[0]]
+            found = f"scale={scale}, zero_point={point}"
+            if self.axis is not None:
+                found = f"{len(bad)} of {len(pairs)} channels, channel {bad[0]}: {found}"
             raise NonFiniteError(
                 "qparams are not finite and positive",
                 where="QParams",
-                found=f"scale={self.scale}, zero_point={self.zero_point}",
+                found=found,
                 expected="finite scale > 0 and finite zero_point",
                 remedy="calibrate the model again on finite data, or reset this observer",
             )
@@ -105,6 +119,11 @@ class QParams:
     def storage(self) -> torch.dtype:
         """The integer dtype of the codes: torch.uint8 for torch.quint8, and so on."""
         return _STORAGE.get(self.dtype, self.dtype)
+
+    @property
+    def bits(self) -> int:
+        """Bits that one code takes in memory: 8 for torch.quint8, 4 for torch.quint4x2."""
+        return _PACKED.get(self.dtype, 8 * self.storage.itemsize)
 
     @property
     def is_narrow(self) -> bool:

@@ -179,8 +179,11 @@ def _convs() -> Iterator[Sample]:
             ALL,
         )
     yield Sample("conv2d_same", chain(lambda: nn.Conv2d(4, 4, 3, padding="same")), (IMAGE,))
-    yield Sample("conv2d_asymmetric",
-        chain(lambda: nn.Conv2d(4, 4, (3, 1), padding=(1, 0), stride=(1, 2))), (IMAGE,))
+    yield Sample(
+        "conv2d_asymmetric",
+        chain(lambda: nn.Conv2d(4, 4, (3, 1), padding=(1, 0), stride=(1, 2))),
+        (IMAGE,),
+    )
     yield Sample(
         "conv2d_add",
         net(lambda m, x: m.c(x) + x, c=lambda: nn.Conv2d(4, 4, 3, padding=1)),
@@ -293,9 +296,7 @@ def _binary() -> Iterator[Sample]:
         (IMAGE, IMAGE),
         FX,
     )
-    yield Sample(
-        "inplace_add", net(lambda m, x, y: operator.iadd(x * y, y)), (IMAGE, IMAGE), FX
-    )
+    yield Sample("inplace_add", net(lambda m, x, y: operator.iadd(x * y, y)), (IMAGE, IMAGE), FX)
     yield Sample("scalar", net(lambda m, x: F.relu(x + 0.5) * 1.5 + 2), (IMAGE,), FX)
     yield Sample("matmul", net(lambda m, x, y: torch.matmul(x, y)), ((3, 4), (4, 5)), FX)
     yield Sample("matmul_batched", net(lambda m, x, y: x @ y), ((2, 3, 4), (2, 4, 5)), FX)
@@ -306,15 +307,22 @@ def _binary() -> Iterator[Sample]:
         "float_functional",
         net(
             lambda m, x, y: m.e.cat([m.d.add_relu(m.b.mul(m.a.add(x, y), y), x), y], 1),
-            a=ff, b=ff, d=ff, e=ff,
+            a=ff,
+            b=ff,
+            d=ff,
+            e=ff,
         ),
         (IMAGE, IMAGE),
         ("eager-ptq", "eager-qat"),
     )
     yield Sample(
         "float_functional_scalar",
-        net(lambda m, x, y: m.c.add(m.b.mul_scalar(m.a.add_scalar(x, 0.5), 1.5), y),
-            a=ff, b=ff, c=ff),
+        net(
+            lambda m, x, y: m.c.add(m.b.mul_scalar(m.a.add_scalar(x, 0.5), 1.5), y),
+            a=ff,
+            b=ff,
+            c=ff,
+        ),
         (IMAGE, IMAGE),
         ("eager-ptq", "eager-qat"),
     )
@@ -323,10 +331,18 @@ def _binary() -> Iterator[Sample]:
 def _pools() -> Iterator[Sample]:
     for d, shape in ((1, LINE), (2, IMAGE), (3, VOLUME)):
         for kind, args in (
-            ("Max", (2,)), ("Avg", (2,)), ("AdaptiveAvg", (2,)), ("AdaptiveMax", (2,)),
+            ("Max", (2,)),
+            ("Avg", (2,)),
+            ("AdaptiveAvg", (2,)),
+            ("AdaptiveMax", (2,)),
         ):
             module = getattr(nn, f"{kind}Pool{d}d")
-            snake = {"Max": "max", "Avg": "avg", "AdaptiveAvg": "adaptive_avg", "AdaptiveMax": "adaptive_max"}[kind]
+            snake = {
+                "Max": "max",
+                "Avg": "avg",
+                "AdaptiveAvg": "adaptive_avg",
+                "AdaptiveMax": "adaptive_max",
+            }[kind]
             function = getattr(F, f"{snake}_pool{d}d")
             yield Sample(f"{snake}_pool{d}d", chain(lambda k=module, a=args: k(*a)), (shape,))
             yield Sample(
@@ -334,17 +350,27 @@ def _pools() -> Iterator[Sample]:
                 net(lambda m, x, f=function, a=args: f(x, *a)),
                 (shape,),
             )
-    yield Sample("mean", net(lambda m, x: x.mean([2, 3]) ), (IMAGE,))
+    yield Sample("mean", net(lambda m, x: x.mean([2, 3])), (IMAGE,))
     yield Sample("mean_keepdim", net(lambda m, x: torch.mean(x, [2, 3], True)), (IMAGE,))
 
 
 def _activations() -> Iterator[Sample]:
     modules = {
-        "relu": nn.ReLU, "relu6": nn.ReLU6, "hardtanh": lambda: nn.Hardtanh(-0.5, 0.7),
-        "hardswish": nn.Hardswish, "hardsigmoid": nn.Hardsigmoid, "sigmoid": nn.Sigmoid,
-        "tanh": nn.Tanh, "elu": lambda: nn.ELU(0.7), "celu": lambda: nn.CELU(0.7),
-        "leaky_relu": lambda: nn.LeakyReLU(0.1), "prelu": lambda: nn.PReLU(4), "softmax": lambda: nn.Softmax(1),
-        "silu": nn.SiLU, "gelu": nn.GELU, "threshold": lambda: nn.Threshold(0.1, 0.0),
+        "relu": nn.ReLU,
+        "relu6": nn.ReLU6,
+        "hardtanh": lambda: nn.Hardtanh(-0.5, 0.7),
+        "hardswish": nn.Hardswish,
+        "hardsigmoid": nn.Hardsigmoid,
+        "sigmoid": nn.Sigmoid,
+        "tanh": nn.Tanh,
+        "elu": lambda: nn.ELU(0.7),
+        "celu": lambda: nn.CELU(0.7),
+        "leaky_relu": lambda: nn.LeakyReLU(0.1),
+        "prelu": lambda: nn.PReLU(4),
+        "softmax": lambda: nn.Softmax(1),
+        "silu": nn.SiLU,
+        "gelu": nn.GELU,
+        "threshold": lambda: nn.Threshold(0.1, 0.0),
     }
     functions: dict[str, Any] = {
         "relu": lambda m, x: F.relu(torch.relu(x).relu()).relu_(),
@@ -357,10 +383,12 @@ def _activations() -> Iterator[Sample]:
         "sigmoid_method": lambda m, x: x.sigmoid(),
         "tanh": lambda m, x: torch.tanh(x),
         "tanh_method": lambda m, x: x.tanh(),
-        "elu": lambda m, x: F.elu(x, 0.7), "celu": lambda m, x: F.celu(x, 0.7),
+        "elu": lambda m, x: F.elu(x, 0.7),
+        "celu": lambda m, x: F.celu(x, 0.7),
         "leaky_relu": lambda m, x: F.leaky_relu(x, 0.1),
         "softmax": lambda m, x: F.softmax(x, 1),
-        "silu": lambda m, x: F.silu(x), "gelu": lambda m, x: F.gelu(x),
+        "silu": lambda m, x: F.silu(x),
+        "gelu": lambda m, x: F.gelu(x),
         "threshold": lambda m, x: F.threshold(x, 0.1, 0.0),
     }
     for key, make in modules.items():
@@ -374,18 +402,43 @@ def _norms() -> Iterator[Sample]:
     yield Sample("batch_norm2d", chain(lambda: nn.BatchNorm2d(4)), (IMAGE,))
     yield Sample("batch_norm3d", chain(lambda: nn.BatchNorm3d(2)), (VOLUME,))
     yield Sample("batch_norm1d", chain(lambda: nn.BatchNorm1d(4)), (LINE,))
-    yield Sample("bn_relu2d", chain(lambda: nn.BatchNorm2d(4), nn.ReLU), (IMAGE,), fuse=(("0", "1"),))
-    yield Sample("bn_relu3d", chain(lambda: nn.BatchNorm3d(2), nn.ReLU), (VOLUME,), fuse=(("0", "1"),))
-    yield Sample("functional_batch_norm", net(
-        lambda m, x: F.batch_norm(x, m.a, m.b), a=lambda: nn.Parameter(torch.zeros(4), requires_grad=False), b=lambda: nn.Parameter(torch.ones(4), requires_grad=False)), (IMAGE,))
+    yield Sample(
+        "bn_relu2d", chain(lambda: nn.BatchNorm2d(4), nn.ReLU), (IMAGE,), fuse=(("0", "1"),)
+    )
+    yield Sample(
+        "bn_relu3d", chain(lambda: nn.BatchNorm3d(2), nn.ReLU), (VOLUME,), fuse=(("0", "1"),)
+    )
+    yield Sample(
+        "functional_batch_norm",
+        net(
+            lambda m, x: F.batch_norm(x, m.a, m.b),
+            a=lambda: nn.Parameter(torch.zeros(4), requires_grad=False),
+            b=lambda: nn.Parameter(torch.ones(4), requires_grad=False),
+        ),
+        (IMAGE,),
+    )
     yield Sample("layer_norm", chain(lambda: nn.LayerNorm([6, 6])), (IMAGE,))
     yield Sample("group_norm", chain(lambda: nn.GroupNorm(2, 4)), (IMAGE,))
     for d, shape in ((1, LINE), (2, IMAGE), (3, VOLUME)):
         make = getattr(nn, f"InstanceNorm{d}d")
-        yield Sample(f"instance_norm{d}d", chain(lambda k=make, c=shape[1]: k(c, affine=True)), (shape,))
-    yield Sample("functional_layer_norm", net(lambda m, x: F.layer_norm(x, [6], m.w, m.b), w=param(6), b=param(6)), (IMAGE,))
-    yield Sample("functional_group_norm", net(lambda m, x: F.group_norm(x, 2, m.w, m.b), w=param(4), b=param(4)), (IMAGE,))
-    yield Sample("functional_instance_norm", net(lambda m, x: F.instance_norm(x, weight=m.w, bias=m.b), w=param(4), b=param(4)), (IMAGE,))
+        yield Sample(
+            f"instance_norm{d}d", chain(lambda k=make, c=shape[1]: k(c, affine=True)), (shape,)
+        )
+    yield Sample(
+        "functional_layer_norm",
+        net(lambda m, x: F.layer_norm(x, [6], m.w, m.b), w=param(6), b=param(6)),
+        (IMAGE,),
+    )
+    yield Sample(
+        "functional_group_norm",
+        net(lambda m, x: F.group_norm(x, 2, m.w, m.b), w=param(4), b=param(4)),
+        (IMAGE,),
+    )
+    yield Sample(
+        "functional_instance_norm",
+        net(lambda m, x: F.instance_norm(x, weight=m.w, bias=m.b), w=param(4), b=param(4)),
+        (IMAGE,),
+    )
 
 
 def _shapes() -> Iterator[Sample]:
@@ -412,7 +465,9 @@ def _shapes() -> Iterator[Sample]:
     calls: dict[str, Any] = {
         "functional_dropout": lambda m, x: F.dropout(x, 0.5, m.training),
         "interpolate_nearest": lambda m, x: F.interpolate(x, scale_factor=2.0),
-        "interpolate_bilinear": lambda m, x: F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False),
+        "interpolate_bilinear": lambda m, x: F.interpolate(
+            x, scale_factor=2.0, mode="bilinear", align_corners=False
+        ),
         "pad": lambda m, x: F.pad(x, (1, 1, 1, 1)),
         "pad_reflect": lambda m, x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
         "flatten": lambda m, x: torch.flatten(x, 1),
@@ -454,6 +509,12 @@ def _shapes() -> Iterator[Sample]:
 
 
 SAMPLES: tuple[Sample, ...] = (
-    *_convs(), *_linears(), *_embeddings(), *_binary(), *_pools(), *_activations(), *_norms(),
+    *_convs(),
+    *_linears(),
+    *_embeddings(),
+    *_binary(),
+    *_pools(),
+    *_activations(),
+    *_norms(),
     *_shapes(),
 )

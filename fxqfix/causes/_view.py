@@ -29,6 +29,9 @@ __all__ = ["Recompute", "View"]
 # point, the product with the requantization multiplier): each is half a unit of 2**-23.
 _ROUNDINGS = 4
 _HALF_UNIT = 2.0**-24
+# The shadow's own float32 error counts up to this many codes; one that is further from float64 is
+# not rounding but another computation (BatchNorm or dropout in train mode, say).
+_MOST = 2.0**-6
 
 
 @dataclass(frozen=True)
@@ -237,7 +240,7 @@ class View:
         """
         scale, point = (t.double() for t in qparams.tensors(value))
         scaled = value / scale
-        own_error = (self.value.double() - self.exact).abs().max() / scale
+        own_error = ((self.value.double() - self.exact).abs().max() / scale).clamp(max=_MOST)
         terms = scaled.abs() + point.abs() + 2.0 * self._bias(scale) + 1.0
         width = _ROUNDINGS * _HALF_UNIT * terms + own_error
         low = torch.round(scaled - width) + point

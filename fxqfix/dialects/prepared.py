@@ -42,7 +42,7 @@ def read(graph_module: fx.GraphModule) -> Reading:
             continue
         if _torch.is_quantizer(module):
             if id(module) not in states:  # a shared observer is read once
-                states[id(module)] = read_quantizer(module)
+                states[id(module)] = read_quantizer(module, _where(node))
             taps.append(_quantizer_tap(graph_module, node, states[id(module)], modules, taken))
         elif (found := ops.match_node(node, modules)) is not None and found.spec.family in (
             "recurrent",
@@ -50,10 +50,15 @@ def read(graph_module: fx.GraphModule) -> Reading:
         ):
             hidden += _inner_sites(node, module, found.key, taken)
         elif observed is None or node.name in observed.observed_node_names:
-            weight = prepared_weight(module)
+            weight = prepared_weight(module, f"{node.target}.weight")
             if weight is not None:
                 taps.append(_weight_tap(node, module, weight, modules, taken))
     return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
+
+
+def _where(node: fx.Node) -> str:
+    """A quantizer's place in words: the value that it quantizes and its own path."""
+    return f"site {node.all_input_nodes[0].name!r} ({node.target})"
 
 
 def _quantizer_tap(
@@ -140,6 +145,6 @@ def _inner_sites(
             continue  # a fake-quant's own observer
         kind = "weight" if own == "weight_fake_quant" else "activation"
         name = unique(f"{node.name}.{parent or own}{'.weight' if kind == 'weight' else ''}", taken)
-        state = read_quantizer(inner)
+        state = read_quantizer(inner, f"{node.target}.{path}")
         found.append((Site(name, kind, f"{node.target}.{parent}", op, **_qparams(state)), reason))
     return found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxqfix import _torch
+from fxqfix.errors import NonFiniteError
 from fxqfix.qparams import QParams
 
 __all__ = ["QuantizerState", "qparams_of", "read_quantizer"]
@@ -57,11 +58,12 @@ def _integral(value: float) -> float:
     return int(value) if float(value).is_integer() else value
 
 
-def read_quantizer(module: nn.Module) -> QuantizerState:
+def read_quantizer(module: nn.Module, path: str = "") -> QuantizerState:
     """Read an observer or fake-quant of torch.ao or torchao without changing it.
 
     Args:
         module: The observer or fake-quant; a copy of it is asked.
+        path: Where it stands in the model, for messages.
 
     Returns:
         Its state; see `QuantizerState`.
@@ -69,28 +71,77 @@ def read_quantizer(module: nn.Module) -> QuantizerState:
     Raises:
         NonFiniteError: It holds a scale or zero point that is not finite and positive.
     """
-    module = copy.deepcopy(module)  # calculate_qparams of the learnable ones writes to themselves
     kind = type(module).__name__
+    try:
+        return _read(copy.deepcopy(module), kind)  # calculate_qparams may write to the module
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"the qparams of this {kind} are not finite and positive",
+            where=path or kind,
+            found=error.found,
+            expected=error.expected,
+            remedy=error.remedy,
+        ) from error
+
+
+def _read(module: nn.Module, kind: str) -> QuantizerState:
     dtype: Any = getattr(module, "dtype", None)
     if _torch.is_placeholder(module) or _torch.is_dynamic(module):
         what = "dynamic" if _torch.is_dynamic(module) else f"placeholder for {dtype}"
         return QuantizerState(None, None, f"{what} ({kind})", False, True, False)
     calibrated = _calibrated(module)
-    with torch.no_grad(), _torch.quiet():
-        scale, point = module.calculate_qparams()  # type: ignore[operator]  # untyped module
-    baked = _qparams(module, scale, point)
+    baked = _qparams(module, *_calculate(module))
     if not _torch.is_fake_quant(module):
         return QuantizerState(baked, baked, f"observer ({kind})", False, calibrated, True)
-    observing = bool(_flag(module, "observer_enabled")) and not _is_fixed(module)
+    learnable = _torch.is_learnable_fake_quant(module)
+    switch = "static_enabled" if learnable else "observer_enabled"
+    observing = bool(_flag(module, switch)) and not _is_fixed(module)
+    if not observing and not _torch.is_fused_fake_quant(module):
+        calibrated = calibrated or _was_set(module)
     if not _flag(module, "fake_quant_enabled"):
         source = f"observer (the fake-quant of {kind} is switched off)"
         return QuantizerState(baked, baked, source, False, calibrated, observing)
     used, source = baked, f"calculate_qparams ({kind})"
     if _torch.is_fused_fake_quant(module) and calibrated:
         used, source = _qparams(module, *_torch.fused_qparams(module)), f"fused kernel ({kind})"
-    elif not observing and not _torch.is_learnable_fake_quant(module) and _has_buffers(module):
+    elif learnable:
+        used, source = _learned(baked, module), f"parameters ({kind})"
+    elif not observing and _has_buffers(module):
         used, source = _qparams(module, module.scale, module.zero_point), f"buffers ({kind})"
     return QuantizerState(used, baked, source, True, calibrated, observing)
+
+
+def _calculate(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """What the module tells conversion; torch asserts that its range is one."""
+    try:
+        with torch.no_grad(), _torch.quiet():
+            scale, point = module.calculate_qparams()  # type: ignore[operator]  # untyped module
+    except AssertionError as error:
+        raise NonFiniteError(
+            "the observed range is none",
+            found=str(error),
+            expected="min <= max, both finite",
+            remedy="calibrate the model again on finite data, or reset this observer",
+        ) from error
+    return scale, point
+
+
+def _learned(baked: QParams, module: nn.Module) -> QParams:
+    """A learnable fake-quant's forward sets the zero point of symmetric schemes to zero."""
+    symmetric = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
+    if getattr(module, "qscheme", None) not in symmetric:
+        return baked
+    return replace(
+        baked, zero_point=tuple(0 for _ in baked.scales) if baked.axis is not None else 0
+    )
+
+
+def _was_set(module: nn.Module) -> bool:
+    """Whether qparams were given without an observer: loaded, learned or written by hand."""
+    scale, point = getattr(module, "scale", None), getattr(module, "zero_point", None)
+    if not isinstance(scale, Tensor) or not isinstance(point, Tensor):
+        return False
+    return bool((scale != 1).any() or (point != 0).any())
 
 
 def _has_buffers(module: nn.Module) -> bool:
@@ -103,7 +154,6 @@ def _is_fixed(module: nn.Module) -> bool:
 
 
 def _flag(module: nn.Module, name: str) -> int:
-    # Learnable fake-quants keep their own switch for the same thing.
     value = getattr(module, name, None)
     return int(value.reshape(-1)[0]) if isinstance(value, Tensor) else 1
 
@@ -121,7 +171,8 @@ def _calibrated(module: nn.Module) -> bool:
 
 def _qparams(module: nn.Module, scale: Any, zero_point: Any) -> QParams:
     observer: Any = getattr(module, "activation_post_process", module)
-    holder: Any = observer if hasattr(observer, "quant_min") else module
+    own = _torch.is_learnable_fake_quant(module) or not hasattr(observer, "quant_min")
+    holder: Any = module if own else observer
     axis = None
     scheme = getattr(module, "qscheme", None)
     per_channel = {

@@ -91,7 +91,7 @@ class Site:
     @property
     def code_bytes(self) -> int:
         """Bytes of a weight's integer codes; 0 for activations and unquantized weights."""
-        return self._elements * self.used.storage.itemsize if self.used else 0
+        return (self._elements * self.used.bits + 7) // 8 if self.used else 0
 
     @property
     def _elements(self) -> int:

@@ -36,7 +36,7 @@ class WeightView:
         qparams: Their grid.
         bias: The float bias, None without one.
         values: The float values that were quantized, where the model still holds them.
-        folded: Whether a BatchNorm is folded into the values.
+        folded: Whether a BatchNorm, in eval mode, is folded into the values.
     """
 
     codes: Tensor
@@ -97,12 +97,14 @@ def weight_quantizer(module: nn.Module) -> nn.Module | None:
     return found
 
 
-def prepared_weight(module: nn.Module) -> tuple[QuantizerState, Callable[[], WeightView]] | None:
+def prepared_weight(
+    module: nn.Module, path: str = ""
+) -> tuple[QuantizerState, Callable[[], WeightView]] | None:
     """State and codes of a prepared module's weight; None where it stays float."""
     quantizer = weight_quantizer(module)
     if quantizer is None:
         return None
-    state = read_quantizer(quantizer)
+    state = read_quantizer(quantizer, path)
     used = state.used
     if used is None:
         return None
@@ -110,7 +112,7 @@ def prepared_weight(module: nn.Module) -> tuple[QuantizerState, Callable[[], Wei
     def view() -> WeightView:
         values = effective_weight(module)
         bias = getattr(holder(module), "bias", None)
-        folded = batch_norm_factor(module) is not None
+        folded = batch_norm_factor(module) is not None and not module.training
         return WeightView(quantize(values, used), used, bias, values, folded)
 
     return state, view

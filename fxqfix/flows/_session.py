@@ -216,8 +216,9 @@ def _notes(reading: Reading) -> list[str]:
         )
     plain = sum(not t.site.quantizes for t in reading.activations)
     if plain:
+        which = "1 site is" if plain == 1 else f"{plain} sites are"
         notes.append(
-            f"{plain} sites are only observed: the prepared model computes in float there, so the "
+            f"{which} only observed: the prepared model computes in float there, so the "
             "cumulative discrepancy is that of quantization itself"
         )
     return notes

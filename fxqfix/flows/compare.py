@@ -36,8 +36,7 @@ def compare(
     inputs, cumulative the distance to the prepared model's own value. Observers are held still.
 
     Args:
-        prepared: What `prepare_fx`, `prepare_qat_fx`, `prepare` or `prepare_qat` returned, trained
-            or calibrated.
+        prepared: The prepared model, FX or eager, trained or calibrated.
         converted: Its conversion in any dialect; None for torch's own conversion of a copy.
         data: Any iterable of batches (tensor, tuple of arguments, dict of keywords), a DataLoader
             included. Read once, never stored. Of (inputs, labels) the labels are left out.

@@ -59,7 +59,7 @@ def convert_by_torch(prepared: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(prepared)
     try:
-        with _torch.quiet():
+        with _torch.quiet(), _torch.same_rng():
             if not isinstance(model, fx.GraphModule):
                 converted: nn.Module = _torch.quantization().convert(model.eval())
             elif _torch.observed_attributes(model) is not None:

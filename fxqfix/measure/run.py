@@ -64,17 +64,13 @@ def run(twin: fx.GraphModule, data: Any, *, progress: bool | None = None) -> Run
         ModelRunError: A model raised.
     """
     result = Run()
-    state = _torch.rng_state()
     names = [str(n.target) for n in twin.graph.nodes if n.op == "placeholder"]
-    try:
-        with torch.no_grad():
-            for index, batch in enumerate(_bar(batches_of(data), progress)):
-                args, kwargs = _arguments(batch, names, result)
-                _check(twin, index, [*args, *kwargs.values()])
-                _forward(twin, index, args, kwargs)
-                result.batches += 1
-    finally:
-        _torch.set_rng_state(state)
+    with torch.no_grad(), _torch.same_rng():
+        for index, batch in enumerate(_bar(batches_of(data), progress)):
+            args, kwargs = _arguments(batch, names, result)
+            _check(twin, index, [*args, *kwargs.values()])
+            _forward(twin, index, args, kwargs)
+            result.batches += 1
     if not result.batches:
         raise DataError(
             "data holds no batch",

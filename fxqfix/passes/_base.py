@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
+from fxqfix import _torch
 from fxqfix.errors import DialectError, FxqfixError, PassError
 
 __all__ = ["Pass", "PassResult", "Rewriter", "registry"]
@@ -174,7 +175,7 @@ class Pass(ABC):
         """
         rewriter = Rewriter(copy.deepcopy(module))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _torch.same_rng():
                 self.rewrite(rewriter)
             rewriter.finish()
             self.check(module, rewriter.module)

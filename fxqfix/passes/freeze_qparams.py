@@ -79,7 +79,7 @@ class FreezeQParams(Pass):
 
 
 def _state(path: str, module: nn.Module) -> QuantizerState:
-    state = read_quantizer(module)
+    state = read_quantizer(module, f"freeze-qparams, {path}")
     if not state.calibrated and state.used is not None:
         raise UncalibratedError(
             f"{type(module).__name__} never saw data",
