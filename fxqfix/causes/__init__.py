@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fxqfix.causes import (
+    bias_int32,
     bn_folding,
     int16_saturation,
     range_lost,
@@ -21,6 +22,7 @@ _ORDER = (
     bn_folding,
     rounding,
     scale_formula,
+    bias_int32,
     int16_saturation,
     upstream,
     unexplained,

@@ -65,11 +65,11 @@ class Recompute:
         result: Tensor = self._region()(*inputs)
         return result
 
-    def exact(self, local: Local, converted_weights: bool) -> Tensor:
-        """The site's value in float64, with the prepared or with the converted weights."""
+    def exact(self, local: Local, weights: Mapping[str, WeightView]) -> Tensor:
+        """The site's value in float64, with the given weights in place of the region's own."""
         region = copy.deepcopy(self._region())
-        for path, (mine, theirs) in self.own_weights.items():
-            _fix_weight(region, path, theirs if converted_weights else mine)
+        for path, weight in weights.items():
+            _fix_weight(region, path, weight)
         for path, module in list(region.named_modules()):
             if isinstance(module, FrozenFakeQuantize):
                 _set(region, path, _Double(module))
@@ -193,18 +193,23 @@ class View:
     @cached_property
     def exact(self) -> Tensor:
         """The site's value in float64 with the prepared weights."""
-        return self._recomputed(False)
+        return self.recomputed({path: a for path, (a, _) in self._weights.items()})
 
     @cached_property
     def converted(self) -> Tensor:
         """The site's value in float64 with the converted weights."""
-        return self._recomputed(True)
+        return self.recomputed({path: b for path, (_, b) in self._weights.items()})
 
-    def _recomputed(self, converted_weights: bool) -> Tensor:
+    @property
+    def _weights(self) -> Mapping[str, tuple[WeightView, WeightView]]:
+        return self.recompute.own_weights if self.recompute is not None else {}
+
+    def recomputed(self, weights: Mapping[str, WeightView]) -> Tensor:
+        """The site's value in float64 with these weights; the float32 value where that fails."""
         if self.recompute is None or self.local is None:
             return self.value.double()
         try:
-            return self.recompute.exact(self.local, converted_weights)
+            return self.recompute.exact(self.local, weights)
         except (RuntimeError, TypeError, AttributeError) as error:
             # A user's module may not run in float64; the cause then works on float32 values.
             self.problem = f"no float64 recomputation: {error}"
@@ -222,10 +227,7 @@ class View:
     @cached_property
     def weights_differ(self) -> bool:
         """Whether a weight that this site uses has other qparams than in the prepared model."""
-        if self.recompute is None:
-            return False
-        pairs = self.recompute.own_weights.values()
-        return any(not a.qparams.same_grid(b.qparams) for a, b in pairs)
+        return any(not a.qparams.same_grid(b.qparams) for a, b in self._weights.values())
 
     def agrees(self, value: Tensor, qparams: QParams, codes: Tensor) -> Tensor:
         """Mask of the codes that are a rounding of `value`, within float32 arithmetic.
@@ -249,7 +251,5 @@ class View:
         return (codes >= low) & (codes <= high)
 
     def _bias(self, scale: Tensor) -> float | Tensor:
-        if self.recompute is None:
-            return 0.0
-        biases = [a.bias for a, _ in self.recompute.own_weights.values() if a.bias is not None]
+        biases = [a.bias for a, _ in self._weights.values() if a.bias is not None]
         return max((float(b.detach().abs().max()) for b in biases), default=0.0) / scale

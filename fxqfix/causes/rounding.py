@@ -23,8 +23,9 @@ class Rounding(Cause):
     """
 
     def explains(self, view: View) -> Tensor:
-        """Codes that are a rounding of the exact value."""
-        return view.agrees(view.exact, view.grid, view.actual)
+        """Codes that are a rounding of the exact value, as the shadow's are."""
+        actual = view.agrees(view.exact, view.grid, view.actual)
+        return actual & view.agrees(view.exact, view.grid, view.expected)
 
     def evidence(self, view: View) -> str:
         """The largest difference between float32 and float64, in codes."""

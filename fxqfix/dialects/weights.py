@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxqfix import _torch
+from fxqfix import _torch, ops
 from fxqfix.dialects.quantizer import QuantizerState, qparams_of, read_quantizer
 from fxqfix.qparams import QParams, container_range, quantize
 
@@ -79,11 +79,15 @@ def weight_quantizer(module: nn.Module) -> nn.Module | None:
     """The fake-quant of a QAT module's weight, or a new observer that has seen a PTQ weight.
 
     Returns:
-        None where the module's weight is not going to be quantized to integers.
+        None where the module's weight is not going to be quantized to integers; a normalization's
+        weight stays float, whatever qconfig the module has.
     """
     own = getattr(module, "weight_fake_quant", None)
     if isinstance(own, nn.Module):
         return own if _torch.is_quantizer(own) else None
+    found_row = ops.match(type(module))
+    if found_row is None or found_row.spec.family not in ("weighted", "embedding"):
+        return None
     inner = holder(module)
     qconfig: Any = getattr(module, "qconfig", None) or getattr(inner, "qconfig", None)
     if qconfig is None or not isinstance(getattr(inner, "weight", None), Tensor):
@@ -173,4 +177,5 @@ def reference_weight(module: nn.Module) -> WeightView | None:
     qparams = qparams_of(ref.weight_scale, ref.weight_zero_point, low, high, ref.weight_dtype, axis)
     with torch.no_grad():
         codes = ref.get_quantized_weight()
-    return WeightView(codes.int_repr() if codes.is_quantized else codes, qparams, ref.bias)
+        bias = getattr(ref, "bias", None)  # embeddings have none
+    return WeightView(codes.int_repr() if codes.is_quantized else codes, qparams, bias)

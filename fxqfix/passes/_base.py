@@ -127,17 +127,22 @@ class Rewriter:
 
 
 def _drop_unused_modules(model: fx.GraphModule) -> None:
-    """Delete modules that no node reaches, shared ones under each of their paths."""
-    targets = [str(n.target) for n in model.graph.nodes if n.op in ("call_module", "get_attr")]
-    used = set(targets)
+    """Delete modules that no node reaches, shared ones under each of their paths.
+
+    torch's own delete_all_unused_submodules leaves the second path of a shared module behind.
+    """
+    targets = {str(n.target) for n in model.graph.nodes if n.op in ("call_module", "get_attr")}
+    above = {part for target in targets for part in _prefixes(target)}
     for path, _ in list(model.named_modules(remove_duplicate=False)):
-        reached = any(
-            t == path or t.startswith(f"{path}.") or path.startswith(f"{t}.") for t in used
-        )
-        if path and not reached:
+        if path and path not in above and targets.isdisjoint(_prefixes(path)):
             parent, _, name = path.rpartition(".")
             with contextlib.suppress(AttributeError):  # its parent is gone already
                 delattr(model.get_submodule(parent), name)
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 @dataclass(frozen=True)
