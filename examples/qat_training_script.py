@@ -80,8 +80,7 @@ def main(folder: str | None = None) -> list[Report]:
     writer = writer_for(folder)
 
     net = Net()
-    for _ in range(3):
-        train(net, pixels, label, 1e-2)
+    train(net, pixels, label, 1e-2)
     mapping = get_default_qat_qconfig_mapping("fbgemm")
     prepared = prepare_qat_fx(net.train(), mapping, (pixels[:1],))
     reports = []

@@ -226,9 +226,8 @@ def is_reference_module(module: nn.Module) -> bool:
     return isinstance(module, tuple(k for k in (base, own) if k is not None))
 
 
-def is_batch_norm(module: object) -> bool:
-    """True for BatchNorm of any dimension."""
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+BATCH_NORM: Any = nn.modules.batchnorm._BatchNorm  # of any dimension
+DROPOUT: Any = nn.modules.dropout._DropoutNd  # of any kind
 
 
 def is_packed_params(value: object) -> bool:

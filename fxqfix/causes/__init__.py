@@ -5,6 +5,8 @@ from __future__ import annotations
 from fxqfix.causes import (
     bias_int32,
     bn_folding,
+    bn_training,
+    dropout_training,
     int16_saturation,
     range_lost,
     rounding,
@@ -19,6 +21,8 @@ __all__ = ["Attribution", "Cause", "Recompute", "View", "attribute", "registry"]
 
 _ORDER = (
     range_lost,
+    bn_training,
+    dropout_training,
     bn_folding,
     rounding,
     scale_formula,

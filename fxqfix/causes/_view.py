@@ -43,12 +43,14 @@ class Recompute:
         end: The node whose value the site quantizes.
         starts: The site nodes that a region may start from.
         weights: Module path -> (prepared, converted) weight, for the pairs of weights.
+        unfolded: The same graph before BatchNorm was folded.
     """
 
     graph_module: fx.GraphModule
     end: fx.Node
     starts: frozenset[fx.Node]
     weights: Mapping[str, tuple[WeightView, WeightView]]
+    unfolded: fx.GraphModule
 
     @cached_property
     def own_weights(self) -> dict[str, tuple[WeightView, WeightView]]:
@@ -59,6 +61,14 @@ class Recompute:
     def _region(self) -> fx.GraphModule:
         return cut(self.graph_module, self.end, self.starts).module
 
+    def trains(self, *kinds: type[nn.Module]) -> str:
+        """Path of a module of these kinds in train mode that the region runs, "" without one."""
+        for path in _paths(self._region()):
+            for name, module in self.unfolded.get_submodule(path).named_modules():
+                if module.training and isinstance(module, kinds):
+                    return f"{path}.{name}" if name else path
+        return ""
+
     def folded(self, local: Local) -> Tensor:
         """The site's value in float32, with BatchNorm folded."""
         inputs = _torch.tree_map_tensors(Tensor.clone, local.inputs)
@@ -66,14 +76,14 @@ class Recompute:
         return result
 
     def exact(self, local: Local, weights: Mapping[str, WeightView]) -> Tensor:
-        """The site's value in float64, with the given weights in place of the region's own."""
+        """The site's value in float64 and eval mode, with the given weights."""
         region = copy.deepcopy(self._region())
         for path, weight in weights.items():
             _fix_weight(region, path, weight)
         for path, module in list(region.named_modules()):
             if isinstance(module, FrozenFakeQuantize):
                 _set(region, path, _Double(module))
-        region.double()
+        region.double().eval()
         inputs = [
             _wide(value) if pair is None else _dequantize_wide(*pair)
             for value, pair in zip(local.inputs, local.codes, strict=True)

@@ -53,7 +53,7 @@ def batch_norm_factor(module: nn.Module) -> Tensor | None:
     weight's fake-quant saw.
     """
     bn: Any = getattr(module, "bn", None)
-    if not _torch.is_batch_norm(bn):
+    if not isinstance(bn, _torch.BATCH_NORM):
         return None
     with torch.no_grad():
         factor: Tensor = bn.weight / torch.sqrt(bn.running_var + bn.eps)

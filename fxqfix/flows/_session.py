@@ -77,7 +77,7 @@ class Session:
     def _judge(self, p: Pair, used: QParams, share: Attribution) -> Callable[..., None]:
         end = self.nodes[p.prepared.producer.name]
         starts = self.starts - {self.nodes[p.prepared.node.name]}
-        recompute = Recompute(self.folded, end, starts, self.weights)
+        recompute = Recompute(self.folded, end, starts, self.weights, self.frozen)
 
         def judge(local: Any, converted: Tensor, prepared: Tensor, target: QParams) -> None:
             own = prepared.int()

@@ -54,16 +54,14 @@ DATA = {
 }
 
 
-def dense(used: QParams, shape: tuple[int, ...] = (6, 4, 3)) -> Tensor:
-    """Values over twice the range of a grid, ties and their neighbours, in each channel."""
-    low, high = used.container if used.storage != torch.int32 else (-300, 300)
+def dense(used: QParams) -> Tensor:
+    """Values over twice the range of a grid, its ties and their neighbours, in each channel."""
+    low, high = used.container
     steps = torch.arange(2 * (low - 40), 2 * (high + 40)).double() / 2
-    like = torch.zeros(shape)
-    scale, _ = used.tensors(like)
-    base = (steps.reshape([-1] + [1] * len(shape)) * scale.double()).float()
-    ties = base.expand(-1, *shape)
+    scale, _ = used.tensors(torch.zeros(6, 4, 1))
+    ties = (steps * scale.double()).float().expand(6, 4, -1)
     top = torch.tensor(math.inf)
-    return torch.cat([ties, torch.nextafter(ties, top), torch.nextafter(ties, -top)])
+    return torch.cat([ties, torch.nextafter(ties, top), torch.nextafter(ties, -top)], 2)
 
 
 def held(module: nn.Module) -> nn.Module:
@@ -77,9 +75,9 @@ def held(module: nn.Module) -> nn.Module:
 def assert_used(module: nn.Module, state: QuantizerState) -> None:
     used, own = state.used, held(module)
     assert used is not None
-    for x in dense(used):
-        with torch.no_grad():
-            assert torch.equal(own(x), dequantize(quantize(x, used), used))
+    x = dense(used)
+    with torch.no_grad():
+        assert torch.equal(own(x), dequantize(quantize(x, used), used))
 
 
 def observed(module: nn.Module, *batches: Tensor) -> nn.Module:
@@ -171,6 +169,8 @@ def test_reduce_range(
     low: int,
     high: int,
 ) -> None:
+    if dtype == torch.quint8 and scheme in (SYMMETRIC, CHANNEL_SYMMETRIC):
+        pytest.skip("torch has no reduced symmetric quint8 range")
     module = make_observer(kind, scheme, axis, dtype=dtype, reduce_range=True)
     state = read(observed(module, DATA["both signs"]))
     assert state.used is not None
@@ -186,8 +186,9 @@ def test_observer_that_never_saw_data(
     assert not read(module).calibrated
     observed(module, DATA["both signs"])
     assert read(module).calibrated
-    module.reset_min_max_vals()
-    assert not read(module).calibrated
+    if not isinstance(module, tq.HistogramObserver):  # torch can't reset this one
+        module.reset_min_max_vals()
+        assert not read(module).calibrated
 
 
 def test_fixed_qparams_observer() -> None:
@@ -282,7 +283,7 @@ def test_fake_quant(
 ) -> None:
     """Observing, then frozen by the user: both times the forward does what `used` says."""
     if make is fused and axis == 1:
-        pytest.skip("the fused kernel's own channel axis is 0")
+        pytest.skip("torch's fused kernel has channels on axis 0 only")
     module = observed(make(scheme, axis, dtype, low, high), DATA[seen], DATA[seen] * 0.9)
     state = read(module)
     assert (state.quantizes, state.calibrated, state.observing) == (True, True, True)
@@ -473,13 +474,14 @@ def kernel_formula(
         else:
             amplifier = f(SMALL / before)
             low, high = f(low * amplifier), f(high * amplifier)
+    scale = f(scale)  # the zero point is computed from the float32 scale
     if centred:
-        return f(scale), round((quant_min + quant_max) / 2)
+        return scale, round((quant_min + quant_max) / 2)
     from_low, from_high = quant_min - low / scale, quant_max - high / scale
     low_error = abs(quant_min) - abs(low / scale)
     high_error = abs(quant_max) - abs(high / scale)
     zero_point = from_low if low_error < high_error else from_high
-    return f(scale), round(min(max(zero_point, quant_min), quant_max))
+    return scale, round(min(max(zero_point, quant_min), quant_max))
 
 
 def kernel(low: float, high: float, module: tq.FakeQuantize) -> tuple[float, int]:
@@ -495,7 +497,7 @@ finite = st.floats(-1e6, 1e6, width=32)
 
 
 @given(finite, finite, st.sampled_from(GIVEN_RANGES), st.booleans())
-@settings(max_examples=400)
+@settings(max_examples=300)
 def test_the_kernels_formula(
     a: float, b: float, span: tuple[torch.dtype, int, int], symmetric: bool
 ) -> None:
@@ -565,7 +567,7 @@ def test_the_kernel_against_the_observer(low: float, high: float, case: str) -> 
         tq.MovingAverageMinMaxObserver,
         tq.PerChannelMinMaxObserver,
         tq.MovingAveragePerChannelMinMaxObserver,
-        tq.HistogramObserver,
+        functools.partial(tq.HistogramObserver, bins=32),
         tq.FakeQuantize,
         tq.default_fused_act_fake_quant,
         tq.default_fused_per_channel_wt_fake_quant,

@@ -1,0 +1,125 @@
+"""Every script of examples/ runs as a user runs it, and says what it promises."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+
+# What each script has to print, in this order.
+PROMISES = {
+    "quickstart_compare": [
+        "not exact, differs in 6 of 6 rows",
+        "scale-formula",
+        "range-lost",
+        "to_decomposed(prepared)        exact: True   causes: {}",
+    ],
+    "migrate_convert_fx": [
+        "To do: pass ranges_from=",
+        "both sources of ranges agree: True",
+        "equal to freeze(prepared): True",
+        "'range-lost'",
+        "to_decomposed          {}",
+        "0, 127, torch.uint8",
+    ],
+    "qat_training_script": [
+        "epoch 0: accuracy",
+        "scale-formula",
+        "epoch 3: accuracy",
+        "deployed: accuracy",
+    ],
+    "debug_one_layer": [
+        "blocks_1_relu  local   0%  cumulative   0%",
+        "from its birth: blocks_2_conv -> blocks_2_relu -> ",
+        "its weight: exact is True",
+        "converted: None",
+    ],
+    "use_passes_with_torch_passmanager": [
+        "modified: True",
+        "fused kernel",
+        "a second time: False",
+        "equals to_decomposed: True",
+    ],
+    "eager_model": [
+        "frozen is a Net",
+        "convert(prepared)          exact: False  causes: {'scale-formula'",
+        "convert(freeze(prepared))  exact: True ",
+        "to_decomposed(prepared)    exact: True ",
+        "trace: FX can't trace DataDependent",
+    ],
+}
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return run("-c", "import sys; from fxqfix.cli import main; sys.exit(main())", *arguments)
+
+
+def in_order(text: str, parts: list[str]) -> bool:
+    position = 0
+    for part in parts:
+        position = text.find(part, position)
+        if position < 0:
+            return False
+        position += len(part)
+    return True
+
+
+def test_every_example_is_here() -> None:
+    scripts = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert scripts == {*PROMISES, "cli_entry"}
+
+
+@pytest.mark.parametrize("name", PROMISES)
+def test_example(name: str) -> None:
+    result = run(f"examples/{name}.py")
+    assert result.returncode == 0, result.stderr
+    assert in_order(result.stdout, PROMISES[name]), result.stdout
+
+
+def test_training_script_ends_with_its_weights_and_scales_as_trained() -> None:
+    last = run("examples/qat_training_script.py").stdout.splitlines()[-1]
+    assert "scale-formula" not in last
+
+
+def test_training_script_logs_for_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    result = run("examples/qat_training_script.py", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert list(tmp_path.glob("events.out.*"))
+
+
+def test_command_line_example(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    result = cli("compare", "examples.cli_entry:models", "--limit", "3", "--output", str(page))
+    assert result.returncode == 0, result.stderr
+    assert "3 of 5 rows shown" in result.stdout
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize(("function", "code"), [("models", 1), ("frozen", 0)])
+def test_command_line_example_fails_on_a_difference(function: str, code: int) -> None:
+    result = cli("compare", f"examples.cli_entry:{function}", "--fail-on-difference")
+    assert result.returncode == code, result.stderr
+
+
+def test_command_line_example_is_inspected() -> None:
+    result = cli("inspect", "examples.cli_entry:prepared")
+    assert result.stdout.splitlines()[-1].startswith("fx-prepared: 5 sites"), result.stderr
