@@ -1,7 +1,7 @@
 """Write the generated pages: the reference from the registries, outputs from the code above them.
 
-    python docs/generate.py            everything
-    python docs/generate.py reference  the reference pages only (no model runs)
+python docs/generate.py            everything
+python docs/generate.py reference  the reference pages only (no model runs)
 """
 
 from __future__ import annotations
@@ -70,13 +70,17 @@ def summary(documented: object) -> str:
 
 def table(headers: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [headers, tuple("---" for _ in headers), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in r)} |" for r in lines)
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in r)} |" for r in lines
+    )
 
 
 # --- the pages -----------------------------------------------------------------------------------
 
 
 def passes_page() -> str:
+    # A user's own passes are in the registry too.
+    known = {n: p for n, p in passes.registry().items() if p.__module__.startswith("fxqfix.")}
     parts = [
         "# Passes",
         "All are in `fxqfix.passes`. A pass is a frozen dataclass: its fields are its options. "
@@ -88,11 +92,11 @@ def passes_page() -> str:
             ("pass", "class", "what it does"),
             (
                 (f"[{name}](#{name})", f"`{found.__name__}`", summary(found))
-                for name, found in passes.registry().items()
+                for name, found in known.items()
             ),
         ),
     ]
-    for name, found in passes.registry().items():
+    for name, found in known.items():
         options = ", ".join(_option(f) for f in dataclasses.fields(found))
         signature = f"```py\nfxqfix.passes.{found.__name__}({options})\n```"
         parts += [f"## {name}", signature, docstring(found)]
@@ -154,7 +158,7 @@ def ops_page() -> str:
 
 def _output_rules() -> str:
     text = inspect.getdoc(ops) or ""
-    head, _, rules = text.partition("Output rules")
+    _, _, rules = text.partition("Output rules")
     title, _, items = rules.partition(":\n\n")
     joined = re.sub(r"\n {2,}", " ", items.strip())
     return f"Output rules{title}:\n\n{_code(joined)}"
@@ -215,13 +219,15 @@ def _builtins(cls: type) -> list[type]:
 def api_page() -> str:
     parts = [
         "# Public names",
-        "What `import fxqfix` gives. The passes are in [`fxqfix.passes`](passes.md), the exceptions "
-        "in [`fxqfix.errors`](errors.md).",
+        "What `import fxqfix` gives. The passes are in [`fxqfix.passes`](passes.md), the "
+        "exceptions in [`fxqfix.errors`](errors.md).",
     ]
     public = [getattr(fxqfix, name) for name in fxqfix.__all__ if not name.startswith("_")]
     functions = [f for f in public if inspect.isfunction(f)]
     for function in sorted(functions, key=lambda f: f.__name__):
-        signature = re.sub(r"[\w.]+\.(\w+)", r"\1", str(inspect.signature(function, eval_str=False)))
+        signature = re.sub(
+            r"[\w.]+\.(\w+)", r"\1", str(inspect.signature(function, eval_str=False))
+        )
         signature = signature.replace("'", "")
         parts += [
             f"## {function.__name__}",

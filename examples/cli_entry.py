@@ -1,9 +1,9 @@
 """Functions for the command line; nothing is unpickled, the models come from your code.
 
-    fxqfix compare examples.cli_entry:models
-    fxqfix compare examples.cli_entry:models --sort local --limit 3 --output report.html
-    fxqfix compare examples.cli_entry:frozen --fail-on-difference
-    fxqfix inspect examples.cli_entry:prepared
+fxqfix compare examples.cli_entry:models
+fxqfix compare examples.cli_entry:models --sort local --limit 3 --output report.html
+fxqfix compare examples.cli_entry:frozen --fail-on-difference
+fxqfix inspect examples.cli_entry:prepared
 """
 
 from __future__ import annotations

@@ -34,9 +34,7 @@ def main() -> dict[str, Report]:
     brighter = [x, 1.03 * x]  # any iterable of batches
     frozen = freeze(prepared)
     reports = {
-        "convert_fx(prepared)": compare(
-            prepared, convert_fx(copy.deepcopy(prepared)), brighter
-        ),
+        "convert_fx(prepared)": compare(prepared, convert_fx(copy.deepcopy(prepared)), brighter),
         "convert_fx(freeze(prepared))": compare(
             frozen, convert_fx(copy.deepcopy(frozen)), brighter
         ),

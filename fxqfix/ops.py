@@ -10,10 +10,13 @@ torch.ao nor torchao: ``torch.nn.Conv2d`` (module class), ``torch.relu`` (functi
 
 Output rules (whose qparams the output of an int8 kernel has):
 
-* ``own``: its own scale and zero point, held by the node's arguments or module.
+* ``own``: its own scale and zero point, held by the node's arguments or module. A float spelling
+  that runs on a quantized tensor has neither and keeps its input's, as torch's kernels do.
 * ``input``: the first input's; the values are computed anew (pools, clamps, cat).
 * ``shape``: the first input's codes, moved or picked, never changed.
 * ``fixed``: given by the op (sigmoid: 1/256, 0).
+* ``scalar``: the first input's codes; scale and zero point move instead.
+* ``tuple``: several values, each with qparams of its own.
 * ``float``: not quantized (embedding, dynamic ops).
 * ``none``: no tensor (sizes and other questions).
 """
@@ -89,6 +92,7 @@ def _conv(dim: int) -> OpSpec:
             f"torch.nn.Conv{n}",
             f"torch.nn.functional.conv{n}",
             f"torch.ops.aten.conv{n}.default",
+            f"torch.ops.aten.conv{n}.padding",
             f"{qat}.Conv{n}",
             f"{nni}.ConvBn{n}",
             f"{iqat}.ConvBn{n}",
@@ -107,29 +111,53 @@ def _conv(dim: int) -> OpSpec:
 
 
 def _conv_transpose(dim: int) -> OpSpec:
-    n = f"{dim}d"
+    n, overload = f"{dim}d", "default" if dim == 1 else "input"
     return OpSpec(
         key=f"conv_transpose{n}",
         family="weighted",
         spelled=(
             f"torch.nn.ConvTranspose{n}",
             f"torch.nn.functional.conv_transpose{n}",
+            f"torch.ops.aten.conv_transpose{n}.{overload}",
             f"{_REF}.ConvTranspose{n}",
         ),
         int8=(f"{_Q}.ConvTranspose{n}", f"torch.ops.quantized.conv_transpose{n}"),
-        dynamic=(f"{_QD}.ConvTranspose{n}",),
+        dynamic=(f"{_QD}.ConvTranspose{n}", f"torch.ops.quantized.conv_transpose{n}_dynamic"),
     )
 
 
-def _pool(kind: str, dim: int, output: str = "input") -> OpSpec:
+def _pool(kind: str, dim: int, *aten: str) -> OpSpec:
     snake, name = f"{kind}_pool{dim}d", f"{kind.title().replace('_', '')}Pool{dim}d"
-    functional = (f"torch.nn.functional.{snake}", f"torch.{snake}", f"torch.ops.aten.{snake}")
+    # Of these functions torch itself has all max pools, and of the others the one-dimensional.
+    own = (f"torch.{snake}",) if dim == 1 or kind == "max" else ()
+    int8 = (f"{_OPS}.{snake}",) if kind == "max" and dim < 3 else ()
     return OpSpec(
         key=snake,
         family="pool",
-        spelled=(f"torch.nn.{name}", *functional, f"torch.ops.aten.{snake}.default"),
-        int8=(f"torch.ops.quantized.{snake}",) if kind == "max" and dim < 3 else (),
-        output=output,
+        spelled=(f"torch.nn.{name}", f"{_F}.{snake}", *own, *_aten(f"{snake}.default", *aten)),
+        int8=int8,
+        output="input",
+    )
+
+
+def _aten(*overloads: str) -> tuple[str, ...]:
+    """Spellings of ATen operators, as graphs of torch.export (the PT2E flow) have them."""
+    return tuple(f"torch.ops.aten.{overload}" for overload in overloads)
+
+
+def _batch_norm(dim: int) -> OpSpec:
+    n = f"{dim}d"
+    modules = dim > 1  # torch has neither fused nor quantized modules of one dimension
+    return OpSpec(
+        key=f"batch_norm{n}",
+        family="normalization",
+        spelled=(f"torch.nn.BatchNorm{n}",),
+        spelled_relu=(f"torch.ao.nn.intrinsic.BNReLU{n}",) if modules else (),
+        int8=(*((f"{_Q}.BatchNorm{n}",) if modules else ()), f"{_OPS}.batch_norm{n}"),
+        int8_relu=(
+            *((f"{_IQ}.BNReLU{n}",) if modules else ()),
+            f"{_OPS}.batch_norm{n}_relu",
+        ),
     )
 
 
@@ -140,8 +168,7 @@ def _plain(
 
 
 def _shape(key: str, *spelled: str) -> OpSpec:
-    names = spelled or (f"torch.{key}", f".{key}", f"torch.ops.aten.{key}.default")
-    return OpSpec(key=key, family="shape", spelled=names, output="shape")
+    return OpSpec(key=key, family="shape", spelled=spelled, output="shape")
 
 
 _Q, _QD = "torch.ao.nn.quantized", "torch.ao.nn.quantized.dynamic"
@@ -194,7 +221,7 @@ TABLE: tuple[OpSpec, ...] = (
         spelled=(
             "torch.nn.Linear",
             f"{_F}.linear",
-            "torch.ops.aten.linear.default",
+            *_aten("linear.default"),
             "torch.ao.nn.qat.Linear",
             "torch.ao.nn.qat.dynamic.Linear",
             "torch.ao.nn.intrinsic.LinearBn1d",
@@ -239,10 +266,11 @@ TABLE: tuple[OpSpec, ...] = (
         spelled=(
             "torch.nn.Embedding",
             f"{_F}.embedding",
+            *_aten("embedding.default"),
             "torch.ao.nn.qat.Embedding",
             f"{_REF}.Embedding",
         ),
-        dynamic=(f"{_Q}.Embedding", f"{_OPS}.embedding_byte"),
+        dynamic=(f"{_Q}.Embedding", f"{_OPS}.embedding_byte", f"{_OPS}.embedding_4bit"),
         output="float",
     ),
     OpSpec(
@@ -251,6 +279,7 @@ TABLE: tuple[OpSpec, ...] = (
         spelled=(
             "torch.nn.EmbeddingBag",
             f"{_F}.embedding_bag",
+            *_aten("embedding_bag.default", "embedding_bag.padding_idx", "_embedding_bag.default"),
             "torch.ao.nn.qat.EmbeddingBag",
             f"{_REF}.EmbeddingBag",
         ),
@@ -272,8 +301,7 @@ TABLE: tuple[OpSpec, ...] = (
             ".add",
             ".add_",
             ".__add__",
-            "torch.ops.aten.add.Tensor",
-            "torch.ops.aten.add_.Tensor",
+            *_aten("add.Tensor", "add_.Tensor", "add.Scalar", "add_.Scalar"),
         ),
         int8=(f"{_OPS}.add", f"{_OPS}.add_out"),
         int8_relu=(f"{_OPS}.add_relu", f"{_OPS}.add_relu_out"),
@@ -288,8 +316,7 @@ TABLE: tuple[OpSpec, ...] = (
             ".mul",
             ".mul_",
             ".__mul__",
-            "torch.ops.aten.mul.Tensor",
-            "torch.ops.aten.mul_.Tensor",
+            *_aten("mul.Tensor", "mul_.Tensor", "mul.Scalar", "mul_.Scalar"),
         ),
         int8=(f"{_OPS}.mul", f"{_OPS}.mul_out"),
         int8_relu=(f"{_OPS}.mul_relu", f"{_OPS}.mul_relu_out"),
@@ -312,28 +339,60 @@ TABLE: tuple[OpSpec, ...] = (
     OpSpec(
         key="matmul",
         family="element-wise",
-        spelled=("operator.matmul", "torch.matmul", ".matmul", "torch.ops.aten.matmul.default"),
+        spelled=(
+            "operator.matmul",
+            "torch.matmul",
+            ".matmul",
+            "torch.bmm",
+            ".bmm",
+            "torch.mm",
+            ".mm",
+            *_aten("matmul.default", "bmm.default", "mm.default"),
+        ),
         int8=(f"{_OPS}.matmul",),
     ),
-    _plain("sub", "element-wise", "operator.sub", "torch.sub", ".sub", "torch.ops.aten.sub.Tensor"),
+    _plain("addmm", "element-wise", "torch.addmm", ".addmm", *_aten("addmm.default")),
     _plain(
-        "div", "element-wise", "operator.truediv", "torch.div", ".div", "torch.ops.aten.div.Tensor"
+        "sub",
+        "element-wise",
+        "operator.sub",
+        "operator.isub",
+        "torch.sub",
+        ".sub",
+        ".sub_",
+        *_aten("sub.Tensor", "sub_.Tensor", "sub.Scalar"),
+    ),
+    _plain(
+        "div",
+        "element-wise",
+        "operator.truediv",
+        "operator.itruediv",
+        "torch.div",
+        ".div",
+        ".div_",
+        *_aten("div.Tensor", "div_.Tensor", "div.Scalar"),
     ),
     # torch.cat on quantized tensors has the first tensor's qparams, quantized.cat its own.
     OpSpec(
         key="cat",
         family="element-wise",
         spelled=("torch.cat", "torch.concat", "torch.concatenate", "torch.ops.aten.cat.default"),
-        int8=(f"{_OPS}.cat",),
-        int8_relu=(f"{_OPS}.cat_relu",),
+        int8=(f"{_OPS}.cat", f"{_OPS}.cat_out"),
+        int8_relu=(f"{_OPS}.cat_relu", f"{_OPS}.cat_relu_out"),
         output="input",
     ),
     # ---- pools
-    *(_pool("max", d) for d in (1, 2, 3)),
+    _pool("max", 1),
+    _pool("max", 2, "max_pool2d_with_indices.default"),
+    _pool("max", 3, "max_pool3d_with_indices.default"),
     *(_pool("avg", d) for d in (1, 2, 3)),
-    *(_pool("adaptive_avg", d) for d in (1, 2, 3)),
-    *(_pool("adaptive_max", d) for d in (1, 2)),
-    _plain("mean", "pool", "torch.mean", ".mean", "torch.ops.aten.mean.dim", output="input"),
+    _pool("adaptive_avg", 1),
+    _pool("adaptive_avg", 2, "_adaptive_avg_pool2d.default"),
+    _pool("adaptive_avg", 3, "_adaptive_avg_pool3d.default"),
+    *(_pool("adaptive_max", d) for d in (1, 2, 3)),
+    _plain(
+        "mean", "pool", "torch.mean", ".mean", *_aten("mean.dim", "mean.default"), output="input"
+    ),
     # ---- activations
     _plain(
         "relu",
@@ -345,8 +404,7 @@ TABLE: tuple[OpSpec, ...] = (
         f"{_F}.relu_",
         ".relu",
         ".relu_",
-        "torch.ops.aten.relu.default",
-        "torch.ops.aten.relu_.default",
+        *_aten("relu.default", "relu_.default"),
         output="input",
     ),
     _plain(
@@ -354,6 +412,7 @@ TABLE: tuple[OpSpec, ...] = (
         "activation",
         "torch.nn.ReLU6",
         f"{_F}.relu6",
+        *_aten("relu6.default", "relu6_.default"),
         int8=(f"{_Q}.ReLU6", f"{_OPS}.relu6"),
         output="input",
     ),
@@ -363,16 +422,20 @@ TABLE: tuple[OpSpec, ...] = (
         "torch.nn.Hardtanh",
         f"{_F}.hardtanh",
         f"{_F}.hardtanh_",
-        "torch.ops.aten.hardtanh.default",
+        *_aten("hardtanh.default", "hardtanh_.default"),
         output="input",
     ),
     _plain(
         "clamp",
         "activation",
         "torch.clamp",
+        "torch.clamp_",
+        "torch.clip",
         ".clamp",
         ".clamp_",
-        "torch.ops.aten.clamp.default",
+        ".clip",
+        *_aten("clamp.default", "clamp_.default", "clamp_min.default"),
+        int8=(f"{_OPS}.clamp",),
         output="input",
     ),
     _plain(
@@ -380,9 +443,10 @@ TABLE: tuple[OpSpec, ...] = (
         "activation",
         "torch.nn.Hardswish",
         f"{_F}.hardswish",
-        "torch.ops.aten.hardswish.default",
-        int8=(f"{_Q}.Hardswish", f"{_OPS}.hardswish", f"{_Q}.functional.hardswish"),
+        *_aten("hardswish.default", "hardswish_.default"),
+        int8=(f"{_Q}.Hardswish", f"{_OPS}.hardswish"),
     ),
+    # torch's own backend configs name methods "hardsigmoid" and "hardsigmoid_".
     _plain(
         "hardsigmoid",
         "activation",
@@ -390,6 +454,7 @@ TABLE: tuple[OpSpec, ...] = (
         f"{_F}.hardsigmoid",
         ".hardsigmoid",
         ".hardsigmoid_",
+        *_aten("hardsigmoid.default", "hardsigmoid_.default"),
         output="fixed",
         fixed=(1 / 256, 0),
     ),
@@ -398,10 +463,11 @@ TABLE: tuple[OpSpec, ...] = (
         "activation",
         "torch.nn.Sigmoid",
         "torch.sigmoid",
+        "torch.sigmoid_",
         f"{_F}.sigmoid",
         ".sigmoid",
         ".sigmoid_",
-        "torch.ops.aten.sigmoid.default",
+        *_aten("sigmoid.default", "sigmoid_.default"),
         int8=(f"{_Q}.Sigmoid", f"{_OPS}.sigmoid"),
         output="fixed",
         fixed=(1 / 256, 0),
@@ -411,10 +477,11 @@ TABLE: tuple[OpSpec, ...] = (
         "activation",
         "torch.nn.Tanh",
         "torch.tanh",
+        "torch.tanh_",
         f"{_F}.tanh",
         ".tanh",
         ".tanh_",
-        int8=(f"{_OPS}.tanh",),
+        *_aten("tanh.default", "tanh_.default"),
         output="fixed",
         fixed=(2 / 256, 128),
     ),
@@ -423,14 +490,28 @@ TABLE: tuple[OpSpec, ...] = (
         "activation",
         "torch.nn.ELU",
         f"{_F}.elu",
-        int8=(f"{_Q}.ELU", f"{_OPS}.elu", f"{_Q}.functional.elu"),
+        f"{_F}.elu_",
+        *_aten("elu.default", "elu_.default"),
+        int8=(f"{_Q}.ELU", f"{_OPS}.elu"),
     ),
-    _plain("celu", "activation", "torch.nn.CELU", f"{_F}.celu", int8=(f"{_OPS}.celu",)),
+    _plain(
+        "celu",
+        "activation",
+        "torch.nn.CELU",
+        f"{_F}.celu",
+        "torch.celu",
+        *_aten("celu.default", "celu_.default"),
+        int8=(f"{_OPS}.celu",),
+    ),
+    # torch's own backend configs name a method "leaky_relu".
     _plain(
         "leaky_relu",
         "activation",
         "torch.nn.LeakyReLU",
         f"{_F}.leaky_relu",
+        f"{_F}.leaky_relu_",
+        ".leaky_relu",
+        *_aten("leaky_relu.default", "leaky_relu_.default"),
         int8=(f"{_Q}.LeakyReLU", f"{_OPS}.leaky_relu"),
     ),
     _plain(
@@ -438,6 +519,8 @@ TABLE: tuple[OpSpec, ...] = (
         "activation",
         "torch.nn.PReLU",
         f"{_F}.prelu",
+        ".prelu",
+        *_aten("prelu.default"),
         int8=(f"{_Q}.PReLU", f"{_OPS}.prelu"),
     ),
     _plain(
@@ -447,40 +530,38 @@ TABLE: tuple[OpSpec, ...] = (
         f"{_F}.softmax",
         "torch.softmax",
         ".softmax",
+        *_aten("softmax.int", "_softmax.default"),
         int8=(f"{_Q}.Softmax", f"{_OPS}.softmax"),
     ),
-    _plain("silu", "activation", "torch.nn.SiLU", f"{_F}.silu"),
-    _plain("gelu", "activation", "torch.nn.GELU", f"{_F}.gelu"),
-    _plain("threshold", "activation", "torch.nn.Threshold", f"{_F}.threshold", output="input"),
-    # ---- normalization
-    OpSpec(
-        key="batch_norm2d",
-        family="normalization",
-        spelled=("torch.nn.BatchNorm2d",),
-        spelled_relu=("torch.ao.nn.intrinsic.BNReLU2d",),
-        int8=(f"{_Q}.BatchNorm2d", f"{_OPS}.batch_norm2d"),
-        int8_relu=(f"{_IQ}.BNReLU2d", f"{_OPS}.batch_norm2d_relu"),
-    ),
-    OpSpec(
-        key="batch_norm3d",
-        family="normalization",
-        spelled=("torch.nn.BatchNorm3d",),
-        spelled_relu=("torch.ao.nn.intrinsic.BNReLU3d",),
-        int8=(f"{_Q}.BatchNorm3d", f"{_OPS}.batch_norm3d"),
-        int8_relu=(f"{_IQ}.BNReLU3d", f"{_OPS}.batch_norm3d_relu"),
-    ),
+    # No flow of torch quantizes these two; they stay float between their neighbours.
+    _plain("silu", "activation", "torch.nn.SiLU", f"{_F}.silu", *_aten("silu.default")),
+    _plain("gelu", "activation", "torch.nn.GELU", f"{_F}.gelu", *_aten("gelu.default")),
     _plain(
-        "batch_norm1d",
+        "threshold",
+        "activation",
+        "torch.nn.Threshold",
+        f"{_F}.threshold",
+        *_aten("threshold.default", "threshold_.default"),
+        int8=(f"{_OPS}.threshold",),
+        output="input",
+    ),
+    # ---- normalization
+    *(_batch_norm(d) for d in (1, 2, 3)),
+    # The function has no dimension: it comes last, so that modules match the rows above.
+    _plain(
+        "batch_norm",
         "normalization",
-        "torch.nn.BatchNorm1d",
         f"{_F}.batch_norm",
-        int8=(f"{_OPS}.batch_norm1d",),
+        *_aten("batch_norm.default", "_native_batch_norm_legit_no_training.default"),
+        int8=(f"{_OPS}.batch_norm",),
+        int8_relu=(f"{_OPS}.batch_norm_relu",),
     ),
     _plain(
         "layer_norm",
         "normalization",
         "torch.nn.LayerNorm",
         f"{_F}.layer_norm",
+        *_aten("layer_norm.default", "native_layer_norm.default"),
         int8=(f"{_Q}.LayerNorm", f"{_OPS}.layer_norm"),
     ),
     _plain(
@@ -488,6 +569,7 @@ TABLE: tuple[OpSpec, ...] = (
         "normalization",
         "torch.nn.GroupNorm",
         f"{_F}.group_norm",
+        *_aten("group_norm.default", "native_group_norm.default"),
         int8=(f"{_Q}.GroupNorm", f"{_OPS}.group_norm"),
     ),
     _plain(
@@ -495,6 +577,7 @@ TABLE: tuple[OpSpec, ...] = (
         "normalization",
         *(f"torch.nn.InstanceNorm{d}d" for d in (1, 2, 3)),
         f"{_F}.instance_norm",
+        *_aten("instance_norm.default"),
         int8=(*(f"{_Q}.InstanceNorm{d}d" for d in (1, 2, 3)), f"{_OPS}.instance_norm"),
     ),
     # ---- the same codes, moved or picked
@@ -503,7 +586,9 @@ TABLE: tuple[OpSpec, ...] = (
         "shape",
         *(f"torch.nn.Dropout{d}" for d in ("", "1d", "2d", "3d")),
         f"{_F}.dropout",
-        int8=(f"{_Q}.Dropout",),
+        "torch.dropout",
+        *_aten("dropout.default", "dropout_.default"),
+        int8=(f"{_Q}.Dropout", f"{_OPS}.dropout"),
         output="shape",
     ),
     _plain(
@@ -514,32 +599,65 @@ TABLE: tuple[OpSpec, ...] = (
         "torch.nn.UpsamplingBilinear2d",
         f"{_F}.interpolate",
         f"{_F}.upsample",
+        f"{_F}.upsample_nearest",
+        f"{_F}.upsample_bilinear",
+        *_aten(
+            *(f"upsample_nearest{d}d.vec" for d in (1, 2, 3)),
+            "upsample_linear1d.vec",
+            "upsample_bilinear2d.vec",
+            "upsample_bicubic2d.vec",
+            "upsample_trilinear3d.vec",
+        ),
         output="input",
     ),
     _plain(
         "pad",
         "shape",
         f"{_F}.pad",
-        "torch.nn.ConstantPad2d",
-        "torch.nn.ZeroPad2d",
-        "torch.nn.ReflectionPad2d",
-        "torch.nn.ReplicationPad2d",
+        *(
+            f"torch.nn.{kind}Pad{d}d"
+            for kind in ("Constant", "Zero", "Reflection", "Replication", "Circular")
+            for d in (1, 2, 3)
+        ),
+        *_aten("pad.default", "constant_pad_nd.default", "reflection_pad2d.default"),
+        *_aten("replication_pad2d.default"),
         output="input",
     ),
     _shape("identity", "torch.nn.Identity"),
-    _shape("flatten", "torch.nn.Flatten", "torch.flatten", ".flatten"),
-    _shape("unflatten", "torch.nn.Unflatten", "torch.unflatten", ".unflatten"),
+    _shape(
+        "flatten",
+        "torch.nn.Flatten",
+        "torch.flatten",
+        ".flatten",
+        "torch.ravel",
+        ".ravel",
+        *_aten("flatten.using_ints"),
+    ),
+    _shape(
+        "unflatten",
+        "torch.nn.Unflatten",
+        "torch.unflatten",
+        ".unflatten",
+        *_aten("unflatten.int"),
+    ),
     _shape(
         "reshape",
         "torch.reshape",
         ".reshape",
+        ".reshape_as",
         ".view",
+        ".view_as",
         ".resize_",
-        "torch.ops.aten.view.default",
-        "torch.ops.aten.reshape.default",
+        *_aten("view.default", "reshape.default", "_unsafe_view.default", "view_copy.default"),
     ),
     _shape(
-        "permute", "torch.permute", ".permute", "torch.movedim", "torch.ops.aten.permute.default"
+        "permute",
+        "torch.permute",
+        "torch.permute_copy",
+        ".permute",
+        "torch.movedim",
+        ".movedim",
+        *_aten("permute.default", "permute_copy.default"),
     ),
     _shape(
         "transpose",
@@ -547,31 +665,77 @@ TABLE: tuple[OpSpec, ...] = (
         ".transpose",
         ".t",
         "torch.t",
-        "torch.ops.aten.transpose.int",
+        "torch.swapaxes",
+        ".swapaxes",
+        *_aten("transpose.int", "t.default"),
     ),
-    _shape("squeeze", "torch.squeeze", ".squeeze", ".squeeze_"),
-    _shape("unsqueeze", "torch.unsqueeze", ".unsqueeze", ".unsqueeze_"),
-    _shape("expand", ".expand", ".expand_as"),
-    _shape("repeat", ".repeat", ".repeat_interleave", "torch.repeat_interleave", "torch.tile"),
-    _shape("stack", "torch.stack"),
-    _shape("chunk", "torch.chunk", ".chunk"),
-    _shape("split", "torch.split", ".split"),
-    _shape("unbind", "torch.unbind", ".unbind"),
-    _shape("getitem", "operator.getitem"),
-    _shape("narrow", "torch.narrow", ".narrow", ".select", "torch.select"),
-    _shape("roll", "torch.roll", ".roll", "torch.flip", ".flip"),
+    _shape(
+        "squeeze",
+        "torch.squeeze",
+        ".squeeze",
+        ".squeeze_",
+        *_aten("squeeze.default", "squeeze.dim", "squeeze.dims"),
+    ),
+    _shape(
+        "unsqueeze", "torch.unsqueeze", ".unsqueeze", ".unsqueeze_", *_aten("unsqueeze.default")
+    ),
+    _shape(
+        "expand",
+        ".expand",
+        ".expand_as",
+        "torch.broadcast_to",
+        *_aten("expand.default", "expand_as.default"),
+    ),
+    _shape(
+        "repeat",
+        ".repeat",
+        ".repeat_interleave",
+        "torch.repeat_interleave",
+        "torch.tile",
+        ".tile",
+        *_aten("repeat.default", "repeat_interleave.self_int", "tile.default"),
+    ),
+    _shape("stack", "torch.stack", *_aten("stack.default")),
+    _shape("chunk", "torch.chunk", ".chunk", *_aten("chunk.default")),
+    _shape(
+        "split",
+        "torch.split",
+        ".split",
+        "torch.tensor_split",
+        *_aten("split.Tensor", "split_with_sizes.default"),
+    ),
+    _shape("unbind", "torch.unbind", ".unbind", *_aten("unbind.int")),
+    _shape("getitem", "operator.getitem", *_aten("slice.Tensor", "index.Tensor")),
+    _shape(
+        "narrow",
+        "torch.narrow",
+        ".narrow",
+        ".select",
+        "torch.select",
+        *_aten("narrow.default", "select.int"),
+    ),
+    _shape(
+        "roll",
+        "torch.roll",
+        ".roll",
+        "torch.flip",
+        ".flip",
+        *_aten("roll.default", "flip.default"),
+    ),
     _shape(
         "pixel_shuffle",
         "torch.nn.PixelShuffle",
         f"{_F}.pixel_shuffle",
         "torch.nn.PixelUnshuffle",
         f"{_F}.pixel_unshuffle",
+        *_aten("pixel_shuffle.default", "pixel_unshuffle.default"),
     ),
     _shape(
         "channel_shuffle",
         "torch.nn.ChannelShuffle",
         f"{_F}.channel_shuffle",
         "torch.channel_shuffle",
+        *_aten("channel_shuffle.default"),
     ),
     _shape(
         "contiguous",
@@ -583,6 +747,8 @@ TABLE: tuple[OpSpec, ...] = (
         ".to",
         ".cpu",
         ".cuda",
+        *_aten("contiguous.default", "clone.default", "detach.default", "detach_.default"),
+        *_aten("to.dtype", "to.device", "to.dtype_layout", "alias.default"),
     ),
     _plain(
         "size",
@@ -594,6 +760,7 @@ TABLE: tuple[OpSpec, ...] = (
         "builtins.getattr",
         "builtins.len",
         "operator.floordiv",
+        *_aten("sym_size.int"),
         output="none",
     ),
     # ---- whole sub-networks; opened only through their own modules

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 
 SEED = 0
+GOLDEN = Path(__file__).resolve().parent / "golden"
 
 # Two xdist workers on two cores; one thread also fixes the order of float sums.
 torch.set_num_threads(1)
@@ -33,3 +36,28 @@ def pytest_report_header() -> list[str]:
 def seed() -> int:
     torch.manual_seed(SEED)
     return SEED
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="write the golden texts anew; then read them"
+    )
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Assert that a text is the one in tests/golden/<name>.txt."""
+    update = request.config.getoption("--update-golden")
+
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / f"{name}.txt"
+        # Padding at the end of a line is invisible, and editors remove it from the file.
+        text = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+        if update:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert text == path.read_text(encoding="utf-8"), (
+            f"read it, then pytest {request.node.nodeid} --update-golden"
+        )
+
+    return check

@@ -81,6 +81,7 @@ def trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
             "not a module", where="trace", found=type(model).__name__, expected="torch.nn.Module"
         )
     root = _copy(model)
+    modes = {path: module.training for path, module in root.named_modules(remove_duplicate=False)}
     hooks = {m: kind for m in root.modules() if (kind := _torch.observer_hook(m)) is not None}
     for module in hooks:
         _torch.strip_observer_hook(module)
@@ -94,10 +95,8 @@ def trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
             "with torch.fx.wrap, or pass a GraphModule",
         ) from error
     traced = fx.GraphModule(root, graph, type(model).__name__)
-    traced.train(model.training)
-    for name, module in traced.named_modules():
-        if name:
-            module.training = root.get_submodule(name).training
+    for path, module in traced.named_modules(remove_duplicate=False):
+        module.training = modes.get(path, model.training)
     if example_inputs is not None:
         _check_same(model, traced, example_inputs)
     return traced

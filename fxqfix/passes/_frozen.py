@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fxqfix import _torch
+from fxqfix.dialects.quantizer import qparams_of
 from fxqfix.qparams import QParams
 
 __all__ = ["FrozenFakeQuantize"]
@@ -53,12 +54,19 @@ class FrozenFakeQuantize(nn.Module):
         self.ch_axis = -1 if qparams.axis is None else qparams.axis
         self.is_per_channel = qparams.axis is not None
         self.is_dynamic = False
-        self.qparams = qparams
         self.qscheme: Any = torch.per_tensor_affine
         if self.is_per_channel:
             self.qscheme = torch.per_channel_affine
             if float_points:
                 self.qscheme = torch.per_channel_affine_float_qparams
+
+    @property
+    def qparams(self) -> QParams:
+        """The qparams, read from the buffers, which a loaded state_dict may have changed."""
+        axis = self.ch_axis if self.is_per_channel else None
+        return qparams_of(
+            self.scale, self.zero_point, self.quant_min, self.quant_max, self.dtype, axis
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize x with the fixed qparams."""

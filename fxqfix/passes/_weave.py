@@ -184,7 +184,6 @@ class Weaver:
         while hasattr(self.rewriter.module, path):
             count += 1
             path = f"{PREFIX}{name}_{count}"
-        module.train(self.rewriter.module.training)
         self.rewriter.module.add_module(path, module)
         return self.tag(self.rewriter.graph.create_node("call_module", path, args), stream)
 

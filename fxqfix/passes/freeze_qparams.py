@@ -12,8 +12,9 @@ from torch import fx, nn
 
 from fxqfix import _torch, ops
 from fxqfix.dialects.quantizer import QuantizerState, read_quantizer
+from fxqfix.dialects.trace import trace
 from fxqfix.dialects.weights import effective_weight, holder, weight_quantizer
-from fxqfix.errors import UncalibratedError
+from fxqfix.errors import TraceError, UncalibratedError
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._frozen import FrozenFakeQuantize
 
@@ -47,10 +48,10 @@ class FreezeQParams(Pass):
         found = list(_quantizers(rewriter.module))
         for path, module in found:
             if id(module) not in states:
-                states[id(module)] = _state(path, module)
+                states[id(module)] = _state(path, module, rewriter.module)
         for path, module in found:
             state = states[id(module)]
-            if state.used is None or isinstance(module, FrozenFakeQuantize):
+            if state.used is None or not state.calibrated or isinstance(module, FrozenFakeQuantize):
                 continue
             if id(module) not in frozen:
                 device = next((b.device for b in module.buffers()), None)
@@ -78,9 +79,10 @@ class FreezeQParams(Pass):
             rewriter.note(f"{path}.weight: {state.source} -> {state.used}")
 
 
-def _state(path: str, module: nn.Module) -> QuantizerState:
+def _state(path: str, module: nn.Module, model: nn.Module | None = None) -> QuantizerState:
     state = read_quantizer(module, f"freeze-qparams, {path}")
-    if not state.calibrated and state.used is not None:
+    needed = not state.calibrated and state.used is not None
+    if needed and not (model is not None and _never_runs(module, model)):
         raise UncalibratedError(
             f"{type(module).__name__} never saw data",
             where=f"freeze-qparams, {path}",
@@ -89,6 +91,17 @@ def _state(path: str, module: nn.Module) -> QuantizerState:
             remedy="run calibration data through the model (observers enabled) first",
         )
     return state
+
+
+def _never_runs(module: nn.Module, model: nn.Module) -> bool:
+    """Whether no forward of the model can reach a module: FloatFunctional's after mul_scalar."""
+    try:
+        nodes = trace(model).graph.nodes
+    except TraceError:
+        return False
+    called = {str(n.target) for n in nodes if n.op == "call_module"}
+    paths = [p for p, m in model.named_modules(remove_duplicate=False) if m is module]
+    return not any(p == c or p.startswith(f"{c}.") for p in paths for c in called)
 
 
 def _quantizers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

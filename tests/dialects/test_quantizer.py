@@ -128,7 +128,7 @@ def make_observer(
         return kind(qscheme=scheme, **given)
 
 
-@pytest.mark.parametrize(("dtype", "low", "high"), [*RANGES, (torch.qint32, None, None)])
+@pytest.mark.parametrize(("dtype", "low", "high"), RANGES)
 @pytest.mark.parametrize(("kind", "scheme", "axis"), OBSERVERS, ids=observer_name)
 def test_observer(
     kind: Callable[..., nn.Module],
@@ -139,9 +139,26 @@ def test_observer(
     high: int | None,
 ) -> None:
     """An observer computes in float; `used` is what conversion would bake, on its own range."""
-    if dtype == torch.qint32 and kind not in (tq.MinMaxObserver, tq.PerChannelMinMaxObserver):
-        pytest.skip("torch's other observers have no qint32 form")
     module = make_observer(kind, scheme, axis, **options(dtype, low, high))
+    assert_observed(module, axis, dtype)
+    used = read(module).used
+    assert used is not None
+    if low is not None:
+        assert (used.quant_min, used.quant_max) == (low, high)
+    else:
+        assert not used.is_narrow
+
+
+@pytest.mark.parametrize("kind", [tq.MinMaxObserver, tq.PerChannelMinMaxObserver])
+def test_observer_of_32_bits(kind: Callable[..., nn.Module]) -> None:
+    """The only observers of torch that take qint32."""
+    axis = 0 if kind is tq.PerChannelMinMaxObserver else -1
+    scheme = SYMMETRIC if axis < 0 else CHANNEL_SYMMETRIC
+    module = make_observer(kind, scheme, axis, dtype=torch.qint32)
+    assert_observed(module, axis, torch.qint32)
+
+
+def assert_observed(module: nn.Module, axis: int, dtype: torch.dtype) -> None:
     observed(module, DATA["both signs"], DATA["positive"])
     state = read(module)
     with quiet():
@@ -153,14 +170,16 @@ def test_observer(
     assert state.used.axis == (axis if axis >= 0 else None)
     assert (state.quantizes, state.calibrated, state.observing) == (False, True, True)
     assert state.used.dtype == dtype
-    if low is not None:
-        assert (state.used.quant_min, state.used.quant_max) == (low, high)
-    elif dtype != torch.qint32:
-        assert not state.used.is_narrow
 
 
-@pytest.mark.parametrize(("dtype", "low", "high"), [(torch.quint8, 0, 127), (torch.qint8, -64, 63)])
-@pytest.mark.parametrize(("kind", "scheme", "axis"), OBSERVERS, ids=observer_name)
+# torch has no reduced range for symmetric quint8.
+REDUCED = [(*o, torch.qint8, -64, 63) for o in OBSERVERS]
+REDUCED += [(*o, torch.quint8, 0, 127) for o in OBSERVERS if o[1] in (AFFINE, CHANNEL_AFFINE)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme", "axis", "dtype", "low", "high"), REDUCED, ids=observer_name
+)
 def test_reduce_range(
     kind: Callable[..., nn.Module],
     scheme: torch.qscheme,
@@ -169,8 +188,6 @@ def test_reduce_range(
     low: int,
     high: int,
 ) -> None:
-    if dtype == torch.quint8 and scheme in (SYMMETRIC, CHANNEL_SYMMETRIC):
-        pytest.skip("torch has no reduced symmetric quint8 range")
     module = make_observer(kind, scheme, axis, dtype=dtype, reduce_range=True)
     state = read(observed(module, DATA["both signs"]))
     assert state.used is not None
@@ -265,13 +282,18 @@ SCHEMES = [
     (CHANNEL_SYMMETRIC, 1),
 ]
 GIVEN_RANGES = [r for r in RANGES if r[1] is not None]
+# torch's fused kernel has channels on axis 0 only.
+FAKE_QUANTS = [
+    (make, scheme, axis)
+    for make, (scheme, axis) in itertools.product((plain, fused, learnable), SCHEMES)
+    if not (make is fused and axis == 1)
+]
 FakeQuant = Callable[[torch.qscheme, int, torch.dtype, int, int], nn.Module]
 
 
 @pytest.mark.parametrize("seen", DATA)
 @pytest.mark.parametrize(("dtype", "low", "high"), GIVEN_RANGES)
-@pytest.mark.parametrize(("scheme", "axis"), SCHEMES)
-@pytest.mark.parametrize("make", [plain, fused, learnable])
+@pytest.mark.parametrize(("make", "scheme", "axis"), FAKE_QUANTS, ids=observer_name)
 def test_fake_quant(
     make: FakeQuant,
     scheme: torch.qscheme,
@@ -282,8 +304,6 @@ def test_fake_quant(
     seen: str,
 ) -> None:
     """Observing, then frozen by the user: both times the forward does what `used` says."""
-    if make is fused and axis == 1:
-        pytest.skip("torch's fused kernel has channels on axis 0 only")
     module = observed(make(scheme, axis, dtype, low, high), DATA[seen], DATA[seen] * 0.9)
     state = read(module)
     assert (state.quantizes, state.calibrated, state.observing) == (True, True, True)
@@ -567,7 +587,6 @@ def test_the_kernel_against_the_observer(low: float, high: float, case: str) -> 
         tq.MovingAverageMinMaxObserver,
         tq.PerChannelMinMaxObserver,
         tq.MovingAveragePerChannelMinMaxObserver,
-        functools.partial(tq.HistogramObserver, bins=32),
         tq.FakeQuantize,
         tq.default_fused_act_fake_quant,
         tq.default_fused_per_channel_wt_fake_quant,
@@ -583,6 +602,13 @@ def test_range_that_is_none(make: Callable[[], nn.Module], which: str, value: fl
     assert str(info.value).startswith("layer1.0.conv: ")
     assert type(module).__name__ in str(info.value)
     assert fingerprint(module) == before
+
+
+def test_histogram_without_a_range() -> None:
+    module = observed(tq.HistogramObserver(bins=32), DATA["both signs"])
+    module.min_val.fill_(math.nan)
+    with pytest.raises(NonFiniteError, match="not finite and positive"):
+        read_quantizer(module)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -1.0])

@@ -1,0 +1,195 @@
+"""One injector per cause: it plants the cause in a healthy pair of models.
+
+A healthy pair is a frozen prepared model, already folded, and its decomposed conversion, which are
+equal to the bit; whatever differs after an injection is the injected fault's. An injector returns
+the (prepared, converted, engine) to compare, and the names of the sites where the fault sits.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.ao.quantization import (
+    QConfigMapping,
+    disable_observer,
+    get_default_qat_qconfig_mapping,
+    get_default_qconfig,
+)
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
+
+import fxqfix
+from fxqfix.flows.convert import quantized_engine
+
+SHAPE = (8, 3, 8, 8)
+
+
+class Net(nn.Module):
+    """conv-BN-relu, conv, residual add with relu, dropout, pool, linear."""
+
+    def __init__(self, drop: nn.Module | None = None) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU()
+        self.body = nn.Conv2d(8, 8, 3, padding=1)
+        # Quantized dropout hands its input's qparams on, whatever its own observer saw.
+        self.drop = drop if drop is not None else nn.Identity()
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.bn(self.stem(x)))
+        x = torch.relu(self.body(x) + x)
+        x = self.pool(self.drop(x))
+        return self.head(torch.flatten(x, 1))
+
+
+def trained(qconfig_engine: str = "fbgemm", drop: nn.Module | None = None) -> fx.GraphModule:
+    """A QAT model, observers off, eval mode."""
+    x = torch.randn(SHAPE)
+    mapping = get_default_qat_qconfig_mapping(qconfig_engine)
+    prepared = prepare_qat_fx(Net(drop).train(), mapping, (x,))
+    for _ in range(4):
+        prepared(torch.randn(SHAPE))
+    for bn in (m for m in prepared.modules() if isinstance(m, nn.BatchNorm2d)):
+        with torch.no_grad():  # far from the identity, so that folding has something to round
+            bn.weight.uniform_(0.5, 2.0)
+            bn.bias.uniform_(-0.5, 0.5)
+    for _ in range(4):
+        prepared(torch.randn(SHAPE))
+    prepared.eval().apply(disable_observer)
+    return prepared
+
+
+def data(amplitude: float = 1.0) -> list[torch.Tensor]:
+    """A few batches, as wide as those of `trained` at amplitude 1."""
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(SHAPE, generator=generator).clamp(-2, 2) * amplitude for _ in range(3)]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A planted fault: what to compare, on what, and where the fault sits."""
+
+    prepared: nn.Module
+    converted: nn.Module
+    batches: list[torch.Tensor]
+    sites: tuple[str, ...]
+    engine: str | None = None
+
+
+def range_lost() -> Fault:
+    """Widen one quantize of the decomposed graph to its dtype's range."""
+    frozen = fxqfix.freeze(trained())
+    converted = fxqfix.to_decomposed(frozen, pin_ranges=False)
+    _edit(converted, "x", quant_max=255)
+    return Fault(frozen, converted, data(3.0), ("x",))
+
+
+def scale_formula() -> Fault:
+    """Convert with the observers' qparams instead of the fused kernels'."""
+    prepared = trained()
+    attributes = prepared.meta["_observed_graph_module_attrs"]
+    baked = copy.deepcopy(prepared)
+    for path, module in list(baked.named_modules()):
+        site = path.removesuffix(".weight_fake_quant")
+        if path.endswith(".weight_fake_quant"):
+            from fxqfix.dialects.quantizer import read_quantizer
+            from fxqfix.passes import FrozenFakeQuantize
+
+            state = read_quantizer(module)
+            assert state.baked is not None
+            baked.get_submodule(site).weight_fake_quant = FrozenFakeQuantize(state.baked)
+    baked.meta["_observed_graph_module_attrs"] = attributes
+    sites = ("stem", "body", "head")
+    return Fault(prepared, fxqfix.to_decomposed(baked), data(0.5), sites)
+
+
+def bn_folding() -> Fault:
+    """The unfolded QAT model against its folded conversion."""
+    prepared = trained()
+    bn: Any = prepared.stem.bn  # type: ignore[union-attr]  # a submodule
+    with torch.no_grad():  # a mean and a bias that cancel: nothing moves but the rounding
+        factor = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+        bn.running_mean += 64.0
+        bn.bias += 64.0 * factor
+    many = [torch.randn(16, 3, 32, 32) * 0.5 for _ in range(2)]
+    return Fault(prepared, fxqfix.to_decomposed(prepared), many, ("stem",))
+
+
+def bn_training() -> Fault:
+    """Leave BatchNorm in train mode."""
+    prepared = trained()
+    converted = fxqfix.to_decomposed(prepared)
+    for module in prepared.modules():
+        if hasattr(module, "bn"):
+            module.train()
+    return Fault(prepared, converted, data(0.5), ("stem",))
+
+
+def dropout_training() -> Fault:
+    """Leave dropout in train mode."""
+    prepared = trained(drop=nn.Dropout(0.5))
+    converted = fxqfix.to_decomposed(prepared)
+    prepared.drop.train()  # type: ignore[union-attr, operator]  # a submodule
+    return Fault(prepared, converted, data(0.5), ("drop",))
+
+
+def rounding() -> Fault:
+    """Inputs on exact ties, an odd zero point, and the native quantize op's other rounding."""
+    x = torch.linspace(-2, 2, 8 * 3 * 8 * 8).reshape(SHAPE)
+    mapping = QConfigMapping().set_global(get_default_qconfig("fbgemm"))
+    prepared = prepare_fx(Net().eval(), mapping, (x,))
+    prepared(x)
+    frozen = fxqfix.freeze(prepared)
+    quantizer: Any = frozen.activation_post_process_0
+    quantizer.scale.fill_(0.25)
+    quantizer.zero_point.fill_(65)
+    ties = (torch.arange(x.numel()) % 40 - 20 + 0.5) * 0.25
+    return Fault(frozen, _native(frozen), [ties.reshape(SHAPE)], ("x",))
+
+
+def bias_int32() -> Fault:
+    """Let qnnpack round the bias: large scales, small biases."""
+    prepared = fxqfix.freeze(trained("qnnpack"))
+    with quantized_engine("qnnpack"):
+        converted = convert_fx(copy.deepcopy(prepared))
+    return Fault(prepared, converted, [torch.randn(64, 3, 8, 8)], ("body", "head"), "qnnpack")
+
+
+def _native(frozen: fx.GraphModule) -> fx.GraphModule:
+    """The decomposed model with its first quantize done by torch.quantize_per_tensor."""
+    converted = fxqfix.to_decomposed(frozen, pin_ranges=False)
+    node = next(n for n in converted.graph.nodes if n.name == "x_quantize")
+    source, scale, point = node.args[:3]
+    with converted.graph.inserting_before(node):
+        native = converted.graph.call_function(
+            torch.quantize_per_tensor, (source, scale, point, torch.quint8)
+        )
+        codes = converted.graph.call_method("dequantize", (native,))
+    node.replace_input_with(source, codes)
+    converted.recompile()
+    return converted
+
+
+def _edit(model: fx.GraphModule, site: str, quant_max: int) -> None:
+    for node in model.graph.nodes:
+        if node.name in (f"{site}_quantize", f"{site}_dequantize"):
+            node.args = (*node.args[:4], quant_max, *node.args[5:])
+    model.recompile()
+
+
+INJECTORS: dict[str, Callable[[], Fault]] = {
+    "range-lost": range_lost,
+    "scale-formula": scale_formula,
+    "bn-folding": bn_folding,
+    "bn-training": bn_training,
+    "dropout-training": dropout_training,
+    "rounding": rounding,
+    "bias-int32": bias_int32,
+}
