@@ -6,6 +6,8 @@ carry quantized tensors follows from the op table's output rules; no data is run
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +18,10 @@ from fxqfix.dialects._base import Reading, Tap, modules_of, op_name, scope, uniq
 from fxqfix.dialects.quantizer import qparams_of
 from fxqfix.dialects.site import Site
 from fxqfix.dialects.weights import WeightView, int8_weight, packed_weight
+from fxqfix.errors import UnsupportedError
 from fxqfix.qparams import QParams, container_range
 
-__all__ = ["NAME", "matches", "propagate", "read", "weight_of"]
+__all__ = ["NAME", "bound", "fetch", "matches", "propagate", "read", "weight_of"]
 
 NAME = "fx-int8"
 
@@ -45,27 +48,76 @@ def read(graph_module: fx.GraphModule) -> Reading:
     qparams = propagate(graph_module)
     taken: set[str] = set()
     taps: list[Tap] = []
+    hidden: list[tuple[Site, str]] = []
     for node in graph_module.graph.nodes:
-        weight = weight_of(node, graph_module, modules)
+        hidden += _hidden(node, graph_module, modules, taken)
+        try:
+            weight = weight_of(node, graph_module, modules)
+        except UnsupportedError as error:
+            site = Site(unique(f"{node.name}.weight", taken), "weight", *_place(node, graph_module))
+            hidden.append((site, error.what))
+            weight = None
         if weight is not None:
             taps.append(_weight_tap(node, weight, graph_module, modules, taken))
-        if node not in qparams:
-            continue
-        found = ops.match_node(node, modules)
-        # A quantize op is named for the value that it quantizes, a kernel for itself.
-        is_function = found is not None and found.key == "quantize" and node.op == "call_function"
-        producer = node.all_input_nodes[0] if is_function else node
-        site = Site(
-            name=unique(producer.name, taken),
-            kind="activation",
-            module=scope(producer, graph_module),
-            op="input" if _is_entry(node, found) else op_name(producer, modules),
-            used=qparams[node],
-            source="kernel's arguments" if found and found.column == "int8" else "graph",
-        )
-        inherited = found is None or found.spec.output in ("shape", "input", "tuple")
-        taps.append(Tap(site, node, producer, inherited=inherited))
-    return Reading(graph_module, NAME, tuple(taps))
+        if node in qparams:
+            taps.append(_value_tap(node, qparams, graph_module, modules, taken))
+    return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
+
+
+def _value_tap(
+    node: fx.Node,
+    qparams: dict[fx.Node, QParams],
+    graph_module: fx.GraphModule,
+    modules: dict[str, nn.Module],
+    taken: set[str],
+) -> Tap:
+    found = ops.match_node(node, modules)
+    # A quantize op is named for the value that it quantizes, a kernel for itself.
+    is_function = found is not None and found.key == "quantize" and node.op == "call_function"
+    producer = node.all_input_nodes[0] if is_function else node
+    module, op = _place(producer, graph_module)
+    site = Site(
+        name=unique(producer.name, taken),
+        kind="activation",
+        module=module,
+        op="input" if _is_entry(node, found) else op,
+        used=qparams[node],
+        source="kernel's arguments" if found and found.column == "int8" else "graph",
+    )
+    # Kept from the input: `propagate` hands on the very object, or the codes with a moved grid.
+    kept = any(qparams.get(n) is qparams[node] for n in node.all_input_nodes)
+    return Tap(site, node, producer, inherited=kept or _scalar(node, found) is not None)
+
+
+def _place(node: fx.Node, graph_module: fx.GraphModule) -> tuple[str, str]:
+    return scope(node, graph_module), op_name(node, modules_of(graph_module))
+
+
+def _hidden(
+    node: fx.Node, graph_module: fx.GraphModule, modules: dict[str, nn.Module], taken: set[str]
+) -> list[tuple[Site, str]]:
+    """Sites that the graph does not show: chosen at run time, or inside a closed module."""
+    found = ops.match_node(node, modules)
+    place = _place(node, graph_module)
+    if found is not None and found.column == "dynamic" and found.spec.family != "embedding":
+        name = unique(f"{node.name}.input", taken)
+        site = Site(name, "activation", *place, source="dynamic")
+        return [(site, "qparams are chosen at run time (dynamic)")]
+    if found is None or found.column != "int8" or node.op != "call_module":
+        return []
+    if found.spec.family not in ("recurrent", "attention"):
+        return []
+    module = modules[str(node.target)]
+    reason = f"inside {type(module).__name__} {node.target!r}, which the graph does not open"
+    sites = []
+    for path, inner in module.named_modules():
+        weight = int8_weight(inner) if path else None
+        if weight is not None:
+            name, where = unique(f"{node.name}.{path}.weight", taken), f"{node.target}.{path}"
+            shape = tuple(weight.codes.shape)
+            site = Site(name, "weight", where, found.key, weight.qparams, shape=shape)
+            sites.append((site, reason))
+    return sites
 
 
 def _is_entry(node: fx.Node, found: ops.Match | None) -> bool:
@@ -98,10 +150,15 @@ def weight_of(
     if node.op == "call_module":
         return int8_weight(modules[str(node.target)])
     for arg in node.all_input_nodes if node.op == "call_function" else ():
-        if arg.op == "get_attr":
-            value = fetch(graph_module, arg)
-            if _torch.is_packed_params(value):
-                return packed_weight(value)
+        value = fetch(graph_module, arg) if arg.op == "get_attr" else None
+        if not _torch.is_packed_params(value):
+            continue
+        weight = packed_weight(value)
+        found = ops.match_node(node, modules)
+        if weight is not None and found is not None and found.spec.key.endswith("1d"):
+            # Packed as a convolution of two dimensions, the first of size 1.
+            return replace(weight, codes=weight.codes.squeeze(2))
+        return weight
     return None
 
 
@@ -143,14 +200,18 @@ def _output(
     rule = found.spec.output
     if rule in ("float", "none") or found.column == "dynamic":
         return None
+    out = bound(node).get("out")  # written to a tensor that has its qparams already
+    if isinstance(out, fx.Node) and out in known:
+        return known[out]
     own = _own_qparams(node, graph_module, modules, source.dtype)
     if own is not None:
         return own
     if rule == "fixed" and found.spec.fixed is not None and source.dtype == torch.quint8:
         scale, point = found.spec.fixed
         return QParams(scale, point, 0, 255, torch.quint8)
-    if rule == "scalar":
-        return _scalar_qparams(node, found, source)
+    scalar = _scalar(node, found)
+    if scalar is not None:
+        return _scalar_qparams(node, scalar, source)
     return source
 
 
@@ -189,28 +250,52 @@ def _own_qparams(
 
 def output_arguments(node: fx.Node) -> tuple[Any, Any]:
     """The (scale, zero point) arguments of a torch.ops.quantized call; (None, None) without."""
-    packet = node.target
-    for overload in getattr(packet, "overloads", list)():
-        names = [a.name for a in getattr(packet, overload)._schema.arguments]
-        scale = next((n for n in names if n.rstrip("_i").endswith("scale")), None)
-        point = next((n for n in names if n.rstrip("_i").endswith("zero_point")), None)
-        if scale is None or point is None:
-            continue
+    given = bound(node)
+    scale = next((v for n, v in given.items() if n.removesuffix("_i").endswith("scale")), None)
+    point = next((v for n, v in given.items() if n.removesuffix("_i").endswith("zero_point")), None)
+    return (None, None) if scale is None or point is None else (scale, point)
+
+
+def bound(node: fx.Node) -> dict[str, Any]:
+    """A call's arguments by name, under the first signature of its target that takes them.
+
+    Only int8 kernels are asked: {} for modules, methods and float functions.
+    """
+    if "quantized." not in str(node.target):
+        return {}
+    for names, required, tensors in _signatures(node.target):
         given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-        if given.get(scale) is not None and given.get(point) is not None:
-            return given[scale], given[point]
-    return None, None
+        fits = len(node.args) <= len(names) and given.keys() <= set(names)
+        numbers = [n for n in tensors & given.keys() if isinstance(given[n], (int, float))]
+        if fits and required <= given.keys() and not numbers:
+            return given
+    return {}
 
 
-def _scalar_qparams(node: fx.Node, found: ops.Match, source: QParams) -> QParams | None:
-    """quantized.add_scalar / mul_scalar keep codes and move the grid, unless it overflows.
+def _signatures(target: Any) -> Iterator[tuple[list[str], set[str], set[str]]]:
+    """(names, those without a default, those of type Tensor) of each overload."""
+    for overload in getattr(target, "overloads", list)():
+        arguments = getattr(target, overload)._schema.arguments
+        names = [a.name for a in arguments]
+        required = {a.name for a in arguments if not a.has_default_value()}
+        yield names, required, {a.name for a in arguments if str(a.type) == "Tensor"}
+
+
+def _scalar(node: fx.Node, found: ops.Match | None) -> float | None:
+    """The number that an int8 kernel adds or multiplies with; None for any other op."""
+    if found is None or found.column != "int8" or found.spec.family != "element-wise":
+        return None
+    number = bound(node).get("b")  # the schemas' name for it, on either side
+    return number if isinstance(number, (int, float)) else None
+
+
+def _scalar_qparams(node: fx.Node, scalar: float, source: QParams) -> QParams | None:
+    """A kernel that adds or multiplies with a number keeps the codes and moves the grid.
 
     The kernels' rule depends on the scalar; rather than copy it, run the kernel on one value.
     """
-    if len(node.args) < 2 or not isinstance(node.args[1], (int, float)):
-        return None
     scale, point = source.scales[0], int(source.zero_points[0])
     probe = torch.quantize_per_tensor(torch.zeros(1), scale, point, source.dtype)
     target: Any = node.target
-    value = target(probe, node.args[1])
+    value = target(probe, scalar)
     return qparams_of(value.q_scale(), value.q_zero_point(), *source.container, source.dtype)

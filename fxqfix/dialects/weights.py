@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxqfix import _torch, ops
 from fxqfix.dialects.quantizer import QuantizerState, qparams_of, read_quantizer
+from fxqfix.errors import UnsupportedError
 from fxqfix.qparams import QParams, container_range, quantize
 
 __all__ = [
@@ -138,7 +139,16 @@ def tensor_weight(weight: Tensor, bias: Tensor | None = None) -> WeightView:
         )
     # Kernels hand their weights back channels-last; a float convolution would follow that layout,
     # and sums behind it would round differently.
-    return WeightView(weight.int_repr().contiguous(), qparams, bias)
+    return WeightView(_codes(weight).contiguous(), qparams, bias)
+
+
+def _codes(weight: Tensor) -> Tensor:
+    """The integer codes; of several in a byte, the first one stands in the lowest bits."""
+    if weight.dtype != torch.quint4x2:
+        return weight.int_repr()
+    pairs = weight.int_repr().reshape(-1)
+    codes = torch.stack([pairs & 15, pairs >> 4], dim=1)
+    return codes.reshape(-1)[: weight.numel()].reshape(weight.shape)
 
 
 def int8_weight(module: nn.Module) -> WeightView | None:
@@ -146,18 +156,28 @@ def int8_weight(module: nn.Module) -> WeightView | None:
     getter, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not callable(getter) or isinstance(getter, Tensor):
         return None
-    weight = getter()
+    weight = _unpacked(getter)
     if not isinstance(weight, Tensor) or not weight.is_quantized:
-        return None
-    if weight.dtype in (torch.quint4x2, torch.quint2x4):
         return None
     value = bias() if callable(bias) and not isinstance(bias, Tensor) else None
     return tensor_weight(weight, value)
 
 
+def _unpacked(getter: Callable[[], Any]) -> Any:
+    """What a packed weight gives back.
+
+    Raises:
+        UnsupportedError: Its engine packs, but can't unpack (qnnpack, conv_transpose3d).
+    """
+    try:
+        return getter()
+    except RuntimeError as error:
+        raise UnsupportedError(f"torch can't read this packed weight: {error}") from error
+
+
 def packed_weight(packed: Any) -> WeightView | None:
     """Weight of the opaque object that torch.ops.quantized.conv2d and the like take."""
-    unpacked = packed.unpack()
+    unpacked = _unpacked(packed.unpack)
     weight, bias = unpacked if isinstance(unpacked, tuple) else (unpacked, None)
     if not isinstance(weight, Tensor) or not weight.is_quantized:
         return None

@@ -7,8 +7,8 @@ tensors only. Each is a function of an `Emit`, keyed by the op table's row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch
+from fxqfix.dialects.int8 import bound
 from fxqfix.dialects.weights import WeightView
 from fxqfix.errors import UnsupportedError
 from fxqfix.ops import Match
@@ -37,6 +38,8 @@ class Emit:
         source: The module, or for an op with packed weights the packed object; None without.
         weight: Its integer weight, where it has one.
         relu: Whether a relu is fused.
+        module: For a module, all of it: of a fused one `source` is only the part with the weight.
+        given: For a kernel, its arguments by name.
     """
 
     rewriter: Rewriter
@@ -46,6 +49,8 @@ class Emit:
     source: Any = None
     weight: WeightView | None = None
     relu: bool = False
+    module: nn.Module | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Append a call; the last one of a form gets the op's own name from `emit_float`."""
@@ -57,6 +62,12 @@ class Emit:
         if value is None:
             return None
         return self.rewriter.buffer_node(f"{self.name}_{suffix}", value.detach().clone())
+
+    def options(self, *names: str) -> dict[str, Any]:
+        """Options by name, of the module or of the kernel; those that it lacks are left out."""
+        if self.module is None:
+            return {n: self.given[n] for n in names if n in self.given}
+        return {n: getattr(self.module, n) for n in names if hasattr(self.module, n)}
 
     def weight_node(self) -> fx.Node:
         """Integer weight buffer and the dequantize behind it."""
@@ -105,7 +116,7 @@ Form = Callable[[Emit], fx.Node]
 
 def _conv(function: Callable[..., Tensor], dim: int) -> Form:
     def form(e: Emit) -> fx.Node:
-        given = _attributes(e.source, "stride", "padding", "dilation", "groups")
+        given = _attributes(e.source, dim, "stride", "padding", "dilation", "groups")
         x = e.args[0]
         mode = getattr(e.source, "padding_mode", "zeros")
         if mode != "zeros":
@@ -124,25 +135,28 @@ def _wrap_padding(source: Any, dim: int) -> list[int]:
     return [p for p in reversed(padding) for _ in range(2)]
 
 
-def _conv_transpose(function: Callable[..., Tensor]) -> Form:
+def _conv_transpose(function: Callable[..., Tensor], dim: int) -> Form:
     def form(e: Emit) -> fx.Node:
         names = ("stride", "padding", "output_padding", "groups", "dilation")
         bias = e.constant("bias", e.weight.bias if e.weight else None)
-        given = _attributes(e.source, *names)
+        given = _attributes(e.source, dim, *names)
         return e.call(function, e.args[0], e.weight_node(), bias, **given)
 
     return form
 
 
-def _attributes(source: Any, *names: str) -> dict[str, Any]:
-    """Convolution options of a module, or of a packed object, whose options are methods."""
+def _attributes(source: Any, dim: int, *names: str) -> dict[str, Any]:
+    """Convolution options of a module, or of a packed object, whose options are methods.
+
+    A convolution of one dimension is packed as one of two: its own options come last.
+    """
     found: dict[str, Any] = {}
     for name in names:
         value = getattr(source, name, None)
         if callable(value):
             value = value()
         if value is not None:
-            found[name] = tuple(value) if isinstance(value, (list, tuple)) else value
+            found[name] = tuple(value)[-dim:] if isinstance(value, (list, tuple)) else value
     return found
 
 
@@ -151,20 +165,39 @@ def _linear(e: Emit) -> fx.Node:
     return e.call(F.linear, e.args[0], e.weight_node(), bias)
 
 
+def _linear_then(function: Callable[..., Any], *options: str) -> Form:
+    def form(e: Emit) -> fx.Node:
+        given = e.options(*options)
+        if isinstance(e.module, nn.Sequential):  # the float fusion holds the activation itself
+            given = {n: getattr(e.module[1], n) for n in options}
+        return e.call(function, _linear(e), **given)
+
+    return form
+
+
 def _embedding(e: Emit) -> fx.Node:
     names = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
-    given = {n: v for n in names if (v := getattr(e.source, n, None)) is not None}
-    return e.call(F.embedding, e.args[0], e.weight_node(), **given)
+    given = {n: v for n, v in e.options(*names).items() if v is not None}
+    return e.call(F.embedding, e.given.get("indices", e.args[0]), e.weight_node(), **given)
 
 
 def _embedding_bag(e: Emit) -> fx.Node:
     names = ("max_norm", "norm_type", "scale_grad_by_freq", "sparse", "include_last_offset")
-    given = {n: v for n in (*names, "padding_idx") if (v := getattr(e.source, n, None)) is not None}
-    mode: Any = getattr(e.source, "mode", "sum")
-    given["mode"] = ("sum", "mean", "max")[mode] if isinstance(mode, int) else mode
-    x, *rest = e.args
-    given |= dict(zip(("offsets", "per_sample_weights"), rest, strict=False))
-    return e.call(F.embedding_bag, x, e.weight_node(), **{**given, **e.kwargs})
+    given = e.options(*names, "padding_idx", "mode")
+    inputs = ("indices", "offsets", "per_sample_weights")
+    if e.module is None:
+        given |= {n: e.given[n] for n in inputs if n in e.given}
+    else:
+        given |= {**dict(zip(inputs, e.args, strict=False)), **e.kwargs}
+    x = given.pop("indices", given.pop("input", None))
+    if given.setdefault("mode", "sum") == 0:  # the kernels know sums only
+        given["mode"] = "sum"
+    given = {n: v for n, v in given.items() if v is not None}
+    return e.call(F.embedding_bag, x, e.weight_node(), **given)
+
+
+def _conv_add(e: Emit) -> fx.Node:
+    return e.call(torch.add, _conv(F.conv2d, 2)(e), e.args[1])
 
 
 def _binary(function: Callable[..., Any]) -> Form:
@@ -172,89 +205,66 @@ def _binary(function: Callable[..., Any]) -> Form:
 
 
 def _cat(e: Emit) -> fx.Node:
-    dim = e.kwargs.get("dim", e.args[3] if len(e.args) > 3 else 0)
-    return e.call(torch.cat, e.args[0], dim)
+    return e.call(torch.cat, e.args[0], e.given["dim"])
 
 
 def _unary(function: Callable[..., Any], *options: str) -> Form:
-    """X -> function(x, options), read off the module or, for an op, off arguments by position."""
-
-    def form(e: Emit) -> fx.Node:
-        if isinstance(e.source, nn.Module):
-            given = {n: getattr(e.source, n) for n in options}
-        else:
-            given = {n: v for n, v in e.kwargs.items() if n in options}
-            given |= dict(zip(options, e.args[1:], strict=False))
-        return e.call(function, e.args[0], **given)
-
-    return form
-
-
-def _elu(e: Emit) -> fx.Node:
-    if isinstance(e.source, nn.Module):
-        return e.call(F.elu, e.args[0], alpha=e.source.alpha)
-    alpha = e.kwargs.get("alpha", e.args[3] if len(e.args) > 3 else 1.0)
-    return e.call(F.elu, e.args[0], alpha=alpha)
+    """X -> function(x, options)."""
+    return lambda e: e.call(function, e.args[0], **e.options(*options))
 
 
 def _norm(function: Callable[..., Any], *options: str) -> Form:
     """layer_norm(x, shape, weight, bias, eps) and the like; weight and bias are float tensors."""
 
     def form(e: Emit) -> fx.Node:
-        if not isinstance(e.source, nn.Module):
-            names = (*options, "weight", "bias", "eps")
-            given = dict(zip(names, e.args[1:], strict=False))
-            given |= {n: v for n, v in e.kwargs.items() if n in names}
-            return e.call(function, e.args[0], **given)
-        source: Any = e.source
-        given = {n: getattr(source, n) for n in (*options, "eps")}
-        given["weight"] = e.constant("weight", source.weight)
-        given["bias"] = e.constant("bias", source.bias)
+        given = e.options(*options, "weight", "bias", "eps")
+        if e.module is not None:
+            given |= {n: e.constant(n, given[n]) for n in ("weight", "bias")}
         return e.call(function, e.args[0], **given)
 
     return form
 
 
 def _batch_norm(e: Emit) -> fx.Node:
-    if not isinstance(e.source, nn.Module):
-        x, weight, bias, mean, var, eps = e.args[:6]
-        return e.call(F.batch_norm, x, mean, var, weight, bias, False, 0.0, eps)
-    parts = [
-        e.constant(n, getattr(e.source, n))
-        for n in ("running_mean", "running_var", "weight", "bias")
-    ]
-    return e.call(F.batch_norm, e.args[0], *parts, False, 0.0, e.source.eps)
+    if e.module is None:
+        names = ("mean", "var", "weight", "bias")
+        parts = [e.given[n] for n in names]
+        eps = e.given["eps"]
+    else:
+        module: Any = e.module
+        names = ("running_mean", "running_var", "weight", "bias")
+        parts = [e.constant(n, getattr(module, n)) for n in names]
+        eps = module.eps
+    return e.call(F.batch_norm, e.args[0], *parts, False, 0.0, eps)
 
 
 def _prelu(e: Emit) -> fx.Node:
-    weight = e.source.weight if isinstance(e.source, nn.Module) else e.args[1]
-    if isinstance(weight, Tensor):
-        value = weight.dequantize() if weight.is_quantized else weight
-        weight = e.constant("weight", value)
-    return e.call(F.prelu, e.args[0], weight)
+    if e.module is None:
+        return e.call(F.prelu, e.args[0], e.call(torch.dequantize, e.given["weight"]))
+    weight: Any = e.module.weight
+    return e.call(F.prelu, e.args[0], e.constant("weight", weight.dequantize()))
 
 
-def _identity(e: Emit) -> fx.Node:
-    return e.call(torch.clone, e.args[0])
+def _dropout(e: Emit) -> fx.Node:
+    if e.module is not None:  # torch's quantized module never drops anything
+        return e.call(torch.clone, e.args[0])
+    return e.call(
+        F.dropout, e.args[0], **{"p": 0.5, "training": False, **e.options("p", "training")}
+    )
 
 
-def _linear_then(function: Callable[..., Any], *options: str) -> Form:
-    def form(e: Emit) -> fx.Node:
-        given = {n: getattr(e.source, n) for n in options if hasattr(e.source, n)}
-        return e.call(function, _linear(e), **given)
-
-    return form
-
+_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
 _FORMS: dict[str, Form] = {
     **{f"conv{d}d": _conv(getattr(F, f"conv{d}d"), d) for d in (1, 2, 3)},
     **{
-        f"conv_transpose{d}d": _conv_transpose(getattr(F, f"conv_transpose{d}d")) for d in (1, 2, 3)
+        f"conv_transpose{d}d": _conv_transpose(getattr(F, f"conv_transpose{d}d"), d)
+        for d in (1, 2, 3)
     },
     "linear": _linear,
     "linear_leaky_relu": _linear_then(F.leaky_relu, "negative_slope"),
     "linear_tanh": _linear_then(torch.tanh),
-    "conv2d_add": lambda e: e.call(torch.add, _conv(F.conv2d, 2)(e), e.args[1]),
+    "conv2d_add": _conv_add,
     "embedding": _embedding,
     "embedding_bag": _embedding_bag,
     "add": _binary(torch.add),
@@ -264,21 +274,22 @@ _FORMS: dict[str, Form] = {
     "matmul": _binary(torch.matmul),
     "cat": _cat,
     "relu6": _unary(F.relu6),
+    "clamp": _unary(torch.clamp, "min", "max"),
+    "threshold": _unary(F.threshold, "threshold", "value"),
     "hardswish": _unary(F.hardswish),
     "sigmoid": _unary(torch.sigmoid),
-    "tanh": _unary(torch.tanh),
     "softmax": _unary(F.softmax, "dim"),
     "leaky_relu": _unary(F.leaky_relu, "negative_slope"),
-    "elu": _elu,
+    "elu": _unary(F.elu, "alpha"),
+    "celu": _unary(F.celu, "alpha"),
     "prelu": _prelu,
     "layer_norm": _norm(F.layer_norm, "normalized_shape"),
     "group_norm": _norm(F.group_norm, "num_groups"),
     "instance_norm": _norm(F.instance_norm),
-    "batch_norm2d": _batch_norm,
-    "batch_norm3d": _batch_norm,
-    "max_pool1d": _unary(F.max_pool1d, "kernel_size", "stride", "padding", "dilation"),
-    "max_pool2d": _unary(F.max_pool2d, "kernel_size", "stride", "padding", "dilation"),
-    "dropout": _identity,
+    **{f"batch_norm{n}": _batch_norm for n in ("", "1d", "2d", "3d")},
+    "max_pool1d": _unary(F.max_pool1d, *_POOL),
+    "max_pool2d": _unary(F.max_pool2d, *_POOL),
+    "dropout": _dropout,
 }
 
 
@@ -301,5 +312,9 @@ def emit_float(emit: Emit, found: Match, old: fx.Node) -> fx.Node:
             found=old.format_node(),
             remedy="add a form for this row of the op table to fxqfix/passes/_forms.py",
         )
+    if old.op == "call_module":
+        emit.module = emit.rewriter.graph_module.get_submodule(str(old.target))
+    else:
+        emit.given = bound(old)
     node = form(emit)
     return emit.call(F.relu, node) if emit.relu else node
