@@ -24,7 +24,7 @@ VARIANTS = {
     "noise_floor=False": {"noise_floor": False},
     "neither": {"attribute": False, "noise_floor": False},
 }
-MORE = 6
+MORE = 3
 
 
 def batches(count: int) -> Iterator[Tensor]:
@@ -54,7 +54,7 @@ def times(network: str, frozen: bool) -> None:
             calls[f"{name} {count}"] = functools.partial(
                 _run, prepared, converted, count, **options
             )
-    found = _common.medians(calls, repeats=5)
+    found = _common.medians(calls, repeats=3)
     forward = found["forwards"] / MORE
     print(f"\n{network}, {'frozen' if frozen else 'as trained'}: {1000 * forward:.0f} ms a batch")
     for name in VARIANTS:

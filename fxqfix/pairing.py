@@ -7,6 +7,7 @@ is the partner of the prepared site with the same upstream sites. What is left h
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,8 +15,12 @@ from torch import fx
 
 from fxqfix.dialects import Reading, Tap, parents
 from fxqfix.errors import PairingError
+from fxqfix.qparams import dequantize
 
 __all__ = ["Pair", "Pairing", "pair"]
+
+# Cosine of a weight and its partner: 2-bit codes keep 0.9, unrelated weights have about 0.
+_ALIKE = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def pair(prepared: Reading, converted: Reading) -> Pairing:
 
     Raises:
         PairingError: The models don't belong together: no site has a partner, or weights that
-            should be the same have other shapes.
+            should be the same have other shapes or nothing in common.
     """
     found = _by_name(prepared.activations, converted.activations)
     _by_dataflow(prepared, converted, found)
@@ -87,29 +92,43 @@ def _by_name(prepared: tuple[Tap, ...], converted: tuple[Tap, ...]) -> _Found:
 
 def _by_dataflow(prepared: Reading, converted: Reading, found: _Found) -> None:
     """Grow the pairs downstream until nothing more can be paired."""
-    matched = {c for c, _ in found.values()}
     mine = {tap.node: tap for tap in prepared.activations}
+    ups = {tap: _upstream(tap, mine) for tap in prepared.activations if tap not in found}
+    matched = {c for c, _ in found.values()}
     # A converted value that merely keeps its input's qparams is a site only if it was paired.
     theirs = {t.node: t for t in converted.activations if t in matched or not t.inherited}
-    grown = True
-    while grown:
-        grown = False
-        ups = {tap: _upstream(tap, mine) for tap in prepared.activations if tap not in found}
-        partner = {p: c for p, (c, _) in found.items()}
-        for tap in (t for t in theirs.values() if t not in matched):
-            wanted = _upstream(tap, theirs)
-            fits = [
-                p
-                for p, up in ups.items()
-                if p not in found
-                and all(u in partner for u in up)
-                and {partner[u] for u in up} == wanted
-                and _alike(p, tap)
-            ]
-            if len(fits) == 1:
-                found[fits[0]] = (tap, "dataflow")
-                matched.add(tap)
-                grown = True
+    kept = [t for t in converted.activations if t not in theirs.values()]
+
+    def fits(tap: Tap) -> bool:
+        return tap not in matched and _grow(tap, ups, _upstream(tap, theirs), found)
+
+    while len(found) < len(prepared.activations):
+        grown = [tap for tap in theirs.values() if fits(tap)]
+        if not grown:
+            # The first of these in graph order is the nearest to what is paired already.
+            grown = list(itertools.islice(filter(fits, kept), 1))
+            theirs |= {tap.node: tap for tap in grown}
+        if not grown:
+            return
+        matched.update(grown)
+
+
+def _grow(
+    tap: Tap, ups: Mapping[Tap, frozenset[Tap]], wanted: frozenset[Tap], found: _Found
+) -> bool:
+    """Pair a converted site with the one prepared site that is fed alike, if only one is."""
+    fits = [
+        p
+        for p, up in ups.items()
+        if p not in found
+        and _alike(p, tap)
+        and (not tap.inherited or _base(p) == _base(tap))
+        and all(u in found for u in up)
+        and {found[u][0] for u in up} == wanted
+    ]
+    if len(fits) == 1:
+        found[fits[0]] = (tap, "dataflow")
+    return len(fits) == 1
 
 
 def _upstream(tap: Tap, taps: Mapping[fx.Node, Tap]) -> frozenset[Tap]:
@@ -186,3 +205,26 @@ def _check(prepared: Reading, converted: Reading, pairs: list[Pair]) -> None:
                 expected=f"prepared {mine}",
                 remedy="pass the prepared model and what was converted from it",
             )
+    weights = [p for p in pairs if p.prepared.site.kind == "weight"]
+    if weights and not any(map(_related, weights)):
+        raise PairingError(
+            "the converted model is not a conversion of the prepared one: it has other weights",
+            where="compare",
+            found=f"none of {[p.converted.site.name for p in weights][:5]} is like its partner",
+            expected="the prepared weights, quantized",
+            remedy="pass the prepared model and what was converted from it",
+        )
+
+
+def _related(p: Pair) -> bool:
+    """Whether two weights may well be one, quantized twice; True where that can't be told."""
+    if p.prepared.weight is None or p.converted.weight is None:
+        return True
+    mine, theirs = (
+        dequantize(view.codes, view.qparams).double().flatten()
+        for view in (p.prepared.weight(), p.converted.weight())
+    )
+    norm = float(mine.norm() * theirs.norm())
+    if mine.numel() != theirs.numel() or norm == 0.0:
+        return True
+    return float(mine @ theirs) / norm > _ALIKE

@@ -1,28 +1,78 @@
-"""Small models that spell every row of the op table, and the flows that can quantize them.
+"""Small models that spell every row of the op table, who can quantize them, and where that ends.
 
-A sample is a model of a few ops. Its flows are those of torch that accept it; what a sample is
-expected to show is measured by the tests, never declared here: which spellings it holds follows
-from its graphs.
+A sample is a model of a few ops, with the settings (flow and weight scheme) under which torch
+quantizes it. Everything that does not hold for it to the bit is a `Limit` with its reason; limits
+are strict, so that one that no longer limits anything fails a test.
 """
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.ao.nn.quantized as nnq
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.ao.quantization import QuantStub
 
-__all__ = ["FLOWS", "SAMPLES", "Sample"]
+__all__ = ["SAMPLES", "Limit", "Sample"]
 
-FLOWS = ("fx-ptq", "fx-qat", "eager-ptq", "eager-qat")
-FX = FLOWS[:2]
-PTQ = ("fx-ptq", "eager-ptq")
-ALL = FLOWS
+FX = ("fx-ptq", "fx-qat")
+EAGER = ("eager-ptq", "eager-qat")
+ALL = FX + EAGER
+# Per-channel weights (fbgemm's qconfig) unless the setting says tensor (qnnpack's).
+TENSOR = ("fx-qat-tensor", "eager-ptq-tensor")
+WEIGHTED = ALL + TENSOR
+
+LINE, IMAGE, VOLUME, ROWS = (2, 4, 8), (2, 4, 8, 8), (1, 2, 4, 4, 4), (3, 8)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something that does not hold for a sample.
+
+    Attributes:
+        what: "convert" (torch's conversion raises), "baked" (it bakes other qparams), "int8",
+            "reference" or "mapping" (the way back from there is not exact), or an engine's name
+            (torch can't convert or run it there).
+        reason: Why, exactly.
+        settings: Where it holds, by the beginning of the setting's name.
+        error: What the raised error says, "" where the limit is another result.
+    """
+
+    what: str
+    reason: str
+    settings: tuple[str, ...] = ("",)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A model and what is known of it.
+
+    Attributes:
+        name: Unique.
+        make: Makes the float model.
+        shapes: Shapes of its inputs.
+        settings: Flow and weight scheme, e.g. "fx-qat-tensor".
+        fuse: Modules to fuse in eager mode.
+        backend: Backend config for FX: "native" or "onednn".
+        kind: What is special about preparing it; see `tests/test_op_models.py`.
+        limits: Where exactness ends.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    shapes: tuple[tuple[int, ...], ...]
+    settings: tuple[str, ...] = ALL
+    fuse: tuple[tuple[str, ...], ...] = ()
+    backend: str = "native"
+    kind: str = ""
+    limits: tuple[Limit, ...] = ()
 
 
 class Net(nn.Module):
@@ -45,24 +95,9 @@ class Two(Net):
         return self.function(self, x, y)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A model, what it takes, and who can quantize it."""
-
-    name: str
-    make: Callable[[], nn.Module]
-    shapes: tuple[tuple[int, ...], ...]
-    flows: tuple[str, ...] = ALL
-    fuse: tuple[tuple[str, ...], ...] = ()
-    schemes: tuple[str, ...] = ("channel",)
-    backend: str = "native"
-    inputs: Callable[[int], tuple[Any, ...]] | None = None
-    qconfig: str = "default"
-
-
 def net(function: Callable[..., Any], **parts: Callable[[], Any]) -> Callable[[], nn.Module]:
     """A maker of `One` or `Two`; parts are made anew each time, after seeding."""
-    kind = Two if "y" in function.__code__.co_varnames else One
+    kind = {2: One, 3: Two}[len(inspect.signature(function).parameters)]
     return lambda: kind(function, {name: part() for name, part in parts.items()})
 
 
@@ -74,126 +109,133 @@ def param(*shape: int) -> Callable[[], nn.Parameter]:
     return lambda: nn.Parameter(0.5 * torch.randn(shape))
 
 
-IMAGE, LINE, VOLUME, ROWS = (2, 4, 6, 6), (2, 4, 8), (1, 2, 4, 4, 4), (3, 8)
-BOTH = ("channel", "tensor")
+def point() -> nn.Module:
+    """A convolution that mixes the channels of an IMAGE: a quantized neighbour for other ops."""
+    return nn.Conv2d(4, 4, 1)
+
+
+# ------------------------------------------------------------------------- with weights
+
+
+def _conv(d: int, shape: tuple[int, ...]) -> Iterator[Sample]:
+    conv, bn = getattr(nn, f"Conv{d}d"), getattr(nn, f"BatchNorm{d}d")
+    c = shape[1]
+    yield Sample(
+        f"conv{d}d",
+        chain(
+            lambda: conv(c, 4, 3, padding=1),
+            nn.ReLU,
+            lambda: conv(4, 4, 3, padding=2, dilation=2, groups=2, bias=False),
+            lambda: conv(4, 4, 3, stride=2, padding=1, groups=4),
+            lambda: nn.ReLU(inplace=True),
+            lambda: conv(4, 3, 1),
+        ),
+        (shape,),
+        WEIGHTED,
+        fuse=(("0", "1"), ("3", "4")) if d > 1 else (),
+    )
+    yield Sample(
+        f"conv{d}d_bn",
+        chain(
+            lambda: conv(c, 4, 3, padding=1),
+            lambda: bn(4),
+            lambda: conv(4, 4, 3, groups=4, bias=False, padding=1),
+            lambda: bn(4),
+            nn.ReLU,
+        ),
+        (shape,),
+        WEIGHTED,
+        fuse=(("0", "1"), ("2", "3", "4")),
+    )
+    transpose = getattr(nn, f"ConvTranspose{d}d")
+    yield Sample(
+        f"conv_transpose{d}d",
+        chain(
+            lambda: transpose(c, c, 3, stride=2, padding=1, output_padding=1),
+            lambda: transpose(c, c, 2, groups=2, bias=False, dilation=2),
+        ),
+        (shape,),
+        (*FX, "fx-qat-tensor", "eager-ptq-tensor", "eager-qat-tensor"),
+        limits=(Limit("onednn", "packs no output_padding", error="zero output_padding"),),
+    )
+    yield Sample(
+        f"conv_transpose{d}d_bn",
+        chain(lambda: transpose(c, c, 3), lambda: bn(c)),
+        (shape,),
+        ("fx-ptq",),
+    )
+    function, backward = getattr(F, f"conv{d}d"), getattr(F, f"conv_transpose{d}d")
+    kernel, one, none = (3,) * d, [1] * d, [0] * d
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(function(x, m.w, m.b, one, one, one, 1))
+        x = function(x, m.v, None, [2] * d, one, one, 2)
+        return backward(x, m.u, m.b, [2] * d, none, none, 1, one)
+
+    yield Sample(
+        f"functional_conv{d}d",
+        net(
+            forward,
+            w=param(4, c, *kernel),
+            b=param(4),
+            v=param(4, 2, *kernel),
+            u=param(4, 4, *kernel),
+        ),
+        (shape,),
+        (*FX, "fx-qat-tensor"),
+    )
 
 
 def _convs() -> Iterator[Sample]:
     for d, shape in ((1, LINE), (2, IMAGE), (3, VOLUME)):
-        conv = getattr(nn, f"Conv{d}d")
-        bn = getattr(nn, f"BatchNorm{d}d")
-        c = shape[1]
-        qat = ALL if d > 1 else PTQ + ("fx-qat",)
-        yield Sample(
-            f"conv{d}d",
-            chain(
-                lambda conv=conv, c=c: conv(c, 4, 3, padding=1),
-                lambda conv=conv: conv(4, 4, 3, padding=2, dilation=2, groups=2, bias=False),
-                lambda conv=conv: conv(4, 4, 3, stride=2, padding=1, groups=4),
-                lambda conv=conv: conv(4, 3, 1),
+        yield from _conv(d, shape)
+    yield Sample(
+        "functional_keywords",
+        net(
+            lambda m, x: F.conv2d(x, m.w, bias=m.b, padding=1),
+            w=param(4, 4, 3, 3),
+            b=param(4),
+        ),
+        (IMAGE,),
+        FX,
+        limits=(
+            Limit(
+                "convert",
+                "torch hands the keywords of F.conv2d to its prepack op, which has no defaults",
+                error="missing value for argument",
             ),
-            (shape,),
-            qat,
-            schemes=BOTH,
-        )
-        yield Sample(
-            f"conv{d}d_relu",
-            chain(
-                lambda conv=conv, c=c: conv(c, 4, 3, padding=1),
-                nn.ReLU,
-                lambda conv=conv: conv(4, 4, 1, bias=False),
-                lambda: nn.ReLU(inplace=True),
-            ),
-            (shape,),
-            qat,
-            fuse=(("0", "1"), ("2", "3")),
-            schemes=BOTH,
-        )
-        yield Sample(
-            f"conv{d}d_bn",
-            chain(
-                lambda conv=conv, c=c: conv(c, 4, 3, padding=1),
-                lambda bn=bn: bn(4),
-                lambda conv=conv: conv(4, 4, 3, groups=4, bias=False, padding=1),
-                lambda bn=bn: bn(4),
-                nn.ReLU,
-            ),
-            (shape,),
-            ALL,
-            fuse=(("0", "1"), ("2", "3", "4")),
-            schemes=BOTH,
-        )
-        function = getattr(F, f"conv{d}d")
-        kernel = (3,) * d
-        yield Sample(
-            f"functional_conv{d}d",
-            net(
-                lambda m, x, f=function: F.relu(f(f(x, m.w, m.b, padding=1), m.v, stride=2)),
-                w=param(4, c, *kernel),
-                b=param(4),
-                v=param(3, 4, *kernel),
-            ),
-            (shape,),
-            FX,
-            schemes=BOTH,
-        )
-        transpose = getattr(nn, f"ConvTranspose{d}d")
-        yield Sample(
-            f"conv_transpose{d}d",
-            chain(
-                lambda t=transpose, c=c: t(c, c, 3, stride=2, padding=1, output_padding=1),
-                lambda t=transpose, c=c: t(c, c, 2, groups=2, bias=False, dilation=2),
-            ),
-            (shape,),
-            ALL,
-            schemes=BOTH,
-        )
-        yield Sample(
-            f"conv_transpose{d}d_bn",
-            chain(
-                lambda t=transpose, c=c: t(c, c, 3),
-                lambda bn=bn, c=c: bn(c),
-                nn.ReLU,
-            ),
-            (shape,),
-            FX,
-            schemes=BOTH,
-        )
-        function = getattr(F, f"conv_transpose{d}d")
-        yield Sample(
-            f"functional_conv_transpose{d}d",
-            net(
-                lambda m, x, f=function: f(x, m.w, m.b, stride=2),
-                w=param(c, 3, *kernel),
-                b=param(3),
-            ),
-            (shape,),
-            FX,
-            schemes=BOTH,
-        )
-    for mode in ("reflect", "circular", "replicate"):
+        ),
+    )
+    yield Sample(
+        "conv2d_reflect",
+        chain(lambda: nn.Conv2d(4, 4, (3, 1), padding=(1, 0), padding_mode="reflect")),
+        (IMAGE,),
+    )
+    for mode in ("circular", "replicate"):
         yield Sample(
             f"conv2d_{mode}",
-            chain(lambda m=mode: nn.Conv2d(4, 4, 3, padding=1, padding_mode=m)),
+            chain(lambda mode=mode: nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode)),
             (IMAGE,),
-            ALL,
+            FX,
+            limits=(
+                Limit("convert", "torch has no such quantized padding", error=f"{mode} is not"),
+            ),
         )
-    yield Sample("conv2d_same", chain(lambda: nn.Conv2d(4, 4, 3, padding="same")), (IMAGE,))
     yield Sample(
-        "conv2d_asymmetric",
-        chain(lambda: nn.Conv2d(4, 4, (3, 1), padding=(1, 0), stride=(1, 2))),
+        "conv2d_same",
+        chain(lambda: nn.Conv2d(4, 4, 3, padding="same")),
         (IMAGE,),
+        FX,
+        limits=(Limit("convert", "torch packs a padding of numbers only", error="List[int]"),),
     )
     yield Sample(
         "conv2d_add",
-        net(lambda m, x: m.c(x) + x, c=lambda: nn.Conv2d(4, 4, 3, padding=1)),
-        (IMAGE,),
-        ("fx-ptq",),
-        backend="onednn",
-    )
-    yield Sample(
-        "conv2d_add_relu",
-        net(lambda m, x: m.r(m.c(x) + x), c=lambda: nn.Conv2d(4, 4, 3, padding=1), r=nn.ReLU),
+        net(
+            lambda m, x: m.relu(m.b(m.a(x) + x) + x),
+            a=lambda: nn.Conv2d(4, 4, 3, padding=1),
+            b=point,
+            relu=nn.ReLU,
+        ),
         (IMAGE,),
         ("fx-ptq",),
         backend="onednn",
@@ -203,23 +245,22 @@ def _convs() -> Iterator[Sample]:
 def _linears() -> Iterator[Sample]:
     yield Sample(
         "linear",
-        chain(lambda: nn.Linear(8, 6), lambda: nn.Linear(6, 4, bias=False)),
+        chain(
+            lambda: nn.Linear(8, 6),
+            nn.ReLU,
+            lambda: nn.Linear(6, 6, bias=False),
+            lambda: nn.Linear(6, 4),
+        ),
         (ROWS,),
-        schemes=BOTH,
-    )
-    yield Sample(
-        "linear_relu",
-        chain(lambda: nn.Linear(8, 6), nn.ReLU, lambda: nn.Linear(6, 4, bias=False), nn.ReLU),
-        (ROWS,),
-        fuse=(("0", "1"), ("2", "3")),
-        schemes=BOTH,
+        WEIGHTED,
+        fuse=(("0", "1"),),
     )
     yield Sample(
         "linear_bn",
         chain(lambda: nn.Linear(8, 6), lambda: nn.BatchNorm1d(6), lambda: nn.Linear(6, 4)),
         (ROWS,),
+        WEIGHTED,
         fuse=(("0", "1"),),
-        schemes=BOTH,
     )
     yield Sample(
         "functional_linear",
@@ -230,289 +271,449 @@ def _linears() -> Iterator[Sample]:
             v=param(4, 6),
         ),
         (ROWS,),
-        FX,
-        schemes=BOTH,
+        (*FX, "fx-qat-tensor"),
     )
     yield Sample(
-        "linear_leaky_relu",
-        chain(lambda: nn.Linear(8, 6), lambda: nn.LeakyReLU(0.1)),
+        "linear_fused",
+        chain(
+            lambda: nn.Linear(8, 6),
+            lambda: nn.LeakyReLU(0.1),
+            lambda: nn.Linear(6, 4),
+            nn.Tanh,
+        ),
         (ROWS,),
         ("fx-ptq",),
         backend="onednn",
+        kind="fused",
     )
-    yield Sample(
-        "linear_tanh",
-        chain(lambda: nn.Linear(8, 6), nn.Tanh),
-        (ROWS,),
-        ("fx-ptq",),
-        backend="onednn",
-    )
-
-
-def _tokens(scale: int) -> tuple[Any, ...]:
-    return (torch.arange(6).reshape(2, 3) % 5,)
 
 
 def _embeddings() -> Iterator[Sample]:
     yield Sample(
         "embedding",
-        net(lambda m, x: m.l(m.e(x)), e=lambda: nn.Embedding(5, 8), l=lambda: nn.Linear(8, 4)),
-        (),
-        ALL,
-        inputs=_tokens,
-        qconfig="embedding",
-    )
-    yield Sample(
-        "embedding_bag",
         net(
-            lambda m, x: m.l(m.e(x)),
-            e=lambda: nn.EmbeddingBag(5, 8, mode="sum"),
-            l=lambda: nn.Linear(8, 4),
+            lambda m, x: m.linear(m.stub(m.table(x))),
+            table=lambda: nn.Embedding(5, 8),
+            stub=QuantStub,
+            linear=lambda: nn.Linear(8, 4),
         ),
         (),
-        ALL,
-        inputs=_tokens,
-        qconfig="embedding",
+        kind="embedding",
     )
+    for kind in ("embedding", "embedding-4bit"):
+        yield Sample(
+            kind.replace("embedding", "embedding_bag"),
+            net(
+                lambda m, x: m.linear(m.stub(m.table(x))),
+                table=lambda: nn.EmbeddingBag(5, 8, mode="sum"),
+                stub=QuantStub,
+                linear=lambda: nn.Linear(8, 4),
+            ),
+            (),
+            ALL if kind == "embedding" else ("fx-ptq", "eager-ptq"),
+            kind=kind,
+        )
 
 
-def _binary() -> Iterator[Sample]:
+# ------------------------------------------------------------------------- element-wise
+
+_SCALAR = (
+    Limit("baked", "torch's scalar kernels move their input's grid; the observer is dropped"),
+    Limit("int8", "the scalar kernel keeps its input's codes, the prepared model quantizes anew"),
+)
+
+
+def _binaries() -> Iterator[Sample]:
+    pair = (IMAGE, IMAGE)
+
+    def arithmetic(m: Any, x: Tensor, y: Tensor) -> Tensor:
+        x = torch.relu(torch.add(x, y) + y)
+        y = F.relu(torch.mul(x, y))
+        y = operator.iadd(x * y, y)
+        return F.relu(y * x) + x
+
+    yield Sample("arithmetic", net(arithmetic), pair, FX)
+    yield Sample("methods", net(lambda m, x, y: m.p(x.add(y)).mul(y), p=point), pair, FX)
     yield Sample(
-        "add",
-        net(lambda m, x, y: torch.add(x + y, y).add(x)),
-        (IMAGE, IMAGE),
+        "scalar",
+        net(lambda m, x: m.q(F.relu(m.p(x) + 0.5) * 1.5), p=point, q=point),
+        (IMAGE,),
         FX,
+        limits=_SCALAR,
     )
-    yield Sample(
-        "add_relu",
-        net(lambda m, x, y: F.relu(torch.relu(x + y) + y)),
-        (IMAGE, IMAGE),
-        FX,
-    )
-    yield Sample("mul", net(lambda m, x, y: torch.mul(x * y, y).mul(x)), (IMAGE, IMAGE), FX)
-    yield Sample(
-        "mul_relu",
-        net(lambda m, x, y: F.relu(torch.relu(x * y) * y)),
-        (IMAGE, IMAGE),
-        FX,
-    )
-    yield Sample("inplace_add", net(lambda m, x, y: operator.iadd(x * y, y)), (IMAGE, IMAGE), FX)
-    yield Sample("scalar", net(lambda m, x: F.relu(x + 0.5) * 1.5 + 2), (IMAGE,), FX)
+    yield Sample("scalar_first", net(lambda m, x: 2 * x), (IMAGE,), FX, limits=_SCALAR)
     yield Sample("matmul", net(lambda m, x, y: torch.matmul(x, y)), ((3, 4), (4, 5)), FX)
-    yield Sample("matmul_batched", net(lambda m, x, y: x @ y), ((2, 3, 4), (2, 4, 5)), FX)
-    yield Sample("cat", net(lambda m, x, y: torch.cat([x, y * 3.0], 1)), (IMAGE, IMAGE), FX)
-    yield Sample("sub_div", net(lambda m, x, y: (x - y) / 3.0 + y), (IMAGE, IMAGE), FX)
-    ff = nnq.FloatFunctional
+    yield Sample("matmul_batched", net(lambda m, x, y: m.p(x) @ m.q(y), p=point, q=point), pair, FX)
+    yield Sample(
+        "shared_module",
+        net(lambda m, x: m.p(m.p(x)), p=point),
+        (IMAGE,),
+        FX,
+        limits=(
+            Limit("baked", "torch's int8 module has one output grid for all of its calls"),
+            Limit("int8", "torch's int8 module has one output grid for all of its calls"),
+        ),
+    )
+    yield Sample(
+        "cat",
+        net(lambda m, x, y: torch.cat([m.p(x), m.q(y), x], 1), p=point, q=point),
+        pair,
+        FX,
+    )
+    functional = nnq.FloatFunctional
     yield Sample(
         "float_functional",
         net(
             lambda m, x, y: m.e.cat([m.d.add_relu(m.b.mul(m.a.add(x, y), y), x), y], 1),
-            a=ff,
-            b=ff,
-            d=ff,
-            e=ff,
+            a=functional,
+            b=functional,
+            d=functional,
+            e=functional,
         ),
-        (IMAGE, IMAGE),
-        ("eager-ptq", "eager-qat"),
+        pair,
+        EAGER,
     )
     yield Sample(
         "float_functional_scalar",
         net(
             lambda m, x, y: m.c.add(m.b.mul_scalar(m.a.add_scalar(x, 0.5), 1.5), y),
-            a=ff,
-            b=ff,
-            c=ff,
+            a=functional,
+            b=functional,
+            c=functional,
         ),
-        (IMAGE, IMAGE),
-        ("eager-ptq", "eager-qat"),
+        pair,
+        EAGER,
+    )
+
+
+# -------------------------------------------------------------------------------- pools
+
+
+def _pool(d: int, shape: tuple[int, ...]) -> Iterator[Sample]:
+    names = ("Max", "Avg", "AdaptiveAvg", "AdaptiveMax")
+    most, mean, adaptive, adaptive_most = (getattr(nn, f"{name}Pool{d}d") for name in names)
+    snake = ("max", "avg", "adaptive_avg", "adaptive_max")
+    largest, average, fit, fit_most = (getattr(F, f"{name}_pool{d}d") for name in snake)
+    conv = getattr(nn, f"Conv{d}d")
+    channels = shape[1]
+    yield Sample(
+        f"pools{d}d",
+        net(
+            lambda m, x: fit(average(largest(m.c(m.b(m.a(x))), 3, 1, 1), 2, 1), 2),
+            a=lambda: most(3, 2, 1, 1),
+            b=lambda: mean(3, 1, 1),
+            c=lambda: adaptive(3),
+        ),
+        (shape,),
+        FX,
+    )
+    yield Sample(f"max_pool{d}d", chain(lambda: most(3, 2, 1, 1)), (shape,), EAGER)
+    yield Sample(
+        f"avg_pools{d}d",
+        chain(lambda: mean(3, 2, 1), lambda: adaptive(2)),
+        (shape,),
+        EAGER,
+        limits=_UNOBSERVED,
+    )
+    yield Sample(
+        f"adaptive_max_pool{d}d",
+        net(
+            lambda m, x: m.q(fit_most(m.m(m.p(x)), 2)),
+            p=lambda: conv(channels, channels, 1),
+            q=lambda: conv(channels, channels, 1),
+            m=lambda: adaptive_most(3),
+        ),
+        (shape,),
+        FX,
     )
 
 
 def _pools() -> Iterator[Sample]:
     for d, shape in ((1, LINE), (2, IMAGE), (3, VOLUME)):
-        for kind, args in (
-            ("Max", (2,)),
-            ("Avg", (2,)),
-            ("AdaptiveAvg", (2,)),
-            ("AdaptiveMax", (2,)),
-        ):
-            module = getattr(nn, f"{kind}Pool{d}d")
-            snake = {
-                "Max": "max",
-                "Avg": "avg",
-                "AdaptiveAvg": "adaptive_avg",
-                "AdaptiveMax": "adaptive_max",
-            }[kind]
-            function = getattr(F, f"{snake}_pool{d}d")
-            yield Sample(f"{snake}_pool{d}d", chain(lambda k=module, a=args: k(*a)), (shape,))
-            yield Sample(
-                f"functional_{snake}_pool{d}d",
-                net(lambda m, x, f=function, a=args: f(x, *a)),
-                (shape,),
-            )
-    yield Sample("mean", net(lambda m, x: x.mean([2, 3])), (IMAGE,))
-    yield Sample("mean_keepdim", net(lambda m, x: torch.mean(x, [2, 3], True)), (IMAGE,))
+        yield from _pool(d, shape)
+    yield Sample("mean", net(lambda m, x: torch.mean(x, [3], True).mean([2, 3])), (IMAGE,), FX)
+    yield Sample(
+        "mean_eager", net(lambda m, x: x.mean([2, 3])), (IMAGE,), EAGER, limits=_UNOBSERVED
+    )
+
+
+# -------------------------------------------------------------------------- activations
 
 
 def _activations() -> Iterator[Sample]:
-    modules = {
-        "relu": nn.ReLU,
-        "relu6": nn.ReLU6,
-        "hardtanh": lambda: nn.Hardtanh(-0.5, 0.7),
-        "hardswish": nn.Hardswish,
-        "hardsigmoid": nn.Hardsigmoid,
-        "sigmoid": nn.Sigmoid,
-        "tanh": nn.Tanh,
-        "elu": lambda: nn.ELU(0.7),
-        "celu": lambda: nn.CELU(0.7),
-        "leaky_relu": lambda: nn.LeakyReLU(0.1),
-        "prelu": lambda: nn.PReLU(4),
-        "softmax": lambda: nn.Softmax(1),
-        "silu": nn.SiLU,
-        "gelu": nn.GELU,
-        "threshold": lambda: nn.Threshold(0.1, 0.0),
-    }
-    functions: dict[str, Any] = {
-        "relu": lambda m, x: F.relu(torch.relu(x).relu()).relu_(),
-        "relu6": lambda m, x: F.relu6(x),
-        "hardtanh": lambda m, x: F.hardtanh(x, -0.5, 0.7),
-        "clamp": lambda m, x: torch.clamp(x, -0.5, 0.7).clamp(0.0, 0.5),
-        "hardswish": lambda m, x: F.hardswish(x),
-        "hardsigmoid": lambda m, x: F.hardsigmoid(x),
-        "sigmoid": lambda m, x: torch.sigmoid(x),
-        "sigmoid_method": lambda m, x: x.sigmoid(),
-        "tanh": lambda m, x: torch.tanh(x),
-        "tanh_method": lambda m, x: x.tanh(),
-        "elu": lambda m, x: F.elu(x, 0.7),
-        "celu": lambda m, x: F.celu(x, 0.7),
-        "leaky_relu": lambda m, x: F.leaky_relu(x, 0.1),
-        "softmax": lambda m, x: F.softmax(x, 1),
-        "silu": lambda m, x: F.silu(x),
-        "gelu": lambda m, x: F.gelu(x),
-        "threshold": lambda m, x: F.threshold(x, 0.1, 0.0),
-    }
-    for key, make in modules.items():
-        yield Sample(key, chain(make), (IMAGE,))
-    for key, function in functions.items():
-        yield Sample(f"functional_{key}", net(function), (IMAGE,))
-    yield Sample("functional_prelu", net(lambda m, x: F.prelu(x, m.w), w=param(4)), (IMAGE,))
+    yield Sample(
+        "clamps",
+        net(
+            lambda m, x: torch.clamp(m.c(m.p(m.b(m.a(x)))), -0.5, 0.7).clamp(0.0, 0.5),
+            a=nn.ReLU6,
+            b=nn.ReLU,
+            p=point,
+            c=lambda: nn.Hardtanh(-0.6, 0.8),
+        ),
+        (IMAGE,),
+        FX,
+    )
+    yield Sample(
+        "functional_clamps",
+        net(
+            lambda m, x: F.relu(torch.relu(F.hardtanh(F.relu6(m.p(x)), -0.5, 0.7)).relu()).relu_(),
+            p=point,
+        ),
+        (IMAGE,),
+        FX,
+    )
+    yield Sample("relu", chain(nn.ReLU, point, nn.ReLU), (IMAGE,), EAGER)
+    yield Sample(
+        "relu6",
+        chain(nn.ReLU6),
+        (IMAGE,),
+        EAGER,
+        limits=(
+            Limit("baked", "torch's int8 ReLU6 keeps its input's grid; the observer is dropped"),
+            Limit("int8", "torch's int8 ReLU6 keeps its input's grid; the observer is dropped"),
+        ),
+    )
+    yield Sample(
+        "hardtanh_eager",
+        net(lambda m, x: m.h(torch.clamp(x, -0.5, 0.7)), h=lambda: nn.Hardtanh(-0.4, 0.6)),
+        (IMAGE,),
+        EAGER,
+        limits=_UNOBSERVED,
+    )
+    yield Sample(
+        "curves",
+        chain(nn.Hardswish, lambda: nn.ELU(0.7), lambda: nn.LeakyReLU(0.1)),
+        (IMAGE,),
+    )
+    yield Sample(
+        "functional_curves",
+        net(lambda m, x: F.leaky_relu(F.elu(F.hardswish(x), 0.7), 0.1)),
+        (IMAGE,),
+        FX,
+    )
+    yield Sample("fixed", chain(nn.Sigmoid, point, nn.Tanh, point, nn.Hardsigmoid), (IMAGE,), FX)
+    yield Sample(
+        "functional_fixed",
+        net(
+            lambda m, x: F.hardsigmoid(m.q(torch.tanh(m.p(torch.sigmoid(x)))).sigmoid()).tanh(),
+            p=point,
+            q=point,
+        ),
+        (IMAGE,),
+        FX,
+    )
+    yield Sample("sigmoid_eager", chain(nn.Sigmoid), (IMAGE,), ("eager-qat",))
+    yield Sample(
+        "fixed_eager",
+        net(lambda m, x: F.hardsigmoid(torch.tanh(m.s(x))), s=nn.Sigmoid),
+        (IMAGE,),
+        ("eager-ptq",),
+        limits=_UNOBSERVED,
+    )
+    yield Sample("softmax", chain(point, lambda: nn.Softmax(1)), (IMAGE,), FX)
+    yield Sample("prelu", chain(point, lambda: nn.PReLU(4)), (IMAGE,), FX)
+    yield Sample(
+        "float_activations",
+        net(
+            lambda m, x: m.q(
+                F.threshold(F.prelu(F.celu(m.c(m.g(m.s(m.p(x)))), 0.7), m.w), 0.1, 0.0)
+            ),
+            p=point,
+            q=point,
+            s=nn.SiLU,
+            g=nn.GELU,
+            c=nn.CELU,
+            w=param(4),
+        ),
+        (IMAGE,),
+        FX,
+    )
+    yield Sample(
+        "gelu_eager",
+        net(
+            lambda m, x: F.leaky_relu(m.t(m.g(x)), 0.1), g=nn.GELU, t=lambda: nn.Threshold(0.1, 0.0)
+        ),
+        (IMAGE,),
+        EAGER,
+        limits=_UNOBSERVED,
+    )
+
+
+# ------------------------------------------------------------------------ normalization
 
 
 def _norms() -> Iterator[Sample]:
-    yield Sample("batch_norm2d", chain(lambda: nn.BatchNorm2d(4)), (IMAGE,))
-    yield Sample("batch_norm3d", chain(lambda: nn.BatchNorm3d(2)), (VOLUME,))
-    yield Sample("batch_norm1d", chain(lambda: nn.BatchNorm1d(4)), (LINE,))
-    yield Sample(
-        "bn_relu2d", chain(lambda: nn.BatchNorm2d(4), nn.ReLU), (IMAGE,), fuse=(("0", "1"),)
-    )
-    yield Sample(
-        "bn_relu3d", chain(lambda: nn.BatchNorm3d(2), nn.ReLU), (VOLUME,), fuse=(("0", "1"),)
-    )
-    yield Sample(
-        "functional_batch_norm",
-        net(
-            lambda m, x: F.batch_norm(x, m.a, m.b),
-            a=lambda: nn.Parameter(torch.zeros(4), requires_grad=False),
-            b=lambda: nn.Parameter(torch.ones(4), requires_grad=False),
-        ),
-        (IMAGE,),
-    )
-    yield Sample("layer_norm", chain(lambda: nn.LayerNorm([6, 6])), (IMAGE,))
-    yield Sample("group_norm", chain(lambda: nn.GroupNorm(2, 4)), (IMAGE,))
-    for d, shape in ((1, LINE), (2, IMAGE), (3, VOLUME)):
-        make = getattr(nn, f"InstanceNorm{d}d")
+    def zeros() -> nn.Parameter:
+        return nn.Parameter(torch.zeros(4), requires_grad=False)
+
+    def ones() -> nn.Parameter:
+        return nn.Parameter(torch.ones(4), requires_grad=False)
+
+    for d, shape in ((2, IMAGE), (3, VOLUME)):
+        bn = getattr(nn, f"BatchNorm{d}d")
         yield Sample(
-            f"instance_norm{d}d", chain(lambda k=make, c=shape[1]: k(c, affine=True)), (shape,)
+            f"batch_norm{d}d",
+            chain(
+                lambda bn=bn, c=shape[1]: bn(c),
+                nn.Identity,
+                lambda bn=bn, c=shape[1]: bn(c),
+                nn.ReLU,
+            ),
+            (shape,),
+            fuse=(("2", "3"),),
         )
     yield Sample(
-        "functional_layer_norm",
-        net(lambda m, x: F.layer_norm(x, [6], m.w, m.b), w=param(6), b=param(6)),
+        "float_norms",
+        net(
+            lambda m, x: m.q(F.group_norm(m.b(F.batch_norm(m.g(m.p(x)), m.m, m.v).flatten(2)), 2)),
+            p=point,
+            q=lambda: nn.Conv1d(4, 4, 1),
+            g=lambda: nn.GroupNorm(2, 4),
+            b=lambda: nn.BatchNorm1d(4),
+            m=zeros,
+            v=ones,
+        ),
         (IMAGE,),
+        FX,
     )
     yield Sample(
-        "functional_group_norm",
-        net(lambda m, x: F.group_norm(x, 2, m.w, m.b), w=param(4), b=param(4)),
+        "norms",
+        chain(lambda: nn.LayerNorm([8, 8]), lambda: nn.InstanceNorm2d(4, affine=True)),
         (IMAGE,),
     )
+    yield Sample("group_norm", chain(lambda: nn.GroupNorm(2, 4)), (IMAGE,), EAGER)
+    for d, shape in ((1, LINE), (3, VOLUME)):
+        norm = getattr(nn, f"InstanceNorm{d}d")
+        yield Sample(
+            f"instance_norm{d}d",
+            chain(lambda norm=norm, c=shape[1]: norm(c, affine=True)),
+            (shape,),
+        )
     yield Sample(
-        "functional_instance_norm",
-        net(lambda m, x: F.instance_norm(x, weight=m.w, bias=m.b), w=param(4), b=param(4)),
+        "functional_norms",
+        net(
+            lambda m, x: F.instance_norm(F.layer_norm(x, [8], m.w, m.b), weight=m.v, bias=m.u),
+            w=param(8),
+            b=param(8),
+            v=param(4),
+            u=param(4),
+        ),
         (IMAGE,),
+        FX,
     )
+
+
+# --------------------------------------------------------------------------- shape only
 
 
 def _shapes() -> Iterator[Sample]:
-    functions: dict[str, Any] = {
-        "identity": (nn.Identity,),
-        "dropout": (nn.Dropout,),
-        "dropout1d": (nn.Dropout1d,),
-        "dropout2d": (nn.Dropout2d,),
-        "upsample_nearest": (lambda: nn.Upsample(scale_factor=2),),
-        "upsample_bilinear": (lambda: nn.Upsample(scale_factor=2, mode="bilinear"),),
-        "upsampling2d": (lambda: nn.UpsamplingNearest2d(scale_factor=2),),
-        "flatten_module": (nn.Flatten,),
-        "unflatten_module": (lambda: nn.Unflatten(1, (2, 2)),),
-        "pixel_shuffle": (lambda: nn.PixelShuffle(2),),
-        "pixel_unshuffle": (lambda: nn.PixelUnshuffle(2),),
-        "channel_shuffle": (lambda: nn.ChannelShuffle(2),),
-        "zero_pad": (lambda: nn.ZeroPad2d(1),),
-        "constant_pad": (lambda: nn.ConstantPad2d(1, 0.3),),
-        "reflection_pad": (lambda: nn.ReflectionPad2d(1),),
-        "replication_pad": (lambda: nn.ReplicationPad2d(1),),
-    }
-    for key, parts in functions.items():
-        yield Sample(key, chain(*parts), (IMAGE,))
-    calls: dict[str, Any] = {
-        "functional_dropout": lambda m, x: F.dropout(x, 0.5, m.training),
-        "interpolate_nearest": lambda m, x: F.interpolate(x, scale_factor=2.0),
-        "interpolate_bilinear": lambda m, x: F.interpolate(
-            x, scale_factor=2.0, mode="bilinear", align_corners=False
+    yield Sample(
+        "shape_modules",
+        net(
+            lambda m, x: m.p(m.f(m.u(m.d(m.c(m.b(m.a(x))))))),
+            a=lambda: nn.PixelShuffle(2),
+            b=lambda: nn.PixelUnshuffle(2),
+            c=lambda: nn.ChannelShuffle(2),
+            d=nn.Identity,
+            u=lambda: nn.Unflatten(1, (2, 2)),
+            f=lambda: nn.Flatten(1, 2),
+            p=point,
         ),
-        "pad": lambda m, x: F.pad(x, (1, 1, 1, 1)),
-        "pad_reflect": lambda m, x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
-        "flatten": lambda m, x: torch.flatten(x, 1),
-        "flatten_method": lambda m, x: x.flatten(1),
-        "reshape": lambda m, x: x.reshape(2, -1),
-        "torch_reshape": lambda m, x: torch.reshape(x, (2, -1)),
-        "view_size": lambda m, x: x.view(x.size(0), x.shape[1] // 2, -1),
-        "permute": lambda m, x: x.permute(0, 2, 3, 1),
-        "torch_permute": lambda m, x: torch.permute(x, (0, 2, 3, 1)),
-        "transpose": lambda m, x: x.transpose(1, 2),
-        "torch_transpose": lambda m, x: torch.transpose(x, 1, 2),
-        "squeeze": lambda m, x: x.unsqueeze(0).squeeze(0),
-        "torch_squeeze": lambda m, x: torch.squeeze(torch.unsqueeze(x, 0), 0),
-        "expand": lambda m, x: x.expand(2, 4, 6, 6),
-        "repeat": lambda m, x: x.repeat(1, 2, 1, 1),
-        "repeat_interleave": lambda m, x: torch.repeat_interleave(x, 2, 1),
-        "stack": lambda m, x: torch.stack([x, x], 1),
-        "chunk": lambda m, x: torch.chunk(x, 2, 1)[0],
-        "chunk_method": lambda m, x: x.chunk(2, 1)[1],
-        "split": lambda m, x: torch.split(x, 2, 1)[0],
-        "split_method": lambda m, x: x.split(2, 1)[0],
-        "unbind": lambda m, x: torch.unbind(x, 1)[0],
-        "getitem": lambda m, x: x[:, 1:3],
-        "narrow": lambda m, x: torch.narrow(x, 1, 1, 2),
-        "select": lambda m, x: x.select(1, 1),
-        "roll": lambda m, x: torch.roll(x, 1, 1),
-        "flip": lambda m, x: torch.flip(x, [1]),
-        "functional_pixel_shuffle": lambda m, x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2),
-        "functional_channel_shuffle": lambda m, x: F.channel_shuffle(x, 2),
-        "contiguous": lambda m, x: x.contiguous(),
-        "clone": lambda m, x: x.clone(),
-        "detach": lambda m, x: x.detach(),
-        "to": lambda m, x: x.to("cpu"),
-        "unflatten": lambda m, x: x.unflatten(1, (2, 2)),
-        "adaptive_size": lambda m, x: x.numel() * x,
-    }
-    for key, function in calls.items():
-        yield Sample(key, net(function), (IMAGE,))
+        (IMAGE,),
+    )
+    yield Sample(
+        "shape_functions",
+        net(_rearranged, p=point, q=point),
+        (IMAGE,),
+        FX,
+    )
+    yield Sample("shape_eager", net(_rearranged_eager, p=point), (IMAGE,), EAGER)
+    yield Sample("picks", net(_picked, p=point, q=point), (IMAGE,))
+    yield Sample(
+        "resize",
+        net(
+            lambda m, x: m.q(F.interpolate(m.a(m.p(x)), scale_factor=0.5, mode="bilinear")),
+            p=point,
+            q=point,
+            a=lambda: nn.Upsample(scale_factor=2),
+        ),
+        (IMAGE,),
+        FX,
+    )
+    yield Sample(
+        "resize_eager",
+        net(
+            lambda m, x: m.b(m.a(x)),
+            a=lambda: nn.Upsample(scale_factor=2),
+            b=lambda: nn.Upsample(scale_factor=2, mode="bilinear"),
+        ),
+        (IMAGE,),
+        EAGER,
+        limits=_UNOBSERVED,
+    )
+    yield Sample(
+        "pads",
+        net(
+            lambda m, x: m.q(F.pad(m.b(m.a(m.p(x))), (1, 1, 1, 1))),
+            p=point,
+            q=point,
+            a=lambda: nn.ZeroPad2d(1),
+            b=lambda: nn.ReflectionPad2d(1),
+        ),
+        (IMAGE,),
+    )
+    yield Sample("dropout", chain(nn.Dropout), (IMAGE,), ("fx-ptq", "eager-ptq"))
+    yield Sample(
+        "dropout_qat",
+        chain(nn.Dropout),
+        (IMAGE,),
+        ("fx-qat", "eager-qat"),
+        limits=(
+            Limit("baked", "torch's int8 Dropout passes its input on; the observer is dropped"),
+            Limit("int8", "torch's int8 Dropout passes its input on; the observer is dropped"),
+        ),
+    )
+    yield Sample(
+        "functional_dropout", net(lambda m, x: F.dropout(x, 0.5, m.training)), (IMAGE,), FX
+    )
 
+
+def _rearranged(m: Any, x: Tensor) -> Tensor:
+    x = m.p(x.contiguous())
+    x = torch.squeeze(torch.unsqueeze(x, 0), 0).unsqueeze(0).squeeze(0)
+    x = torch.transpose(x, 2, 3).transpose(2, 3).permute(0, 2, 3, 1)
+    x = F.pixel_unshuffle(F.pixel_shuffle(x.permute(0, 3, 1, 2), 2), 2)
+    x = torch.channel_shuffle(x, 2).repeat(1, 1, 2, 1)
+    x = torch.repeat_interleave(x, 2, 3).reshape(x.size(0), 4, x.shape[2] // 2, -1)
+    x = torch.narrow(x, 2, 1, 2).detach().view(2, 4, 2, -1)
+    x = torch.stack([x, x], 1)
+    return m.q(torch.flatten(x, 1, 2).resize_(2, 4, 2, 2))
+
+
+def _rearranged_eager(m: Any, x: Tensor) -> Tensor:
+    x = m.p(x.clone().contiguous()).squeeze(0).unsqueeze(0).squeeze(0)
+    x = x.transpose(2, 3).permute(0, 2, 3, 1).reshape(x.size(0), 4, x.shape[2] // 2, -1)
+    x = torch.flip(x, [1]).repeat(1, 1, 2, 1).expand(2, 4, 8, 16)
+    return torch.flatten(torch.stack([x, x], 1), 1).to("cpu")
+
+
+def _picked(m: Any, x: Tensor) -> Tensor:
+    a, b = torch.chunk(m.p(x), 2, 1)
+    c, d = a.split(1, 1)
+    e = torch.unbind(b, 1)[0].unsqueeze(1)
+    return m.q(torch.cat([a, d, e], 1)[:, :4])
+
+
+_UNOBSERVED = (
+    Limit("int8", "eager prepare observes nothing here; the int8 kernel rounds to a grid"),
+    Limit("mapping", "eager prepare observes nothing here; the int8 kernel rounds to a grid"),
+)
 
 SAMPLES: tuple[Sample, ...] = (
     *_convs(),
     *_linears(),
     *_embeddings(),
-    *_binary(),
+    *_binaries(),
     *_pools(),
     *_activations(),
     *_norms(),

@@ -44,6 +44,8 @@ class Recompute:
         starts: The site nodes that a region may start from.
         weights: Module path -> (prepared, converted) weight, for the pairs of weights.
         unfolded: The same graph before BatchNorm was folded.
+        inner: Node name -> qparams of values that only the converted model quantizes, inside what
+            is one float computation for the prepared model (a pool that eager mode observes not).
     """
 
     graph_module: fx.GraphModule
@@ -51,6 +53,7 @@ class Recompute:
     starts: frozenset[fx.Node]
     weights: Mapping[str, tuple[WeightView, WeightView]]
     unfolded: fx.GraphModule
+    inner: Mapping[str, QParams] = field(default_factory=dict)
 
     @cached_property
     def own_weights(self) -> dict[str, tuple[WeightView, WeightView]]:
@@ -75,9 +78,25 @@ class Recompute:
         result: Tensor = self._region()(*inputs)
         return result
 
-    def exact(self, local: Local, weights: Mapping[str, WeightView]) -> Tensor:
-        """The site's value in float64 and eval mode, with the given weights."""
+    @cached_property
+    def own_inner(self) -> dict[str, QParams]:
+        """Those of `inner` that lie in this site's region."""
+        names = {n.name for n in self._region().graph.nodes if n.op != "placeholder"}
+        return {name: q for name, q in self.inner.items() if name in names - {self.end.name}}
+
+    def exact(
+        self, local: Local, weights: Mapping[str, WeightView], *, inner: bool = False
+    ) -> Tensor:
+        """The site's value in float64 and eval mode, with the given weights.
+
+        Args:
+            local: The shadow's inputs.
+            weights: Module path -> weight, in place of the region's own.
+            inner: Whether to quantize in between where only the converted model does.
+        """
         region = copy.deepcopy(self._region())
+        if inner:
+            _requantize(region, self.own_inner)
         for path, weight in weights.items():
             _fix_weight(region, path, weight)
         for path, module in list(region.named_modules()):
@@ -114,6 +133,29 @@ def _fix_weight(region: fx.GraphModule, path: str, weight: WeightView) -> None:
         module.weight_fake_quant = nn.Identity()
     if weight.bias is not None and getattr(inner, "bias", None) is not None:
         inner.bias = nn.Parameter(weight.bias.detach().clone(), requires_grad=False)
+
+
+def _requantize(region: fx.GraphModule, inner: Mapping[str, QParams]) -> None:
+    """Round values to a grid in the middle of a region."""
+    for node in [n for n in region.graph.nodes if n.name in inner]:
+        path = f"requantize_{node.name}"
+        region.add_module(path, _Requantize(inner[node.name]))
+        with region.graph.inserting_after(node):
+            new = region.graph.call_module(path, (node,))
+        node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
+    region.recompile()
+
+
+class _Requantize(nn.Module):
+    def __init__(self, qparams: QParams) -> None:
+        super().__init__()
+        self._qparams = qparams
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, point = (t.double() for t in self._qparams.tensors(x))
+        low, high = self._qparams.container
+        # Kernels add the zero point before they round: an odd one flips the parity of a tie.
+        return (torch.round(x / scale + point).clamp(low, high) - point) * scale
 
 
 class _Constant(nn.Module):
@@ -214,12 +256,19 @@ class View:
     def _weights(self) -> Mapping[str, tuple[WeightView, WeightView]]:
         return self.recompute.own_weights if self.recompute is not None else {}
 
-    def recomputed(self, weights: Mapping[str, WeightView]) -> Tensor:
+    @cached_property
+    def requantized(self) -> Tensor | None:
+        """Like `converted`, quantized in between where the converted model is; None if nowhere."""
+        if self.recompute is None or not self.recompute.own_inner:
+            return None
+        return self.recomputed({path: b for path, (_, b) in self._weights.items()}, inner=True)
+
+    def recomputed(self, weights: Mapping[str, WeightView], *, inner: bool = False) -> Tensor:
         """The site's value in float64 with these weights; the float32 value where that fails."""
         if self.recompute is None or self.local is None:
             return self.value.double()
         try:
-            return self.recompute.exact(self.local, weights)
+            return self.recompute.exact(self.local, weights, inner=inner)
         except (RuntimeError, TypeError, AttributeError) as error:
             # A user's module may not run in float64; the cause then works on float32 values.
             self.problem = f"no float64 recomputation: {error}"

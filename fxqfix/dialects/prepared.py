@@ -49,7 +49,11 @@ def read(graph_module: fx.GraphModule) -> Reading:
             "attention",
         ):
             hidden += _inner_sites(node, module, found.key, taken)
-        elif observed is None or node.name in observed.observed_node_names:
+        elif (
+            observed is None
+            or hasattr(module, "weight_fake_quant")
+            or node.name in observed.observed_node_names
+        ):
             weight = prepared_weight(module, f"{node.target}.weight")
             if weight is not None:
                 taps.append(_weight_tap(node, module, weight, modules, taken))

@@ -31,6 +31,7 @@ class Session:
     """One comparison: the pairs, a probe for each, and what causes need to compute anew."""
 
     reading: Reading
+    converted: Reading
     pairing: Pairing
     attribute: bool
     probes: dict[str, Probe] = field(default_factory=dict)
@@ -44,6 +45,12 @@ class Session:
         pairs = [p.prepared for p in self.pairing.pairs if p.prepared.site.kind == "activation"]
         self.starts = frozenset(self.nodes[tap.node.name] for tap in pairs)
         self.weights = self._weight_pairs()
+        paired = {p.converted for p in self.pairing.pairs}
+        self.inner = {
+            tap.node.name: tap.site.used
+            for tap in self.converted.activations
+            if tap not in paired and tap.site.used is not None
+        }
 
     def _weight_pairs(self) -> dict[str, tuple[WeightView, WeightView]]:
         """Module path in the prepared graph -> both weights."""
@@ -77,7 +84,7 @@ class Session:
     def _judge(self, p: Pair, used: QParams, share: Attribution) -> Callable[..., None]:
         end = self.nodes[p.prepared.producer.name]
         starts = self.starts - {self.nodes[p.prepared.node.name]}
-        recompute = Recompute(self.folded, end, starts, self.weights, self.frozen)
+        recompute = Recompute(self.folded, end, starts, self.weights, self.frozen, self.inner)
 
         def judge(local: Any, converted: Tensor, prepared: Tensor, target: QParams) -> None:
             own = prepared.int()
@@ -87,24 +94,22 @@ class Session:
 
         return judge
 
-    def report(self, converted: Reading, result: Run, engine: str) -> Report:
+    def report(self, result: Run, engine: str) -> Report:
         """Turn the probes' numbers into rows."""
         rows = []
         for p in self.pairing.pairs:
-            row = (
-                self._weight_row(p) if p.prepared.site.kind == "weight" else self._row(p, converted)
-            )
+            row = self._weight_row(p) if p.prepared.site.kind == "weight" else self._row(p)
             if row is not None:
                 rows.append(row)
         return Report(
             rows=tuple(rows),
-            coverage=self._coverage(converted, {r.name for r in rows}),
+            coverage=self._coverage({r.name for r in rows}),
             engine=engine,
             batches=result.batches,
             notes=(*_notes(self.reading), *result.notes),
         )
 
-    def _row(self, p: Pair, converted: Reading) -> Row | None:
+    def _row(self, p: Pair) -> Row | None:
         site = p.prepared.site
         probe = self.probes.get(site.name)
         if probe is None:
@@ -117,7 +122,7 @@ class Session:
             kind=site.kind,
             module=site.module,
             op=site.op,
-            kernel=_kernel(p.converted, converted),
+            kernel=_kernel(p.converted, self.converted),
             prepared=probe.grid,
             converted=probe.converted_qparams,
             local=probe.local,
@@ -154,12 +159,12 @@ class Session:
             evidence=MappingProxyType(dict(share.evidence)),
         )
 
-    def _coverage(self, converted: Reading, rows: set[str]) -> Coverage:
+    def _coverage(self, rows: set[str]) -> Coverage:
         paired = [p for p in self.pairing.pairs if p.prepared.site.name in rows]
         skipped = [p for p in self.pairing.pairs if p.prepared.site.name not in rows]
         unsupported = [
             Uncovered(site.name, side, reason)
-            for reading, side in ((self.reading, "prepared"), (converted, "converted"))
+            for reading, side in ((self.reading, "prepared"), (self.converted, "converted"))
             for site, reason in reading.unsupported
         ]
         unsupported += [

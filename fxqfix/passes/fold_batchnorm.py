@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxqfix import _torch
-from fxqfix.dialects.weights import batch_norm_factor, effective_weight
+from fxqfix.dialects.weights import batch_norm_factor, effective_weight, holder
 from fxqfix.errors import UnsupportedError
 from fxqfix.passes._base import Pass, Rewriter
+from fxqfix.passes._frozen import FrozenFakeQuantize
 
 __all__ = ["FoldBatchNorm"]
 
@@ -54,6 +57,8 @@ class FoldBatchNorm(Pass):
             target = table.get(type(module))
             if target is not None:
                 folded = _fold(module, target)
+                if not isinstance(rewriter.module, fx.GraphModule):
+                    folded = _convertible(folded)
                 rewriter.set_module(path, folded, f"{type(module).__name__} -> {target.__name__}")
 
     def check(self, before: nn.Module, after: nn.Module) -> None:
@@ -92,6 +97,27 @@ def _fold(module: nn.Module, target: type[nn.Module]) -> nn.Module:
     _move_extras(source, new)
     folded: nn.Module = new.train(source.training)
     return folded
+
+
+def _convertible(folded: nn.Module) -> nn.Module:
+    """The module itself where torch's eager conversion knows its kind, else a float twin.
+
+    Eager mode has QAT modules of one dimension with BatchNorm only. The twin holds the frozen
+    weight's values, and conversion finds the frozen qparams in its qconfig.
+    """
+    known = _torch.resolve("torch.ao.quantization.get_default_static_quant_module_mappings")()
+    source: Any = folded
+    frozen = source.weight_fake_quant
+    if type(folded) in known or not isinstance(frozen, FrozenFakeQuantize):
+        return folded
+    twin: nn.Module = source.to_float()
+    inner = holder(twin)
+    inner.weight = nn.Parameter(frozen(source.weight))
+    qconfig = source.qconfig._replace(weight=functools.partial(copy.deepcopy, frozen))
+    for owner in (twin, inner):
+        owner.qconfig = qconfig
+    _move_extras(folded, twin)
+    return twin.train(folded.training)
 
 
 def _folded_bias(source: Any, factor: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class FreezeQParams(Pass):
         self._weights(rewriter)
         frozen: dict[int, nn.Module] = {}
         states: dict[int, QuantizerState] = {}
-        found = list(_quantizers(rewriter.module))
+        found = list(_called(rewriter.module, _quantizers(rewriter.module)))
         for path, module in found:
             if id(module) not in states:
                 states[id(module)] = _state(path, module, rewriter.module)
@@ -113,6 +113,22 @@ def _quantizers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if _torch.is_quantizer(module):
             yield path, module
             inside = (*inside, f"{path}.")
+
+
+def _called(
+    model: nn.Module, quantizers: Iterator[tuple[str, nn.Module]]
+) -> Iterator[tuple[str, nn.Module]]:
+    """Leave out the observers of FloatFunctionals that never saw data.
+
+    Eager prepare gives every FloatFunctional an observer, but `add_scalar`, `mul_scalar` and
+    `matmul` never call it; conversion does not need it either.
+    """
+    kind = _torch.resolve("torch.ao.nn.quantized.FloatFunctional")
+    for path, module in quantizers:
+        owner = model.get_submodule(path.rpartition(".")[0])
+        idle = kind is not None and isinstance(owner, kind)
+        if not idle or read_quantizer(module, path).calibrated:
+            yield path, module
 
 
 def _ptq_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
