@@ -98,14 +98,17 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
 
 
 def medians(functions: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict[str, float]:
-    """Seconds of each, interleaved (A B C A B C ...), after one round that doesn't count."""
+    """CPU seconds of each, interleaved (A B C A B C ...), after one round that doesn't count.
+
+    CPU time, with one thread: what else runs on the machine doesn't count.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_ in range(repeats + 1):
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = time.process_time()
             function()
             if round_:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.process_time() - start)
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 

@@ -82,7 +82,7 @@ def render(path: Path) -> str:
 
 
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
-GRIDS = re.compile(r"([\d.]+)/(-?\d+) -> ([\d.]+)/(-?\d+)")
+GRIDS = re.compile(r"(\d+\.\d+)/(-?\d+) -> (\d+\.\d+)/(-?\d+)")
 
 
 def alike(expected: str, found: str, slack: float = 0.1) -> bool:

@@ -51,8 +51,9 @@ def _entries(body: str) -> str:
         name, colon, rest = line.partition(": ")
         if line.startswith(" ") and lines:
             lines[-1] += f" {line.strip()}"
-        elif colon and re.fullmatch(r"\*{0,2}\w+", name):
-            lines.append(f"- `{name}`: {_code(rest)}")
+        elif colon and re.fullmatch(r"\*{0,2}\w+(, \w+)*", name):
+            names = ", ".join(f"`{n}`" for n in name.split(", "))
+            lines.append(f"- {names}: {_code(rest)}")
         elif lines:
             lines[-1] += f" {line.strip()}"
         else:
@@ -235,13 +236,19 @@ def api_page() -> str:
             docstring(function),
         ]
     for cls in sorted((c for c in public if inspect.isclass(c)), key=lambda c: c.__name__):
-        methods = [
-            f"- `{name}{'' if isinstance(member, property) else '()'}`: {summary(member)}"
-            for name, member in vars(cls).items()
-            if not name.startswith("_") and (callable(member) or isinstance(member, property))
-        ]
-        parts += [f"## {cls.__name__}", docstring(cls), "\n".join(methods)]
+        members = ((n, m) for n, m in vars(cls).items() if not n.startswith("_"))
+        methods = [_member(name, member) for name, member in members if inspect.getdoc(member)]
+        methods = ["**Properties and methods**\n", *filter(None, methods)]
+        parts += [f"## {cls.__name__}", docstring(cls), "\n".join(methods) * (len(methods) > 1)]
     return "\n\n".join(filter(None, parts))
+
+
+def _member(name: str, member: object) -> str:
+    if isinstance(member, property):
+        return f"- `{name}`: {summary(member)}"
+    if isinstance(member, classmethod | staticmethod) or inspect.isfunction(member):
+        return f"- `{name}()`: {summary(member)}"
+    return ""
 
 
 REFERENCE: dict[str, Callable[[], str]] = {

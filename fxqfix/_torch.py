@@ -12,7 +12,7 @@ import importlib
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -269,18 +269,20 @@ def tree_map_tensors(function: Any, tree: Any) -> Any:
     return torch.utils._pytree.tree_map_only(Tensor, function, tree)
 
 
-def qconfig_range(qconfig: Any, module: str, target: Any) -> tuple[int, int] | None:
+def qconfig_range(
+    qconfig: Any, module: str, targets: Collection[Any] = ()
+) -> tuple[int, int] | None:
     """(quant_min, quant_max) that a QConfig or QConfigMapping declares for a value, if any.
 
     Args:
         qconfig: A QConfig, or a QConfigMapping; the most specific entry counts, as in prepare_fx:
             module name, module-name regex, object type, global.
         module: Path of the module that the value comes from.
-        target: The node's target, for entries by object type.
+        targets: Functions, module classes and method names of the op, for entries by object type.
     """
     found = qconfig
     if hasattr(qconfig, "global_qconfig"):
-        found = _lookup(qconfig, module, target)
+        found = _lookup(qconfig, module, targets)
     if found is None or not hasattr(found, "activation"):
         return None
     with quiet():
@@ -290,7 +292,7 @@ def qconfig_range(qconfig: Any, module: str, target: Any) -> tuple[int, int] | N
     return None if low is None or high is None else (int(low), int(high))
 
 
-def _lookup(mapping: Any, module: str, target: Any) -> Any:
+def _lookup(mapping: Any, module: str, targets: Collection[Any]) -> Any:
     parts = module.split(".")
     for end in range(len(parts), 0, -1):
         path = ".".join(parts[:end])
@@ -299,6 +301,25 @@ def _lookup(mapping: Any, module: str, target: Any) -> Any:
     for pattern, found in mapping.module_name_regex_qconfigs.items():
         if re.match(pattern, module):
             return found
-    if target in mapping.object_type_qconfigs:
-        return mapping.object_type_qconfigs[target]
+    for target, found in mapping.object_type_qconfigs.items():
+        if target in targets:
+            return found
     return mapping.global_qconfig
+
+
+def closed_modules() -> dict[str, Any]:
+    """convert_fx's custom config for the modules that eager convert knows by itself (LSTM)."""
+    known = resolve("torch.ao.quantization.get_default_custom_config_dict")
+    mapping = known()["observed_to_quantized_custom_module_class"] if known is not None else {}
+    return {"observed_to_quantized_custom_module_class": {"static": mapping}}
+
+
+@functools.cache
+def quantizable() -> frozenset[Any]:
+    """What prepare_fx observes the output of: the ops of torch's own backend config."""
+    config = resolve("torch.ao.quantization.backend_config.get_native_backend_config")
+    found: set[Any] = set()
+    for entry in config().configs if config is not None else ():
+        pattern = entry.pattern
+        found |= set(pattern) if isinstance(pattern, tuple) else {pattern}
+    return frozenset(found)

@@ -183,6 +183,7 @@ TABLE: tuple[OpSpec, ...] = (
         "boundary",
         "torch.quantize_per_tensor",
         "torch.quantize_per_channel",
+        "torch.quantize_per_tensor_dynamic",
         "torch.ops.quantized_decomposed.quantize_per_tensor",
         "torch.ops.quantized_decomposed.quantize_per_tensor.default",
         "torch.ops.quantized_decomposed.quantize_per_tensor.tensor",

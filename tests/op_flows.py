@@ -11,11 +11,14 @@ import torch
 import torch.ao.quantization as tq
 import torch.ao.quantization.quantize_fx as qfx
 from torch import Tensor, nn
+from torch.ao.nn import quantizable as nnqa
+from torch.ao.nn import quantized as nnq
 from torch.ao.quantization.backend_config import (
     BackendConfig,
     get_native_backend_config,
     get_onednn_backend_config,
 )
+from torch.ao.quantization.fx.custom_config import ConvertCustomConfig, PrepareCustomConfig
 
 from tests.op_samples import Sample
 
@@ -132,10 +135,14 @@ def _stir(module: nn.Module) -> None:
 def _prepare_fx(sample: Sample, setting: str, model: nn.Module) -> nn.Module:
     qat = "qat" in setting
     make = qfx.prepare_qat_fx if qat else qfx.prepare_fx
+    custom = PrepareCustomConfig()
+    if sample.kind == "lstm":
+        custom.set_float_to_observed_mapping(nn.LSTM, nnqa.LSTM)
     return make(
         model.train(qat),
         mapping(sample, setting),
         inputs(sample),
+        prepare_custom_config=custom,
         backend_config=_backend(sample),
     )
 
@@ -180,4 +187,7 @@ def convert(
     if not setting.startswith("fx"):
         return tq.convert(model)
     make = qfx.convert_to_reference_fx if reference else qfx.convert_fx
-    return make(model, backend_config=_backend(sample))
+    custom = ConvertCustomConfig()
+    if sample.kind == "lstm":
+        custom.set_observed_to_quantized_mapping(nnqa.LSTM, nnq.LSTM)
+    return make(model, convert_custom_config=custom, backend_config=_backend(sample))

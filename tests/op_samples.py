@@ -401,7 +401,7 @@ def _pool(d: int, shape: tuple[int, ...]) -> Iterator[Sample]:
         net(
             lambda m, x: fit(average(largest(m.c(m.b(m.a(x))), 3, 1, 1), 2, 1), 2),
             a=lambda: most(3, 2, 1, 1),
-            b=lambda: mean(3, 1, 1),
+            b=lambda: mean(2, 1),
             c=lambda: adaptive(3),
         ),
         (shape,),
@@ -511,12 +511,20 @@ def _activations() -> Iterator[Sample]:
         limits=_UNOBSERVED,
     )
     yield Sample("softmax", chain(point, lambda: nn.Softmax(1)), (IMAGE,), FX)
-    yield Sample("prelu", chain(point, lambda: nn.PReLU(4)), (IMAGE,), FX)
+    yield Sample(
+        "prelu",
+        chain(point, _prelu),
+        (IMAGE,),
+        limits=(
+            Limit("int8", "torch's int8 PReLU quantizes its slopes, which no fake-quant sees"),
+            Limit("mapping", "torch's int8 PReLU quantizes its slopes, which no fake-quant sees"),
+        ),
+    )
     yield Sample(
         "float_activations",
         net(
             lambda m, x: m.q(
-                F.threshold(F.prelu(F.celu(m.c(m.g(m.s(m.p(x)))), 0.7), m.w), 0.1, 0.0)
+                F.threshold(F.prelu(F.celu(m.c(m.g(m.s(m.p(x))) - 0.1), 0.7) / 2, m.w), 0.1, 0.0)
             ),
             p=point,
             q=point,
@@ -537,6 +545,12 @@ def _activations() -> Iterator[Sample]:
         EAGER,
         limits=_UNOBSERVED,
     )
+
+
+def _prelu() -> nn.Module:
+    module = nn.PReLU(4)
+    nn.init.uniform_(module.weight, 0.1, 0.4)
+    return module
 
 
 # ------------------------------------------------------------------------ normalization
@@ -610,11 +624,10 @@ def _shapes() -> Iterator[Sample]:
     yield Sample(
         "shape_modules",
         net(
-            lambda m, x: m.p(m.f(m.u(m.d(m.c(m.b(m.a(x))))))),
+            lambda m, x: m.p(m.f(m.u(m.c(m.b(m.a(x)))))),
             a=lambda: nn.PixelShuffle(2),
             b=lambda: nn.PixelUnshuffle(2),
-            c=lambda: nn.ChannelShuffle(2),
-            d=nn.Identity,
+            c=nn.Identity,
             u=lambda: nn.Unflatten(1, (2, 2)),
             f=lambda: nn.Flatten(1, 2),
             p=point,
@@ -628,7 +641,35 @@ def _shapes() -> Iterator[Sample]:
         FX,
     )
     yield Sample("shape_eager", net(_rearranged_eager, p=point), (IMAGE,), EAGER)
-    yield Sample("picks", net(_picked, p=point, q=point), (IMAGE,))
+    yield Sample(
+        "channel_shuffle",
+        chain(point, lambda: nn.ChannelShuffle(2), nn.Identity),
+        (IMAGE,),
+        ("fx-ptq", *EAGER),
+    )
+    yield Sample(
+        "channel_shuffle_qat",
+        chain(point, lambda: nn.ChannelShuffle(2), nn.Identity),
+        (IMAGE,),
+        ("fx-qat",),
+        limits=(
+            Limit("baked", "torch's int8 shuffle keeps its input's grid; the observer is dropped"),
+            Limit("int8", "torch's int8 shuffle keeps its input's grid; the observer is dropped"),
+        ),
+    )
+    yield Sample(
+        "picks",
+        net(_picked, p=point, q=point),
+        (IMAGE,),
+        limits=(
+            Limit(
+                "baked",
+                "torch's int8 unsqueeze keeps its input's grid; the observer that cat shares with "
+                "it is dropped",
+                ("fx",),
+            ),
+        ),
+    )
     yield Sample(
         "resize",
         net(
@@ -673,9 +714,23 @@ def _shapes() -> Iterator[Sample]:
             Limit("int8", "torch's int8 Dropout passes its input on; the observer is dropped"),
         ),
     )
+    yield Sample("functional_dropout", net(_dropped), (IMAGE,), ("fx-ptq",))
     yield Sample(
-        "functional_dropout", net(lambda m, x: F.dropout(x, 0.5, m.training)), (IMAGE,), FX
+        "functional_dropout_qat",
+        net(_dropped),
+        (IMAGE,),
+        ("fx-qat",),
+        limits=(
+            Limit("baked", "torch's int8 dropout passes its input on; the observer is dropped"),
+            Limit(
+                "int8", "traced in train mode, F.dropout drops for ever; torch's int8 never does"
+            ),
+        ),
     )
+
+
+def _dropped(m: Any, x: Tensor) -> Tensor:
+    return F.dropout(x, 0.5, m.training)
 
 
 def _rearranged(m: Any, x: Tensor) -> Tensor:
@@ -683,7 +738,7 @@ def _rearranged(m: Any, x: Tensor) -> Tensor:
     x = torch.squeeze(torch.unsqueeze(x, 0), 0).unsqueeze(0).squeeze(0)
     x = torch.transpose(x, 2, 3).transpose(2, 3).permute(0, 2, 3, 1)
     x = F.pixel_unshuffle(F.pixel_shuffle(x.permute(0, 3, 1, 2), 2), 2)
-    x = torch.channel_shuffle(x, 2).repeat(1, 1, 2, 1)
+    x = x.repeat(1, 1, 2, 1)
     x = torch.repeat_interleave(x, 2, 3).reshape(x.size(0), 4, x.shape[2] // 2, -1)
     x = torch.narrow(x, 2, 1, 2).detach().view(2, 4, 2, -1)
     x = torch.stack([x, x], 1)
@@ -699,7 +754,7 @@ def _rearranged_eager(m: Any, x: Tensor) -> Tensor:
 
 def _picked(m: Any, x: Tensor) -> Tensor:
     a, b = torch.chunk(m.p(x), 2, 1)
-    c, d = a.split(1, 1)
+    _, d = a.split(1, 1)
     e = torch.unbind(b, 1)[0].unsqueeze(1)
     return m.q(torch.cat([a, d, e], 1)[:, :4])
 
@@ -708,6 +763,54 @@ _UNOBSERVED = (
     Limit("int8", "eager prepare observes nothing here; the int8 kernel rounds to a grid"),
     Limit("mapping", "eager prepare observes nothing here; the int8 kernel rounds to a grid"),
 )
+
+# ------------------------------------------------------------- sub-networks behind a leaf
+
+_CLOSED = (
+    Limit(
+        "int8",
+        "torch's int8 module is one call with packed weights inside; no float form takes it apart",
+        error="no float form",
+    ),
+)
+
+
+def _networks() -> Iterator[Sample]:
+    yield Sample(
+        "lstm",
+        net(
+            lambda m, x, y: m.linear(m.lstm(x, (y, y))[0]),
+            lstm=lambda: nn.LSTM(8, 4),
+            linear=lambda: nn.Linear(4, 3),
+        ),
+        ((5, 2, 8), (1, 2, 4)),
+        FX,
+        kind="lstm",
+        limits=_CLOSED,
+    )
+    yield Sample(
+        "lstm_eager",
+        net(
+            lambda m, x: m.linear(m.lstm(x)[0]),
+            lstm=lambda: nn.LSTM(8, 4, 2, bidirectional=True),
+            linear=lambda: nn.Linear(8, 3),
+        ),
+        ((5, 2, 8),),
+        EAGER,
+        limits=_CLOSED,
+    )
+    yield Sample(
+        "attention",
+        net(
+            lambda m, x: m.linear(m.attention(x, x, x)[0]),
+            attention=lambda: nn.MultiheadAttention(8, 2),
+            linear=lambda: nn.Linear(8, 3),
+        ),
+        ((5, 2, 8),),
+        ("eager-ptq",),
+        limits=_CLOSED,
+    )
+
 
 SAMPLES: tuple[Sample, ...] = (
     *_convs(),
@@ -718,4 +821,5 @@ SAMPLES: tuple[Sample, ...] = (
     *_activations(),
     *_norms(),
     *_shapes(),
+    *_networks(),
 )

@@ -114,6 +114,9 @@ def _scope_path(entry: tuple[str, Any]) -> str:
     return str(path).removeprefix("L['self'].").removeprefix("L__self___")
 
 
+_FUSABLE = ("weighted", "element-wise")
+
+
 def op_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     """The op's key in the table; a relu right behind a fusable op reads as one, "add_relu"."""
     if node.op == "placeholder":
@@ -127,10 +130,10 @@ def op_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
         return found.key
     before = node.all_input_nodes[0]
     inner = ops.match_node(before, dict(modules))
-    fusable = inner is not None and not inner.relu and len(before.users) == 1
-    if inner is not None and fusable and inner.spec.family in ("weighted", "element-wise"):
-        return f"{inner.spec.key}_relu"
-    return found.key
+    # An int8 kernel's output is a site of its own; only float ops run on into the relu.
+    if inner is None or inner.relu or inner.column != "spelled" or len(before.users) > 1:
+        return found.key
+    return f"{inner.spec.key}_relu" if inner.spec.family in _FUSABLE else found.key
 
 
 def parents(start: Iterable[fx.Node], taps: Mapping[fx.Node, Tap]) -> Iterator[Tap]:

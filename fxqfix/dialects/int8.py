@@ -203,6 +203,8 @@ def _output(
     out = bound(node).get("out")  # written to a tensor that has its qparams already
     if isinstance(out, fx.Node) and out in known:
         return known[out]
+    if rule == "shape":  # also where a kernel takes a scale that it ignores (dropout)
+        return source
     own = _own_qparams(node, graph_module, modules, source.dtype)
     if own is not None:
         return own

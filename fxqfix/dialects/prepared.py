@@ -142,13 +142,18 @@ def _inner_sites(
     found: list[tuple[Site, str]] = []
     reason = f"inside {type(module).__name__} {node.target!r}, which the graph does not open"
     for path, inner in module.named_modules():
-        if not _torch.is_quantizer(inner):
+        weight = prepared_weight(inner, f"{node.target}.{path}.weight")
+        if weight is not None:
+            name, where = unique(f"{node.name}.{path}.weight", taken), f"{node.target}.{path}"
+            shape = tuple(holder(inner).weight.shape)
+            site = Site(name, "weight", where, op, shape=shape, **_qparams(weight[0]))
+            found.append((site, reason))
+        if not _torch.is_quantizer(inner) or path.endswith("weight_fake_quant"):
             continue
         parent, _, own = path.rpartition(".")
         if parent and _torch.is_quantizer(module.get_submodule(parent)):
             continue  # a fake-quant's own observer
-        kind = "weight" if own == "weight_fake_quant" else "activation"
-        name = unique(f"{node.name}.{parent or own}{'.weight' if kind == 'weight' else ''}", taken)
+        name, where = unique(f"{node.name}.{parent or own}", taken), f"{node.target}.{parent}"
         state = read_quantizer(inner, f"{node.target}.{path}")
-        found.append((Site(name, kind, f"{node.target}.{parent}", op, **_qparams(state)), reason))
+        found.append((Site(name, "activation", where, op, **_qparams(state)), reason))
     return found

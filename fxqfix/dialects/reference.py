@@ -19,6 +19,8 @@ __all__ = ["NAME", "matches", "read"]
 
 NAME = "fx-reference"
 
+_DYNAMIC = torch.quantize_per_tensor_dynamic
+
 
 def matches(graph_module: fx.GraphModule) -> bool:
     """True where values are quantized natively but no kernel runs on quantized tensors.
@@ -30,7 +32,7 @@ def matches(graph_module: fx.GraphModule) -> bool:
     quantizes = [
         node
         for node in graph_module.graph.nodes
-        if node.target in (torch.quantize_per_tensor, torch.quantize_per_channel)
+        if node.target in (torch.quantize_per_tensor, torch.quantize_per_channel, _DYNAMIC)
     ]
     if not quantizes:
         return any(_torch.is_reference_module(m) for m in graph_module.modules()) and not any(
@@ -55,7 +57,13 @@ def read(graph_module: fx.GraphModule) -> Reading:
     qparams = int8.propagate(graph_module)
     taken: set[str] = set()
     taps: list[Tap] = []
+    hidden: list[tuple[Site, str]] = []
     for node in graph_module.graph.nodes:
+        if node.target is _DYNAMIC:
+            place = scope(node, graph_module), op_name(node.all_input_nodes[0], modules)
+            name = unique(node.all_input_nodes[0].name, taken)
+            site = Site(name, "activation", *place, source="dynamic")
+            hidden.append((site, "qparams are chosen at run time (dynamic)"))
         if node.op == "call_module":
             weight = reference_weight(modules[str(node.target)])
             if weight is not None:
@@ -75,7 +83,7 @@ def read(graph_module: fx.GraphModule) -> Reading:
                 source="quantize_per_tensor (no quant_min / quant_max)",
             )
             taps.append(Tap(site, node, producer))
-    return Reading(graph_module, NAME, tuple(taps))
+    return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
 
 
 def _weight_tap(

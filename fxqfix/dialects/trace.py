@@ -23,9 +23,23 @@ __all__ = ["call", "trace"]
 class _Tracer(fx.Tracer):
     """FX's tracer, with every quantization module a leaf and hooked observers as nodes."""
 
-    def __init__(self, hooks: Mapping[nn.Module, str]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._hooks = hooks
+        self._hooks: dict[nn.Module, str] = {}
+
+    def take_hooks(self, root: nn.Module) -> None:
+        """Take off the observer hooks that become nodes: not those inside leaves (LSTM)."""
+        inside: tuple[str, ...] = ()
+        for path, module in root.named_modules():
+            if path.startswith(inside):
+                continue
+            kind = _torch.observer_hook(module)
+            if kind is not None:
+                self._hooks[module] = kind
+                _torch.strip_observer_hook(module)
+            called = type(module).forward is not nn.Module.forward  # not so a ModuleList
+            if path and called and self.is_leaf_module(module, path):
+                inside = (*inside, f"{path}.")
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if _torch.is_quantizer(m) or _torch.is_fused_module(m):
@@ -82,11 +96,10 @@ def trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
         )
     root = _copy(model)
     modes = {path: module.training for path, module in root.named_modules(remove_duplicate=False)}
-    hooks = {m: kind for m in root.modules() if (kind := _torch.observer_hook(m)) is not None}
-    for module in hooks:
-        _torch.strip_observer_hook(module)
+    tracer = _Tracer()
+    tracer.take_hooks(root)
     try:
-        graph = _Tracer(hooks).trace(root)
+        graph = tracer.trace(root)
     except Exception as error:  # FX raises many kinds; each means the same to the caller
         raise TraceError(
             f"FX can't trace {type(model).__name__}: {error}",

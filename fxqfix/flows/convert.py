@@ -64,7 +64,8 @@ def convert_by_torch(prepared: nn.Module) -> nn.Module:
                 converted: nn.Module = _torch.quantization().convert(model.eval())
             elif _torch.observed_attributes(model) is not None:
                 _torch.quantization()
-                converted = _torch.resolve("torch.ao.quantization.quantize_fx.convert_fx")(model)
+                make = _torch.resolve("torch.ao.quantization.quantize_fx.convert_fx")
+                converted = make(model, convert_custom_config=_torch.closed_modules())
             else:
                 raise DialectError(
                     "torch can't convert this graph: prepare_fx / prepare_qat_fx did not make it",

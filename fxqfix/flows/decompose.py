@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx, nn
 
-from fxqfix import _torch, dialects
+from fxqfix import _torch, dialects, ops
 from fxqfix.dialects import Reading
+from fxqfix.dialects._base import modules_of, scope
 from fxqfix.errors import RangeUnknownError
 from fxqfix.flows.freeze import freeze
 from fxqfix.pairing import pair
@@ -68,6 +70,8 @@ def to_decomposed(
 
 def _ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, int]]:
     """Site name -> (quant_min, quant_max) for every activation of a converted model."""
+    if not reading.activations:  # weight-only, or all dynamic
+        return {}
     if ranges_from is None:
         raise RangeUnknownError(
             "a converted model does not hold quant_min / quant_max any more",
@@ -94,26 +98,60 @@ def _from_prepared(reading: Reading, prepared: nn.Module) -> dict[str, tuple[int
 
 
 def _from_qconfig(reading: Reading, qconfig: Any) -> dict[str, tuple[int, int]]:
+    modules = modules_of(reading.graph_module)
     found: dict[str, tuple[int, int]] = {}
     for tap in reading.activations:
         if tap.inherited:
             continue
-        limits = _torch.qconfig_range(qconfig, tap.site.module, tap.producer.target)
-        if tap.site.op in _FIXED:  # the observers of these ops have the dtype's whole range
-            limits = tap.site.used.container if tap.site.used else limits
+        declaring = _observed_for(tap.producer, tap.node, modules)
+        module = scope(declaring, reading.graph_module)
+        limits = _torch.qconfig_range(qconfig, module, _spelled(declaring, modules))
         if limits is not None:
             found[tap.site.name] = limits
     return found
 
 
-_FIXED = frozenset({"sigmoid", "hardsigmoid", "tanh", "softmax"})
+def _observed_for(producer: fx.Node, node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node:
+    """The op whose qconfig made the observer, as prepare_fx does it.
+
+    An op that torch can quantize has its output observed. Any other value (an input, an op that
+    stays float, an embedding) is observed for the op that takes it.
+    """
+    found = ops.match_node(producer, dict(modules))
+    observed = found is not None and found.spec.output != "float"
+    if producer is node or (observed and _spelled(producer, modules) & _torch.quantizable()):
+        return producer
+    behind = [user for user in node.users if _spelled(user, modules)]
+    behind += [n for user in behind for n in user.users if user.target == "dequantize"]
+    takers = [user for user in behind if user.target != "dequantize"]
+    return takers[0] if takers else producer
+
+
+def _spelled(node: fx.Node, modules: Mapping[str, nn.Module]) -> frozenset[Any]:
+    """The float spellings of a node's op, of the node's own kind; methods by name."""
+    found = ops.match_node(node, dict(modules))
+    if found is None:
+        return frozenset()
+    names = (*found.spec.spelled, *found.spec.spelled_relu)
+    objects = {n.removeprefix(".") if n[0] == "." else _torch.resolve(n) for n in names}
+    wants_class = node.op == "call_module"
+    return frozenset(o for o in objects if isinstance(o, type) == wants_class)
 
 
 def _inherit(reading: Reading, known: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    """A value that keeps its input's qparams keeps its range too, where none is declared."""
+    """A value that keeps its input's qparams keeps its range too, where none is declared.
+
+    A value whose qparams the op gives has its dtype's whole range.
+    """
     taps = {tap.node: tap for tap in reading.activations}
+    modules = modules_of(reading.graph_module)
     for tap in reading.activations:
-        if tap.site.name in known or not tap.inherited:
+        found = ops.match_node(tap.producer, modules)
+        rule = found.spec.output if found is not None else ""
+        if tap.site.name in known or not (tap.inherited or rule in ("shape", "input", "fixed")):
+            continue
+        if rule == "fixed" and tap.site.used is not None:
+            known[tap.site.name] = tap.site.used.container
             continue
         for up in dialects.parents(tap.node.all_input_nodes, taps):
             if up.site.name in known:

@@ -246,11 +246,7 @@ def _prelu(e: Emit) -> fx.Node:
 
 
 def _dropout(e: Emit) -> fx.Node:
-    if e.module is not None:  # torch's quantized module never drops anything
-        return e.call(torch.clone, e.args[0])
-    return e.call(
-        F.dropout, e.args[0], **{"p": 0.5, "training": False, **e.options("p", "training")}
-    )
+    return e.call(torch.clone, e.args[0])  # torch's quantized ones never drop anything
 
 
 _POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")

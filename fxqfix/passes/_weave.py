@@ -122,8 +122,12 @@ class Weaver:
         sites: dict[fx.Node, list[Pair]] = {}
         for p in self.pairs:
             sites.setdefault(p.converted.node, []).append(p)
-        with graph.inserting_before(next(n for n in nodes if n.op != "placeholder")):
-            self._begin([n for n in nodes if n.op == "placeholder"])
+        first = next(n for n in nodes if n.op != "placeholder")
+        inputs = [n for n in nodes if n.op == "placeholder"]
+        for node in inputs:  # torch's conversion leaves an input where its quantize op stands
+            first.prepend(node)
+        with graph.inserting_before(first):
+            self._begin(inputs)
         for node in nodes:
             with graph.inserting_before(node):
                 if node.op != "placeholder":

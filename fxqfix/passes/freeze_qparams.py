@@ -45,7 +45,7 @@ class FreezeQParams(Pass):
         self._weights(rewriter)
         frozen: dict[int, nn.Module] = {}
         states: dict[int, QuantizerState] = {}
-        found = list(_called(rewriter.module, _quantizers(rewriter.module)))
+        found = list(_quantizers(rewriter.module))
         for path, module in found:
             if id(module) not in states:
                 states[id(module)] = _state(path, module, rewriter.module)
@@ -95,12 +95,16 @@ def _state(path: str, module: nn.Module, model: nn.Module | None = None) -> Quan
 
 def _never_runs(module: nn.Module, model: nn.Module) -> bool:
     """Whether no forward of the model can reach a module: FloatFunctional's after mul_scalar."""
+    kind = _torch.resolve("torch.ao.nn.quantized.FloatFunctional")
+    paths = [p for p, m in model.named_modules(remove_duplicate=False) if m is module]
+    owners = [model.get_submodule(p.rpartition(".")[0]) for p in paths]
+    if kind is not None and any(isinstance(owner, kind) for owner in owners):
+        return True  # also inside modules that are not opened: attention scales its queries so
     try:
         nodes = trace(model).graph.nodes
     except TraceError:
         return False
     called = {str(n.target) for n in nodes if n.op == "call_module"}
-    paths = [p for p, m in model.named_modules(remove_duplicate=False) if m is module]
     return not any(p == c or p.startswith(f"{c}.") for p in paths for c in called)
 
 
@@ -115,34 +119,21 @@ def _quantizers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             inside = (*inside, f"{path}.")
 
 
-def _called(
-    model: nn.Module, quantizers: Iterator[tuple[str, nn.Module]]
-) -> Iterator[tuple[str, nn.Module]]:
-    """Leave out the observers of FloatFunctionals that never saw data.
-
-    Eager prepare gives every FloatFunctional an observer, but `add_scalar`, `mul_scalar` and
-    `matmul` never call it; conversion does not need it either.
-    """
-    kind = _torch.resolve("torch.ao.nn.quantized.FloatFunctional")
-    for path, module in quantizers:
-        owner = model.get_submodule(path.rpartition(".")[0])
-        idle = kind is not None and isinstance(owner, kind)
-        if not idle or read_quantizer(module, path).calibrated:
-            yield path, module
-
-
 def _ptq_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules whose weight conversion would observe: by the graph in FX, by qconfig in eager."""
     if isinstance(model, fx.GraphModule) and (attrs := _torch.observed_attributes(model)):
         for node in model.graph.nodes:
             if node.op == "call_module" and node.name in attrs.observed_node_names:
                 path = str(node.target)
-                module = model.get_submodule(path)
-                if not hasattr(module, "weight_fake_quant") and not _torch.is_quantizer(module):
-                    yield path, module
+                yield from _weighted(model.get_submodule(path), path)
         return
+    yield from _weighted(model, "")
+
+
+def _weighted(root: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    """A module, or those inside it, whose weight no fake-quant of its own quantizes."""
     inside: tuple[str, ...] = ()
-    for path, module in model.named_modules():
+    for path, module in root.named_modules(prefix=prefix):
         found = ops.match(type(module))
         if path.startswith(inside) or hasattr(module, "weight_fake_quant") or found is None:
             continue

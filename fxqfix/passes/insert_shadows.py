@@ -72,6 +72,7 @@ class InsertShadows(Pass):
 
 def _own_nodes(model: Any) -> list[tuple[Any, ...]]:
     nodes = [n for n in model.graph.nodes if TAG not in n.meta]
+    nodes.sort(key=lambda n: n.op != "placeholder")  # inputs come first in the twin
     return [(n.op, n.name, str(n.target), str(n.args), str(n.kwargs)) for n in nodes]
 
 

@@ -1,0 +1,223 @@
+"""Every op of the table in a model: frozen == decomposed, and every way back, to the bit.
+
+The samples and the limits of what holds for them stand in `tests/op_samples.py`. Limits are
+strict: one that no longer limits anything fails here.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.ao.quantization as tq
+import torch.ao.quantization.quantize_fx as qfx
+from torch import Tensor, fx, nn
+
+from fxqfix import Report, compare, freeze, inspect, ops, to_decomposed, trace
+from fxqfix.dialects import Reading, read
+from fxqfix.errors import DialectError, UnsupportedError
+from fxqfix.flows.convert import quantized_engine
+from fxqfix.pairing import Pairing, pair
+from fxqfix.qparams import QParams
+from tests.op_flows import batches, convert, mapping, prepare
+from tests.op_samples import SAMPLES, Limit, Sample
+
+CASES = [(sample, setting) for sample in SAMPLES for setting in sample.settings]
+ENGINES = ("fbgemm", "qnnpack", "onednn", "x86")
+
+each_case = pytest.mark.parametrize(
+    ("sample", "setting"),
+    CASES,
+    ids=[f"{sample.name}-{setting}" for sample, setting in CASES],
+)
+
+
+# ------------------------------------------------------------------------------ helpers
+
+
+@functools.cache
+def frozen_model(sample: Sample, setting: str) -> nn.Module:
+    return freeze(prepare(sample, setting))
+
+
+@functools.cache
+def int8_model(sample: Sample, setting: str) -> nn.Module:
+    with engine_of(sample):
+        return convert(sample, setting, frozen_model(sample, setting))
+
+
+def engine_of(sample: Sample) -> Any:
+    return quantized_engine("onednn" if sample.backend == "onednn" else None)
+
+
+def limit_of(sample: Sample, setting: str, what: str) -> Limit | None:
+    for limit in sample.limits:
+        if limit.what == what and setting.startswith(limit.settings):
+            return limit
+    return None
+
+
+def expect(sample: Sample, setting: str, what: str, holds: Callable[[], bool]) -> None:
+    """Assert that something holds, or that its limit is still one."""
+    limit = limit_of(sample, setting, what)
+    if limit is None:
+        assert holds()
+    elif limit.error:
+        with pytest.raises(Exception, match=re.escape(limit.error)):
+            holds()
+    else:
+        assert not holds(), f"no limit any more: {limit.reason}"
+
+
+def outputs(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+    torch.manual_seed(3)  # functional dropout, traced in train mode, draws
+    with torch.no_grad():
+        out = model(*(x.clone(memory_format=torch.preserve_format) for x in batch))
+    assert isinstance(out, Tensor)
+    return out
+
+
+def same_outputs(one: nn.Module, other: nn.Module, sample: Sample) -> bool:
+    return all(torch.equal(outputs(one, b), outputs(other, b)) for b in batches(sample))
+
+
+def grid_of(qparams: QParams | None) -> tuple[Any, ...]:
+    assert qparams is not None
+    return qparams.scales, qparams.zero_points, qparams.quant_min, qparams.quant_max
+
+
+def float_ops(sample: Sample) -> bool:
+    """Whether a sample's ops have limits on what int8 does, so that sites may have no partner."""
+    return any(limit.what in ("baked", "int8") for limit in sample.limits)
+
+
+# ------------------------------------------------------------------- frozen == decomposed
+
+
+@each_case
+def test_frozen_equals_decomposed(sample: Sample, setting: str) -> None:
+    prepared, frozen = prepare(sample, setting), frozen_model(sample, setting)
+    decomposed = to_decomposed(prepared)
+    assert same_outputs(frozen, decomposed, sample)
+    # Every site of the frozen model is a quantize op with its grid and range, no more, no fewer.
+    wanted = Counter(grid_of(tap.site.used) for tap in _quantizing(read(frozen)))
+    assert wanted
+    assert Counter(grid_of(tap.site.used) for tap in read(decomposed).activations) == wanted
+
+
+def _quantizing(reading: Reading) -> list[Any]:
+    return [tap for tap in reading.activations if tap.site.quantizes]
+
+
+# ------------------------------------------------------------------------ and back again
+
+
+@each_case
+def test_int8_and_reference_lead_back(sample: Sample, setting: str) -> None:
+    frozen = frozen_model(sample, setting)
+
+    def converts() -> bool:
+        return isinstance(int8_model(sample, setting), nn.Module)
+
+    def leads_back(model: nn.Module, ranges_from: Any) -> bool:
+        return same_outputs(frozen, to_decomposed(model, ranges_from=ranges_from), sample)
+
+    prepared, qconfigs = prepare(sample, setting), mapping(sample, setting)
+    expect(sample, setting, "convert", converts)
+    if limit_of(sample, setting, "convert") is None:
+        int8 = int8_model(sample, setting)
+        expect(sample, setting, "int8", lambda: leads_back(int8, prepared))
+        expect(sample, setting, "int8", lambda: leads_back(int8, qconfigs))
+    if setting.startswith("fx"):
+        reference = convert(sample, setting, frozen, reference=True)
+        expect(sample, setting, "reference", lambda: leads_back(reference, prepared))
+        expect(sample, setting, "reference", lambda: leads_back(reference, qconfigs))
+
+
+@each_case
+def test_conversion_bakes_the_frozen_qparams(sample: Sample, setting: str) -> None:
+    if limit_of(sample, setting, "convert") is not None:
+        pytest.skip("torch does not convert it: test_int8_and_reference_lead_back")
+    frozen = frozen_model(sample, setting)
+    found = pair(read(frozen), read(int8_model(sample, setting)))
+    assert all(reason for _, _, reason in found.unpaired)
+    assert _weights_equal(found)
+    expect(sample, setting, "baked", lambda: _grids_equal(found))
+
+
+def _weights_equal(found: Pairing) -> bool:
+    weights = [p for p in found.pairs if p.prepared.site.kind == "weight"]
+    codes = [
+        (p.prepared.weight().codes, p.converted.weight().codes)
+        for p in weights
+        if p.prepared.weight is not None and p.converted.weight is not None
+    ]
+    return len(codes) == len(weights) and all(torch.equal(a.int(), b.int()) for a, b in codes)
+
+
+def _grids_equal(found: Pairing) -> bool:
+    sites = [(p.prepared.site.used, p.converted.site.used) for p in found.pairs]
+    return all(a is not None and b is not None and a.same_grid(b) for a, b in sites)
+
+
+# ---------------------------------------------------------------------------- compare
+
+
+def _engine_cases() -> Iterator[Any]:
+    """All engines for one setting of a sample (QAT where it can), one for the others."""
+    for sample in SAMPLES:
+        main = next((s for s in sample.settings if s == "fx-qat"), sample.settings[0])
+        slow = sample.kind == "lstm" or sample.name in ("lstm_eager", "attention")
+        for setting in sample.settings:
+            every = setting == main and not slow and sample.backend == "native"
+            engines = ENGINES if every else ("onednn",) if sample.backend == "onednn" else ("x86",)
+            for engine in engines:
+                yield pytest.param(sample, setting, engine, id=f"{sample.name}-{setting}-{engine}")
+
+
+@pytest.mark.parametrize(("sample", "setting", "engine"), list(_engine_cases()))
+def test_compare_accounts_for_every_code(sample: Sample, setting: str, engine: str) -> None:
+    if engine not in torch.backends.quantized.supported_engines:
+        pytest.skip("this torch has no such engine")
+    if limit_of(sample, setting, "convert") is not None:
+        pytest.skip("torch does not convert it: test_int8_and_reference_lead_back")
+    prepared = prepare(sample, setting)
+
+    def accounted() -> bool:
+        converted = None
+        if sample.backend != "native":  # torch's convert_fx has to be told
+            with quantized_engine(engine):
+                converted = convert(sample, setting, prepared)
+        data = list(batches(sample))[-2:]
+        report = compare(prepared, converted, data, engine=engine, noise_floor=False)
+        _check_coverage(report, prepared)
+        _check_causes(report)
+        return True
+
+    expect(sample, setting, engine, accounted)
+
+
+def _check_coverage(report: Report, prepared: nn.Module) -> None:
+    rows = {row.name for row in report.rows}
+    listed = {u.name for u in (*report.coverage.unpaired, *report.coverage.unsupported)}
+    assert all(u.reason for u in (*report.coverage.unpaired, *report.coverage.unsupported))
+    assert rows
+    assert {site.name for site in inspect(prepared).sites} <= rows | listed
+    assert not rows & {u.name for u in report.coverage.unpaired if u.side == "prepared"}
+
+
+def _check_causes(report: Report) -> None:
+    for row in report.rows:
+        shares = sum(row.causes.values())
+        most = max(row.local.differing, row.cumulative.differing)
+        both = row.local.differing + row.cumulative.differing
+        assert most <= shares <= both, (row.name, dict(row.causes))
+        local = {name: n for name, n in row.causes.items() if name != "upstream"}
+        assert sum(local.values()) <= row.local.differing, (row.name, dict(row.causes))
+    assert report.unexplained == sum(row.causes.get("unexplained", 0) for row in report.rows)

@@ -1,0 +1,280 @@
+"""What has to hold for every network: random ones, prepared in random ways.
+
+Each property is decided by running models or by an independent count, never by the package's own
+word. A failing example prints as a plan that can be pasted back.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+from torch.ao.quantization import quantize_fx
+
+from fxqfix import Report, compare, freeze, inspect, to_decomposed
+from fxqfix._torch import quiet
+from fxqfix.dialects import read
+from fxqfix.pairing import pair
+from fxqfix.passes import InsertShadows
+from fxqfix.passes.insert_shadows import Probing
+from fxqfix.qparams import QParams
+from tests.states import run, same
+from tests.strategies import Case, batch, batches, cases
+
+# Networks take tenths of a second to prepare: few examples, and none is thrown away as too slow.
+few = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+def examples(count: int) -> settings:
+    return settings(few, max_examples=count)
+
+
+def freely_converted(case: Case, frozen: fx.GraphModule) -> fx.GraphModule:
+    """Torch's int8 conversion; onednn refuses the zero points of one-signed weight channels."""
+    if case.recipe.engine == "onednn":
+        weights = [t.site.used for t in read(frozen).weights]
+        assume(all(not any(w.zero_points) for w in weights if w is not None))
+    return case.int8(frozen)
+
+
+# --- freeze --------------------------------------------------------------------------------------
+
+
+@given(cases(lowers=False))
+@examples(40)
+def test_frozen_equals_decomposed(case: Case) -> None:
+    """Every output bit, on inputs beyond the calibrated range."""
+    prepared = case.prepared()
+    frozen, decomposed = freeze(prepared), to_decomposed(prepared)
+    for x in batches(2):
+        assert same(run(frozen, x), run(decomposed, x))
+
+
+@given(cases(lowers=False))
+@examples(15)
+def test_freezing_twice_changes_nothing(case: Case) -> None:
+    once = freeze(case.prepared())
+    twice = freeze(once)
+    assert [(s.name, s.used) for s in inspect(twice)] == [(s.name, s.used) for s in inspect(once)]
+    for x in batches(2):
+        assert same(run(once, x), run(twice, x))
+
+
+@given(cases(lowers=False))
+@examples(15)
+def test_freezing_keeps_the_qparams_in_use(case: Case) -> None:
+    """And what the fake-quants compute: frozen activations are those of the held model."""
+    prepared = case.prepared()
+    frozen = freeze(prepared)
+    mine, theirs = inspect(prepared), inspect(frozen)
+    assert [(s.name, s.used) for s in mine] == [(s.name, s.used) for s in theirs]
+    assert all(s.baked == s.used and s.quantizes for s in theirs)
+
+
+@given(cases())
+@examples(20)
+def test_conversion_bakes_the_frozen_qparams(case: Case) -> None:
+    """Torch's own conversions, lowered and not, of the frozen model: grids and weight codes."""
+    frozen = freeze(case.prepared())
+    with case.engine(), quiet():
+        reference = quantize_fx.convert_to_reference_fx(copy.deepcopy(frozen))
+    for converted in (freely_converted(case, frozen), reference):
+        found = pair(read(frozen), read(converted))
+        assert [t.site.name for t, side, _ in found.unpaired if side == "prepared"] == []
+        for p in found.pairs:
+            mine, theirs = p.prepared.site.used, p.converted.site.used
+            assert mine is not None
+            assert theirs is not None
+            assert mine.same_grid(theirs), p.prepared.site.name
+            if p.prepared.weight is not None and p.converted.weight is not None:
+                assert torch.equal(
+                    p.prepared.weight().codes.int(), p.converted.weight().codes.int()
+                )
+
+
+@given(cases())
+@examples(10)
+def test_baked_is_what_conversion_bakes(case: Case) -> None:
+    """Of the prepared model as it stands: `baked` foretells torch's conversion."""
+    prepared = case.prepared()
+    with case.engine(), quiet():
+        reference = quantize_fx.convert_to_reference_fx(copy.deepcopy(prepared))
+    for p in pair(read(prepared), read(reference)).pairs:
+        baked, found = p.prepared.site.baked, p.converted.site.used
+        assert baked is not None
+        assert found is not None
+        assert baked.same_grid(found), p.prepared.site.name
+
+
+# --- to_decomposed -------------------------------------------------------------------------------
+
+
+@given(cases())
+@examples(15)
+def test_decomposed_from_every_dialect(case: Case) -> None:
+    """The frozen model's reference and int8 forms, ranges from it, compute its very bits."""
+    frozen = freeze(case.prepared())
+    with case.engine(), quiet():
+        reference = quantize_fx.convert_to_reference_fx(copy.deepcopy(frozen))
+    wanted = run(frozen, batch(100, 2.0))
+    for converted in (freely_converted(case, frozen), reference):
+        found = to_decomposed(converted, ranges_from=frozen)
+        assert same(wanted, run(found, batch(100, 2.0)))
+
+
+@given(cases())
+@examples(10)
+def test_pinned_ranges_change_no_bit(case: Case) -> None:
+    prepared = case.prepared()
+    pinned, plain = (to_decomposed(prepared, pin_ranges=pin) for pin in (True, False))
+    clamps = sum(n.target is torch.clamp for n in pinned.graph.nodes)
+    narrow = [s for s in inspect(plain) if s.kind == "activation" and s.used.is_narrow]
+    assert clamps >= len(narrow)
+    assert same(run(pinned, batch(5, 3.0)), run(plain, batch(5, 3.0)))
+
+
+@given(cases())
+@examples(15)
+def test_comparing_frozen_with_decomposed_is_exact(case: Case) -> None:
+    frozen = freeze(case.prepared())
+    report = compare(frozen, to_decomposed(frozen), batches(2), noise_floor=False)
+    assert report.exact, str(report)
+    assert report.causes == {}
+    assert {r.name for r in report.rows} == {s.name for s in inspect(frozen)}
+    assert all(r.cumulative.elements > 0 for r in report.rows)
+
+
+# --- reports -------------------------------------------------------------------------------------
+
+
+def on_grid(codes: Tensor, own: QParams, grid: QParams) -> np.ndarray:
+    """Codes of one grid as codes of another, in NumPy."""
+    values = codes.numpy().astype(np.float64)
+    if (own.scale, own.zero_point) == (grid.scale, grid.zero_point):
+        return values
+    real = (values - own.zero_point) * np.float64(np.float32(own.scale))
+    return np.rint(real / np.float64(np.float32(grid.scale))) + grid.zero_point
+
+
+class Counter(nn.Module):
+    """An independent probe: counts, with NumPy, what the report's numbers should add up to."""
+
+    def __init__(self, probing: Probing) -> None:
+        super().__init__()
+        self.probing = (probing,)
+        self.elements = self.local = self.cumulative = self.either = self.outside = 0
+
+    def forward(self, local: object, converted: Tensor, prepared: Tensor, *_: Tensor) -> None:
+        (probing,) = self.probing
+        grid = probing.pair.prepared.site.used
+        assert grid is not None
+        codes = on_grid(converted, probing.converted.qparams, grid)
+        expected = local.expected.numpy().astype(np.float64)
+        own = prepared.numpy().astype(np.float64)
+        self.elements += codes.size
+        self.local += int((codes != expected).sum())
+        self.cumulative += int((codes != own).sum())
+        self.either += int(((codes != expected) | (codes != own)).sum())
+        raw = converted.numpy().astype(np.int64)
+        self.outside += int(((raw < grid.quant_min) | (raw > grid.quant_max)).sum())
+
+
+@given(cases(most=4), st.booleans())
+@examples(20)
+def test_report_adds_up(case: Case, frozen: bool) -> None:
+    """Every number of every row against an independent count; causes share out all of it."""
+    prepared = freeze(case.prepared()) if frozen else case.prepared()
+    converted = freely_converted(case, prepared) if frozen else case.int8(prepared)
+    counters: dict[str, Counter] = {}
+
+    def probe(probing: Probing) -> nn.Module:
+        name = probing.pair.prepared.site.name
+        return counters.setdefault(name, Counter(probing))
+
+    with case.engine() as engine, torch.no_grad():
+        twin = InsertShadows(prepared, probe)(converted).graph_module
+        for x in batches(2):
+            twin(x)
+        report = compare(prepared, converted, batches(2), engine=engine)
+    rows = [r for r in report.rows if r.kind == "activation"]
+    assert {r.name for r in rows} == counters.keys()
+    for row in rows:
+        own = counters[row.name]
+        assert row.local is not None
+        assert row.cumulative.elements == row.local.elements == own.elements
+        assert row.local.differing == own.local
+        assert row.cumulative.differing == own.cumulative
+        assert row.local.out_of_range == row.cumulative.out_of_range == own.outside
+        assert sum(row.causes.values()) == row.differing == own.either
+        assert all(count > 0 for count in row.causes.values())
+        assert row.evidence.keys() == row.causes.keys()
+        assert row.exact == (own.either == 0 and row.local.noise == row.cumulative.noise == 0)
+    for row in report.rows:
+        if row.kind == "weight":
+            assert sum(row.causes.values()) == row.cumulative.differing
+    assert sum(report.causes.values()) == sum(r.differing for r in report.rows)
+    assert report.unexplained == sum(r.causes.get("unexplained", 0) for r in report.rows)
+
+
+def assert_same_numbers(a: Report, b: Report) -> None:
+    """Equal counts, and energies up to the order in which float64 sums were added."""
+    assert [r.name for r in a.rows] == [r.name for r in b.rows]
+    for mine, theirs in zip(a.rows, b.rows, strict=True):
+        assert mine.causes == theirs.causes
+        assert (mine.prepared, mine.converted) == (theirs.prepared, theirs.converted)
+        for kind in ("local", "cumulative", "noise_floor"):
+            one, other = getattr(mine, kind), getattr(theirs, kind)
+            assert (one is None) == (other is None)
+            if one is None:
+                continue
+            counts = ("elements", "differing", "max_lsb", "sum_lsb", "out_of_range", "max_abs")
+            for name in (*counts, "saturated_low", "saturated_high"):
+                assert getattr(one, name) == getattr(other, name), (mine.name, kind, name)
+            for name in ("signal", "noise", "energy", "product"):
+                x, y = getattr(one, name), getattr(other, name)
+                assert abs(x - y) <= 1e-9 * max(abs(x), abs(y)), (mine.name, kind, name)
+
+
+@given(cases(most=3), st.integers(0, 100))
+@examples(10)
+def test_merged_halves_are_the_whole(case: Case, seed: int) -> None:
+    """Also of shuffled batches."""
+    prepared = case.prepared()
+    converted = case.int8(prepared)
+    data = batches(4)
+    shuffled = random.Random(seed).sample(data, 4)
+    with case.engine() as engine:
+        whole = compare(prepared, converted, data, engine=engine)
+        halves = [
+            compare(prepared, converted, half, engine=engine)
+            for half in (shuffled[:2], shuffled[2:])
+        ]
+    merged = halves[0].merge(halves[1])
+    assert merged.batches == whole.batches == 4
+    assert_same_numbers(merged, whole)
+    assert_same_numbers(halves[1].merge(halves[0]), whole)
+
+
+@given(cases(most=3))
+@examples(8)
+def test_report_survives_json(case: Case) -> None:
+    prepared = case.prepared()
+    with case.engine() as engine:
+        report = compare(prepared, case.int8(prepared), batches(1), engine=engine)
+    assert Report.from_json(report.to_json()) == report
+
+
+@given(cases(most=3))
+@examples(8)
+def test_one_pass_over_the_data_is_repeatable(case: Case) -> None:
+    """Two comparisons of the same models on the same batches are one report, to the last bit."""
+    prepared = case.prepared()
+    converted = case.int8(prepared)
+    with case.engine() as engine:
+        first, second = (compare(prepared, converted, batches(2), engine=engine) for _ in "ab")
+    assert first == second
