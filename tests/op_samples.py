@@ -25,8 +25,7 @@ FX = ("fx-ptq", "fx-qat")
 EAGER = ("eager-ptq", "eager-qat")
 ALL = FX + EAGER
 # Per-channel weights (fbgemm's qconfig) unless the setting says tensor (qnnpack's).
-TENSOR = ("fx-qat-tensor", "eager-ptq-tensor")
-WEIGHTED = ALL + TENSOR
+WEIGHTED = (*ALL, "fx-qat-tensor")
 
 LINE, IMAGE, VOLUME, ROWS = (2, 4, 8), (2, 4, 8, 8), (1, 2, 4, 4, 4), (3, 8)
 
@@ -36,9 +35,9 @@ class Limit:
     """Something that does not hold for a sample.
 
     Attributes:
-        what: "convert" (torch's conversion raises), "baked" (it bakes other qparams), "int8",
-            "reference" or "mapping" (the way back from there is not exact), or an engine's name
-            (torch can't convert or run it there).
+        what: "convert" (torch's conversion raises), "baked" (it bakes other qparams), "int8" or
+            "reference" (the way back from there is not exact), or an engine's name (torch can't
+            convert, copy or run it there).
         reason: Why, exactly.
         settings: Where it holds, by the beginning of the setting's name.
         error: What the raised error says, "" where the limit is another result.
@@ -114,12 +113,20 @@ def point() -> nn.Module:
     return nn.Conv2d(4, 4, 1)
 
 
+_QNNPACK_3D = (
+    Limit(
+        "qnnpack",
+        "torch can neither copy nor unpack what qnnpack packs for three dimensions",
+        error="QNNPACK only supports",
+    ),
+)
+
 # ------------------------------------------------------------------------- with weights
 
 
 def _conv(d: int, shape: tuple[int, ...]) -> Iterator[Sample]:
     conv, bn = getattr(nn, f"Conv{d}d"), getattr(nn, f"BatchNorm{d}d")
-    c = shape[1]
+    c, limits = shape[1], _QNNPACK_3D if d == 3 else ()
     yield Sample(
         f"conv{d}d",
         chain(
@@ -133,6 +140,7 @@ def _conv(d: int, shape: tuple[int, ...]) -> Iterator[Sample]:
         (shape,),
         WEIGHTED,
         fuse=(("0", "1"), ("3", "4")) if d > 1 else (),
+        limits=limits,
     )
     yield Sample(
         f"conv{d}d_bn",
@@ -146,6 +154,7 @@ def _conv(d: int, shape: tuple[int, ...]) -> Iterator[Sample]:
         (shape,),
         WEIGHTED,
         fuse=(("0", "1"), ("2", "3", "4")),
+        limits=limits,
     )
     transpose = getattr(nn, f"ConvTranspose{d}d")
     yield Sample(
@@ -155,14 +164,18 @@ def _conv(d: int, shape: tuple[int, ...]) -> Iterator[Sample]:
             lambda: transpose(c, c, 2, groups=2, bias=False, dilation=2),
         ),
         (shape,),
-        (*FX, "fx-qat-tensor", "eager-ptq-tensor", "eager-qat-tensor"),
-        limits=(Limit("onednn", "packs no output_padding", error="zero output_padding"),),
+        (*FX, "eager-ptq-tensor", "eager-qat-tensor"),
+        limits=(
+            Limit("onednn", "packs no output_padding", error="zero output_padding"),
+            *limits,
+        ),
     )
     yield Sample(
         f"conv_transpose{d}d_bn",
         chain(lambda: transpose(c, c, 3), lambda: bn(c)),
         (shape,),
         ("fx-ptq",),
+        limits=limits,
     )
     function, backward = getattr(F, f"conv{d}d"), getattr(F, f"conv_transpose{d}d")
     kernel, one, none = (3,) * d, [1] * d, [0] * d
@@ -183,6 +196,7 @@ def _conv(d: int, shape: tuple[int, ...]) -> Iterator[Sample]:
         ),
         (shape,),
         (*FX, "fx-qat-tensor"),
+        limits=limits,
     )
 
 
@@ -396,6 +410,8 @@ def _pool(d: int, shape: tuple[int, ...]) -> Iterator[Sample]:
     largest, average, fit, fit_most = (getattr(F, f"{name}_pool{d}d") for name in snake)
     conv = getattr(nn, f"Conv{d}d")
     channels = shape[1]
+    no_pool = "qnnpack has no max_pool3d"
+    no_kernel = (Limit("qnnpack", no_pool, error="quantized_max_pool3d"),) if d == 3 else ()
     yield Sample(
         f"pools{d}d",
         net(
@@ -406,8 +422,15 @@ def _pool(d: int, shape: tuple[int, ...]) -> Iterator[Sample]:
         ),
         (shape,),
         FX,
+        limits=no_kernel,
     )
-    yield Sample(f"max_pool{d}d", chain(lambda: most(3, 2, 1, 1)), (shape,), EAGER)
+    yield Sample(
+        f"max_pool{d}d",
+        chain(lambda: most(3, 2, 1, 1)),
+        (shape,),
+        EAGER,
+        limits=no_kernel,
+    )
     yield Sample(
         f"avg_pools{d}d",
         chain(lambda: mean(3, 2, 1), lambda: adaptive(2)),
@@ -425,6 +448,7 @@ def _pool(d: int, shape: tuple[int, ...]) -> Iterator[Sample]:
         ),
         (shape,),
         FX,
+        limits=_QNNPACK_3D if d == 3 else (),
     )
 
 
@@ -517,7 +541,6 @@ def _activations() -> Iterator[Sample]:
         (IMAGE,),
         limits=(
             Limit("int8", "torch's int8 PReLU quantizes its slopes, which no fake-quant sees"),
-            Limit("mapping", "torch's int8 PReLU quantizes its slopes, which no fake-quant sees"),
         ),
     )
     yield Sample(
@@ -703,12 +726,12 @@ def _shapes() -> Iterator[Sample]:
         ),
         (IMAGE,),
     )
-    yield Sample("dropout", chain(nn.Dropout), (IMAGE,), ("fx-ptq", "eager-ptq"))
+    yield Sample("dropout", chain(nn.Dropout), (IMAGE,), ("fx-ptq", *EAGER))
     yield Sample(
         "dropout_qat",
         chain(nn.Dropout),
         (IMAGE,),
-        ("fx-qat", "eager-qat"),
+        ("fx-qat",),
         limits=(
             Limit("baked", "torch's int8 Dropout passes its input on; the observer is dropped"),
             Limit("int8", "torch's int8 Dropout passes its input on; the observer is dropped"),
@@ -761,18 +784,12 @@ def _picked(m: Any, x: Tensor) -> Tensor:
 
 _UNOBSERVED = (
     Limit("int8", "eager prepare observes nothing here; the int8 kernel rounds to a grid"),
-    Limit("mapping", "eager prepare observes nothing here; the int8 kernel rounds to a grid"),
 )
 
 # ------------------------------------------------------------- sub-networks behind a leaf
 
-_CLOSED = (
-    Limit(
-        "int8",
-        "torch's int8 module is one call with packed weights inside; no float form takes it apart",
-        error="no float form",
-    ),
-)
+_ONE_CALL = "torch's int8 module is one call with packed weights inside, which no form takes apart"
+_CLOSED = tuple(Limit(way, _ONE_CALL, error="no float form") for way in ("int8", "reference"))
 
 
 def _networks() -> Iterator[Sample]:
@@ -780,10 +797,10 @@ def _networks() -> Iterator[Sample]:
         "lstm",
         net(
             lambda m, x, y: m.linear(m.lstm(x, (y, y))[0]),
-            lstm=lambda: nn.LSTM(8, 4),
-            linear=lambda: nn.Linear(4, 3),
+            lstm=lambda: nn.LSTM(4, 3),
+            linear=lambda: nn.Linear(3, 3),
         ),
-        ((5, 2, 8), (1, 2, 4)),
+        ((3, 2, 4), (1, 2, 3)),
         FX,
         kind="lstm",
         limits=_CLOSED,
@@ -792,10 +809,10 @@ def _networks() -> Iterator[Sample]:
         "lstm_eager",
         net(
             lambda m, x: m.linear(m.lstm(x)[0]),
-            lstm=lambda: nn.LSTM(8, 4, 2, bidirectional=True),
-            linear=lambda: nn.Linear(8, 3),
+            lstm=lambda: nn.LSTM(4, 3, bidirectional=True),
+            linear=lambda: nn.Linear(6, 3),
         ),
-        ((5, 2, 8),),
+        ((3, 2, 4),),
         EAGER,
         limits=_CLOSED,
     )

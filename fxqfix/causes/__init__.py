@@ -16,7 +16,8 @@ from fxqfix.causes import (
     upstream,
 )
 from fxqfix.causes._base import Attribution, Cause, attribute
-from fxqfix.causes._view import Recompute, View
+from fxqfix.causes._recompute import Recompute
+from fxqfix.causes._view import View
 
 __all__ = ["Attribution", "Cause", "Recompute", "View", "attribute", "registry"]
 

@@ -114,9 +114,6 @@ def _scope_path(entry: tuple[str, Any]) -> str:
     return str(path).removeprefix("L['self'].").removeprefix("L__self___")
 
 
-_FUSABLE = ("weighted", "element-wise")
-
-
 def op_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     """The op's key in the table; a relu right behind a fusable op reads as one, "add_relu"."""
     if node.op == "placeholder":
@@ -133,7 +130,9 @@ def op_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     # An int8 kernel's output is a site of its own; only float ops run on into the relu.
     if inner is None or inner.relu or inner.column != "spelled" or len(before.users) > 1:
         return found.key
-    return f"{inner.spec.key}_relu" if inner.spec.family in _FUSABLE else found.key
+    # torch.cat is spelled alike on floats and on quantized tensors, and no flow fuses it.
+    fusable = inner.spec.family in ("weighted", "element-wise") and inner.spec.key != "cat"
+    return f"{inner.spec.key}_relu" if fusable else found.key
 
 
 def parents(start: Iterable[fx.Node], taps: Mapping[fx.Node, Tap]) -> Iterator[Tap]:

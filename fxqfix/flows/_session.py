@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxqfix import _torch, causes, dialects, ops
 from fxqfix.causes import Attribution, Recompute, View
-from fxqfix.dialects import Reading, Tap
+from fxqfix.dialects import Reading, Tap, decomposed
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.quantizer import read_quantizer
 from fxqfix.dialects.weights import WeightView
@@ -47,7 +47,7 @@ class Session:
         self.weights = self._weight_pairs()
         paired = {p.converted for p in self.pairing.pairs}
         self.inner = {
-            tap.node.name: tap.site.used
+            tap.producer.name: tap.site.used
             for tap in self.converted.activations
             if tap not in paired and tap.site.used is not None
         }
@@ -84,7 +84,10 @@ class Session:
     def _judge(self, p: Pair, used: QParams, share: Attribution) -> Callable[..., None]:
         end = self.nodes[p.prepared.producer.name]
         starts = self.starts - {self.nodes[p.prepared.node.name]}
-        recompute = Recompute(self.folded, end, starts, self.weights, self.frozen, self.inner)
+        native = self.converted.dialect != decomposed.NAME
+        recompute = Recompute(
+            self.folded, end, starts, self.weights, self.frozen, self.inner, native
+        )
 
         def judge(local: Any, converted: Tensor, prepared: Tensor, target: QParams) -> None:
             own = prepared.int()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch
-from fxqfix.errors import DialectError, FxqfixError, PassError
+from fxqfix.errors import DialectError, FxqfixError, PassError, UnsupportedError
 
 __all__ = ["Pass", "PassResult", "Rewriter", "registry"]
 
@@ -172,13 +172,24 @@ class Pass(ABC):
     def check(self, before: nn.Module, after: nn.Module) -> None:  # noqa: B027  # optional
         """Raise where the result breaks what the pass promises; the default promises nothing."""
 
+    def _copied(self, module: nn.Module) -> nn.Module:
+        try:
+            return copy.deepcopy(module)
+        except RuntimeError as error:  # packed weights that their engine can't unpack
+            raise UnsupportedError(
+                f"{type(module).__name__} can't be copied: {error}",
+                where=self.name,
+                remedy="convert the model on another engine, or detach() tensors that it keeps",
+            ) from error
+
     def __call__(self, module: nn.Module) -> PassResult:
         """Run the pass on a copy of `module`, which is never changed.
 
         Raises:
             PassError: The pass failed for a reason that is no error of the caller's.
+            UnsupportedError: torch can't copy the model.
         """
-        rewriter = Rewriter(copy.deepcopy(module))
+        rewriter = Rewriter(self._copied(module))
         try:
             with torch.no_grad(), _torch.same_rng():
                 self.rewrite(rewriter)

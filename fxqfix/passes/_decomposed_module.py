@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fxqfix import _torch
+from fxqfix.errors import UnsupportedError
 from fxqfix.passes._base import Rewriter
 from fxqfix.passes._frozen import FrozenFakeQuantize
 from fxqfix.qparams import QParams
@@ -42,9 +43,24 @@ class DecomposedFakeQuantize(nn.Module):
 
 
 def decompose_inside(rewriter: Rewriter, path: str, module: nn.Module) -> None:
-    """Replace every frozen fake-quant inside the module at `path`."""
+    """Replace every frozen fake-quant inside the module at `path`, and drop idle observers.
+
+    Raises:
+        UnsupportedError: A quantizer inside chooses its qparams at run time.
+    """
     for name, inner in list(module.named_modules()):
+        where = f"{path}.{name}"
         if isinstance(inner, FrozenFakeQuantize):
             device = inner.scale.device
             new = DecomposedFakeQuantize(inner.qparams).to(device)
-            rewriter.set_module(f"{path}.{name}", new, f"fake-quant -> decomposed {inner.qparams}")
+            rewriter.set_module(where, new, f"fake-quant -> decomposed {inner.qparams}")
+        elif _torch.is_quantizer(inner) and not _torch.is_dynamic(inner):
+            # Freezing leaves those that no forward calls, and placeholders.
+            rewriter.set_module(where, nn.Identity(), "idle observer -> nothing")
+        elif _torch.is_quantizer(inner):
+            raise UnsupportedError(
+                "qparams that are chosen at run time can't be decomposed",
+                where=f"decompose-quantize, {where}",
+                found=type(inner).__name__,
+                remedy="quantize statically, or leave this value out of the quantized part",
+            )

@@ -21,14 +21,18 @@ class Region:
     """A computation between sites.
 
     Attributes:
-        module: The nodes as a GraphModule; its inputs are the values of `inputs`, in that order.
+        graph: Its nodes; its placeholders are the values of `inputs`, in that order.
         inputs: Site nodes and placeholders of the prepared graph that it starts from.
         mutates: Whether any of its ops writes in place.
     """
 
-    module: fx.GraphModule
+    graph: fx.Graph
     inputs: tuple[fx.Node, ...]
     mutates: bool
+
+    def module(self, root: fx.GraphModule) -> fx.GraphModule:
+        """The region as a module, which shares the modules of `root`."""
+        return fx.GraphModule(root, self.graph, "Region")
 
 
 def is_inplace(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
@@ -66,7 +70,7 @@ def cut(graph_module: fx.GraphModule, end: fx.Node, starts: Iterable[fx.Node]) -
     """Cut out what computes `end` from `starts` (site nodes) and the graph's inputs.
 
     Args:
-        graph_module: The graph to cut from; its modules are shared, not copied.
+        graph_module: The graph to cut from.
         end: The node whose value the region returns.
         starts: Nodes whose values are given; the walk upstream stops at them.
 
@@ -95,4 +99,4 @@ def cut(graph_module: fx.GraphModule, end: fx.Node, starts: Iterable[fx.Node]) -
     graph.output(copies[end])
     modules = dict(graph_module.named_modules(remove_duplicate=False))
     mutates = any(is_inplace(n, modules) for n in ordered if n not in inputs)
-    return Region(fx.GraphModule(graph_module, graph, f"region_{end.name}"), inputs, mutates)
+    return Region(graph, inputs, mutates)

@@ -168,7 +168,7 @@ class Weaver:
         if self._random:
             self.switch(f"shadow_{name}")
         sources = tuple(source for source, _ in found)
-        shadow = Shadow(region.module, used, sources, region.mutates)
+        shadow = Shadow(region.module(self.frozen), used, sources, region.mutates)
         local = self.module(f"shadow_{name}", shadow, tuple(node for _, node in found), "shadow")
         if self.probe is not None:
             known = tuple(branch.codes[p] for branch in self.branches)

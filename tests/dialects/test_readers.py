@@ -211,6 +211,24 @@ def test_add_relu_in_every_spelling() -> None:
     ]
 
 
+class RelusBehind(nn.Module):
+    """A relu behind ops that torch does not fuse it with, in a method or in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (x + x).relu_()
+        y = nn.functional.relu(torch.cat([x, y], 1), inplace=True)
+        return y.mean([2, 3])
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_relu_behind_a_site_is_an_op_of_its_own(flow: str) -> None:
+    """Also where the op before it runs on quantized tensors: else the two are not paired."""
+    reading = read(FLOWS[flow](fx_qat(RelusBehind())))
+    ops = [t.site.op for t in reading.activations]
+    assert ops == ["input", "add", "relu", "cat", "relu", "mean"]
+    assert_reads(reading, image(seed=3))
+
+
 # --- what the qparams are beside the flow --------------------------------------------------------
 
 

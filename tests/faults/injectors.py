@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.ao.quantization import (
+    DeQuantStub,
     QConfigMapping,
+    QuantStub,
     disable_observer,
     get_default_qat_qconfig_mapping,
     get_default_qconfig,
@@ -162,6 +164,32 @@ def bias_int32() -> Fault:
     return Fault(prepared, converted, [torch.randn(64, 3, 8, 8)], ("body", "head"), "qnnpack")
 
 
+class Pooled(nn.Module):
+    """An eager model whose pool has no observer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = QuantStub(), DeQuantStub()
+        self.pool = nn.AvgPool2d(3, 2)  # nine values: no mean is a tie
+        self.plus = torch.ao.nn.quantized.FloatFunctional()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pool(self.quant(x))
+        return self.dequant(self.plus.add(x, x))
+
+
+def requantization() -> Fault:
+    """An int8 pool rounds to its input's grid, which eager mode does not simulate."""
+    model = Pooled().eval()
+    model.qconfig = get_default_qconfig("fbgemm")
+    prepared = torch.ao.quantization.prepare(model)
+    prepared(torch.randn(SHAPE))
+    frozen = fxqfix.freeze(prepared)
+    converted = torch.ao.quantization.convert(copy.deepcopy(frozen))
+    decomposed = fxqfix.to_decomposed(converted, ranges_from=prepared)
+    return Fault(frozen, decomposed, data(0.5), ("add",))
+
+
 def _native(frozen: fx.GraphModule) -> fx.GraphModule:
     """The decomposed model with its first quantize done by torch.quantize_per_tensor."""
     converted = fxqfix.to_decomposed(frozen, pin_ranges=False)
@@ -192,4 +220,5 @@ INJECTORS: dict[str, Callable[[], Fault]] = {
     "dropout-training": dropout_training,
     "rounding": rounding,
     "bias-int32": bias_int32,
+    "requantization": requantization,
 }
