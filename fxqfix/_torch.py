@@ -6,7 +6,6 @@ running that very kernel on a copy of the module.
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 import re
@@ -164,13 +163,16 @@ def is_placeholder(module: nn.Module) -> bool:
 
 
 def fused_qparams(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale and zero point that a fused fake-quant uses: its own kernel picks them, on a copy.
+    """Scale and zero point that a fused fake-quant uses: its own kernel picks them.
 
     The kernel recomputes both from the running min/max at every forward, by rules that differ from
     the Python observer's `calculate_qparams`, so neither the module's buffers nor the observer
     can be asked.
+
+    Args:
+        module: A copy of the user's fake-quant; it is changed.
     """
-    probe = copy.deepcopy(module).eval()
+    probe = module.eval()
     probe.disable_observer()  # type: ignore[operator]  # nn.Module's attributes are untyped
     probe.enable_fake_quant()  # type: ignore[operator]
     observer: Any = probe.activation_post_process

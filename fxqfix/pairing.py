@@ -187,9 +187,14 @@ def _unpaired(
 
 
 def _check(prepared: Reading, converted: Reading, pairs: list[Pair]) -> None:
-    if not any(p.prepared.site.kind == "activation" for p in pairs):
+    kinds = [p.prepared.site.kind for p in pairs]
+    smaller = min(
+        len(prepared.activations), sum(1 for t in converted.activations if not t.inherited)
+    )
+    no_weight = bool(prepared.weights and converted.weights) and "weight" not in kinds
+    if no_weight or 2 * kinds.count("activation") < max(smaller, 1):
         raise PairingError(
-            "the two models have no site in common",
+            "the two models have next to no site in common",
             where="compare",
             found=f"prepared sites {[t.site.name for t in prepared.activations][:5]}, "
             f"converted sites {[t.site.name for t in converted.activations][:5]}",

@@ -56,6 +56,7 @@ class Plan:
 
 # --- what a step does ----------------------------------------------------------------------------
 
+
 def _swapped(parts: Any) -> Tensor:
     return torch.cat([parts[1], parts[0]], 1)  # by index: FX can't iterate over a proxy
 
@@ -245,13 +246,27 @@ def _conv_options(qat: bool, lowers: bool) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
+# Ops whose own qparams torch's int8 conversion drops: the kernels keep or move their input's grid.
+DROPPED = frozenset({"dropout", "Dropout", "add_scalar", "mul_scalar"})
+
+
 def _step(kind: str, given: dict[str, Any]) -> Step:
     return Step(kind, tuple(sorted(given.items())))
 
 
 @st.composite
-def plans(draw: st.DrawFn, *, most: int = 6, qat: bool = True, lowers: bool = True) -> Plan:
+def plans(
+    draw: st.DrawFn,
+    *,
+    most: int = 6,
+    qat: bool = True,
+    lowers: bool = True,
+    faithful: bool = False,
+) -> Plan:
     """Networks of up to `most` steps behind a first convolution; by default any flow takes them."""
+    functions, modules = (
+        [n for n in names if not (faithful and n in DROPPED)] for names in (FUNCTIONS, MODULES)
+    )
     conv = _conv_options(qat, lowers).map(lambda given: _step("conv", given))
     steps: list[Step] = []
     channels = CHANNELS
@@ -263,9 +278,9 @@ def plans(draw: st.DrawFn, *, most: int = 6, qat: bool = True, lowers: bool = Tr
         if kind == "conv":
             steps.append(draw(conv))
         elif kind == "function":
-            steps.append(_step(kind, {"name": draw(st.sampled_from(list(FUNCTIONS)))}))
+            steps.append(_step(kind, {"name": draw(st.sampled_from(functions))}))
         elif kind == "module":
-            steps.append(_step(kind, {"name": draw(st.sampled_from(list(MODULES)))}))
+            steps.append(_step(kind, {"name": draw(st.sampled_from(modules))}))
         elif kind == "keep":
             steps.append(Step("keep"))
         else:
@@ -376,8 +391,9 @@ def _run(model: nn.Module) -> None:
 
 
 @st.composite
-def recipes(draw: st.DrawFn) -> Recipe:
+def recipes(draw: st.DrawFn, *, faithful: bool = False) -> Recipe:
     """Default and own qconfigs, PTQ and QAT, whole, reduced and sub-8-bit ranges."""
+    weights = [(-128, 127), (-127, 127), (-8, 7), (-64, 63)][: 1 if faithful else None]
     qat = draw(st.booleans())
     observing = draw(st.booleans())
     if draw(st.booleans()):
@@ -387,7 +403,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         qat,
         kind=draw(st.sampled_from(kinds)),
         activation=draw(st.sampled_from([(0, 127), (0, 255), (0, 15), (0, 63)])),
-        weight=draw(st.sampled_from([(-128, 127), (-127, 127), (-8, 7), (-64, 63)])),
+        weight=draw(st.sampled_from(weights)),
         per_channel=draw(st.booleans()),
         observing=observing,
     )
@@ -424,10 +440,18 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, *, most: int = 6, lowers: bool = True) -> Case:
-    """Random networks, prepared in random ways; `lowers` if torch can convert them to int8."""
-    recipe = draw(recipes())
-    return Case(draw(plans(most=most, qat=recipe.qat, lowers=lowers)), recipe)
+def cases(draw: st.DrawFn, *, most: int = 6, lowers: bool = True, faithful: bool = False) -> Case:
+    """Random networks, prepared in random ways.
+
+    Args:
+        draw: Hypothesis' own.
+        most: Most steps of a network.
+        lowers: Only what torch can convert to int8.
+        faithful: Only what torch's int8 conversion keeps the qparams and weight codes of: no
+            op that drops its own (`DROPPED`), no weight range that is narrower than int8's.
+    """
+    recipe = draw(recipes(faithful=faithful))
+    return Case(draw(plans(most=most, qat=recipe.qat, lowers=lowers, faithful=faithful)), recipe)
 
 
 def batch(seed: int, gain: float = 1.0, count: int = 2) -> Tensor:

@@ -32,6 +32,7 @@ PROMISES = {
     "debug_one_layer": [
         "blocks_1_relu  local   0%  cumulative   0%",
         "from its birth: blocks_2_conv -> blocks_2_relu -> ",
+        "'unexplained': ",  # nothing that torch does explains a dropped bias
         "its weight: exact is True",
         "converted: None",
     ],

@@ -76,8 +76,8 @@ def test_freezing_keeps_the_qparams_in_use(case: Case) -> None:
     assert all(s.baked == s.used and s.quantizes for s in theirs)
 
 
-@given(cases())
-@examples(20)
+@given(cases(faithful=True))
+@examples(25)
 def test_conversion_bakes_the_frozen_qparams(case: Case) -> None:
     """Torch's own conversions, lowered and not, of the frozen model: grids and weight codes."""
     frozen = freeze(case.prepared())
@@ -92,9 +92,22 @@ def test_conversion_bakes_the_frozen_qparams(case: Case) -> None:
             assert theirs is not None
             assert mine.same_grid(theirs), p.prepared.site.name
             if p.prepared.weight is not None and p.converted.weight is not None:
-                assert torch.equal(
-                    p.prepared.weight().codes.int(), p.converted.weight().codes.int()
-                )
+                own, other = p.prepared.weight().codes, p.converted.weight().codes
+                assert torch.equal(own.int(), other.int()), p.prepared.site.name
+
+
+@given(cases(lowers=False))
+@examples(10)
+def test_reference_conversion_bakes_the_frozen_qparams(case: Case) -> None:
+    """Of any network: what torch's lowering drops, its reference form still has."""
+    frozen = freeze(case.prepared())
+    with case.engine(), quiet():
+        reference = quantize_fx.convert_to_reference_fx(copy.deepcopy(frozen))
+    found = pair(read(frozen), read(reference))
+    assert found.unpaired == ()
+    for p in found.pairs:
+        assert p.prepared.site.used is not None
+        assert p.prepared.site.used.same_grid(p.converted.site.used), p.prepared.site.name
 
 
 @given(cases())
@@ -114,8 +127,8 @@ def test_baked_is_what_conversion_bakes(case: Case) -> None:
 # --- to_decomposed -------------------------------------------------------------------------------
 
 
-@given(cases())
-@examples(15)
+@given(cases(faithful=True))
+@examples(25)
 def test_decomposed_from_every_dialect(case: Case) -> None:
     """The frozen model's reference and int8 forms, ranges from it, compute its very bits."""
     frozen = freeze(case.prepared())

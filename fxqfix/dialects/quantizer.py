@@ -47,7 +47,8 @@ def qparams_of(
     axis: int | None = None,
 ) -> QParams:
     """Build QParams from tensors or numbers; one entry per channel where `axis` is given."""
-    scales = torch.as_tensor(scale).detach().reshape(-1).tolist()
+    # A scale that a graph holds as a number is a double, and kernels keep it as one.
+    scales = torch.as_tensor(scale, dtype=torch.float64).detach().reshape(-1).tolist()
     points = [_integral(z) for z in torch.as_tensor(zero_point).detach().reshape(-1).tolist()]
     if axis is None:
         return QParams(scales[0], points[0], quant_min, quant_max, dtype)

@@ -138,8 +138,10 @@ def tensor_weight(weight: Tensor, bias: Tensor | None = None) -> WeightView:
             weight.q_per_channel_axis(),
         )
     # Kernels hand their weights back channels-last; a float convolution would follow that layout,
-    # and sums behind it would round differently.
-    return WeightView(_codes(weight).contiguous(), qparams, bias)
+    # and sums behind it would round differently. A copy, since a 1x1 kernel counts as contiguous
+    # whatever its strides are.
+    codes = _codes(weight).clone(memory_format=torch.contiguous_format)
+    return WeightView(codes, qparams, bias)
 
 
 def _codes(weight: Tensor) -> Tensor:

@@ -216,7 +216,7 @@ class RelusBehind(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = (x + x).relu_()
-        y = nn.functional.relu(torch.cat([x, y], 1), inplace=True)
+        y = nn.functional.relu(torch.cat([y, y], 1), inplace=True)
         return y.mean([2, 3])
 
 

@@ -1,0 +1,258 @@
+"""Bad input: one clear error that names what, where and what to do; and nothing is changed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+import fxqfix
+from fxqfix.errors import (
+    DataError,
+    DeviceError,
+    DialectError,
+    FxqfixError,
+    MissingDependencyError,
+    ModelRunError,
+    NonFiniteError,
+    PairingError,
+    RangeUnknownError,
+    TraceError,
+    UncalibratedError,
+    UnknownNameError,
+)
+from tests.faults.injectors import SHAPE, data, trained
+from tests.states import fingerprint
+
+
+def _calibrated(net: nn.Module | None = None, *, run: bool = True) -> fx.GraphModule:
+    x = torch.randn(4, 8)
+    net = nn.Sequential(nn.Linear(8, 4), nn.ReLU()) if net is None else net
+    prepared = prepare_fx(net.eval(), get_default_qconfig_mapping("fbgemm"), (x,))
+    if run:
+        prepared(x)
+    return prepared
+
+
+def _refused(
+    kind: type[FxqfixError], builtin: type[Exception], act: Callable[[], Any], *models: nn.Module
+) -> str:
+    """Run something that must be refused; returns the message."""
+    before = [fingerprint(model) for model in models]
+    engine, state = torch.backends.quantized.engine, torch.get_rng_state()
+    with pytest.raises(kind) as caught:
+        act()
+    assert isinstance(caught.value, builtin)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.backends.quantized.engine == engine
+    assert [fingerprint(model) for model in models] == before
+    message = str(caught.value)
+    assert "\n" not in message.strip()
+    return message
+
+
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_not_traceable() -> None:
+    model = Branching()
+    message = _refused(TraceError, TypeError, lambda: fxqfix.trace(model), model)
+    assert "trace: FX can't trace Branching" in message
+    assert "To do:" in message
+
+
+def test_not_a_module() -> None:
+    model: Any = "resnet18"
+    assert "Found: str" in _refused(TraceError, TypeError, lambda: fxqfix.inspect(model))
+
+
+def test_a_float_model() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    for act in (fxqfix.inspect, fxqfix.freeze, fxqfix.to_decomposed):
+        message = _refused(DialectError, TypeError, lambda act=act: act(model), model)
+        assert "To do:" in message
+
+
+def test_models_that_do_not_belong_together() -> None:
+    prepared = trained()
+    other = convert_fx(_calibrated())
+    message = _refused(
+        PairingError, ValueError, lambda: fxqfix.compare(prepared, other, data()), prepared, other
+    )
+    assert "next to no site in common" in message
+
+
+def test_weights_of_another_shape() -> None:
+    prepared = _calibrated()
+    other = convert_fx(_calibrated(nn.Sequential(nn.Linear(8, 6), nn.ReLU())))
+    batch = torch.randn(4, 8)
+    message = _refused(
+        PairingError,
+        ValueError,
+        lambda: fxqfix.compare(prepared, other, [batch]),
+        prepared,
+        other,
+    )
+    assert "site '_0.weight'" in message
+    assert "(6, 8)" in message
+    assert "(4, 8)" in message
+
+
+def test_swapped_arguments() -> None:
+    prepared = trained()
+    converted = convert_fx(copy.deepcopy(prepared))
+    message = _refused(
+        PairingError,
+        ValueError,
+        lambda: fxqfix.compare(converted, prepared, data()),
+        prepared,
+        converted,
+    )
+    assert "swapped" in message
+    assert "compare(prepared, converted, data)" in message
+
+
+def test_data_on_another_device() -> None:
+    prepared = trained()
+    batch = torch.empty(SHAPE, device="meta")
+    act = lambda: fxqfix.compare(prepared, fxqfix.to_decomposed(prepared), [batch])  # noqa: E731
+    message = _refused(DeviceError, RuntimeError, act, prepared)
+    assert "batch on meta" in message
+    assert "cpu" in message
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_prepared_model_on_cuda_against_int8() -> None:
+    prepared = trained()
+    converted = convert_fx(copy.deepcopy(prepared))
+    prepared.cuda()
+    with pytest.raises(DeviceError, match=r"prepared\.cpu"):
+        fxqfix.compare(prepared, converted, [b.cuda() for b in data()])
+
+
+@pytest.mark.parametrize("empty", [[], iter(()), (b for b in ())])
+def test_empty_data(empty: Any) -> None:
+    prepared = trained()
+    message = _refused(
+        DataError, ValueError, lambda: fxqfix.compare(prepared, None, empty), prepared
+    )
+    assert "no batch" in message
+
+
+def test_data_that_is_no_iterable() -> None:
+    prepared = trained()
+    number: Any = 3
+    message = _refused(
+        DataError, ValueError, lambda: fxqfix.compare(prepared, None, number), prepared
+    )
+    assert "Found: int" in message
+
+
+def test_data_that_the_model_rejects(capfd: pytest.CaptureFixture[str]) -> None:
+    prepared = trained()
+    batches = [data()[0], torch.randn(2, 5)]
+    message = _refused(
+        ModelRunError, RuntimeError, lambda: fxqfix.compare(prepared, None, batches), prepared
+    )
+    assert "batch 1" in message
+    assert "(2, 5)" in message
+    assert capfd.readouterr().err == ""  # FX prints a trace of its own unless it is kept from it
+
+
+def test_never_calibrated() -> None:
+    prepared = _calibrated(run=False)
+    x = torch.randn(4, 8)
+    for act in (
+        lambda: fxqfix.compare(prepared, None, [x]),
+        lambda: fxqfix.freeze(prepared),
+        lambda: fxqfix.to_decomposed(prepared),
+    ):
+        message = _refused(UncalibratedError, ValueError, act, prepared)
+        assert "never saw data" in message
+        assert "calibration" in message
+    assert not fxqfix.inspect(prepared).site("input_1").calibrated
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_non_finite_data(value: float) -> None:
+    prepared = trained()
+    batch = data()[0].clone()
+    batch[0, 0, 0, 0] = value
+    message = _refused(
+        NonFiniteError,
+        ValueError,
+        lambda: fxqfix.compare(prepared, None, [data()[0], batch]),
+        prepared,
+    )
+    assert "batch 1" in message
+    assert "1 of 1536 values" in message
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite_qparams(value: float) -> None:
+    prepared: Any = fxqfix.freeze(trained())
+    prepared.activation_post_process_0.scale.fill_(value)
+    for act in (
+        lambda: fxqfix.inspect(prepared),
+        lambda: fxqfix.compare(prepared, None, data()),
+        lambda: fxqfix.to_decomposed(prepared),
+    ):
+        message = _refused(NonFiniteError, ValueError, act, prepared)
+        assert "activation_post_process_0" in message or "site 'x'" in message
+
+
+def test_a_converted_model_without_ranges() -> None:
+    converted = convert_fx(copy.deepcopy(trained()))
+    message = _refused(
+        RangeUnknownError, ValueError, lambda: fxqfix.to_decomposed(converted), converted
+    )
+    assert "ranges_from=" in message
+
+
+def test_unknown_engine() -> None:
+    prepared = trained()
+    message = _refused(
+        UnknownNameError,
+        KeyError,
+        lambda: fxqfix.compare(prepared, None, data(), engine="tpu"),
+        prepared,
+    )
+    assert "'tpu'" in message
+    assert "fbgemm" in message
+
+
+def test_unknown_site_and_row() -> None:
+    prepared = trained()
+    report = fxqfix.compare(prepared, fxqfix.to_decomposed(prepared), data()[:1])
+    for act in (lambda: report.row("steem"), lambda: fxqfix.inspect(prepared).site("steem")):
+        assert "stem" in _refused(UnknownNameError, KeyError, act, prepared)
+
+
+def test_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    prepared = trained()
+    report = fxqfix.compare(prepared, fxqfix.to_decomposed(prepared), data()[:1])
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    message = _refused(MissingDependencyError, ImportError, report.to_pandas)
+    assert "pandas" in message
+    assert "pip install" in message
+
+
+def test_every_error_is_a_builtin_too() -> None:
+    import fxqfix.errors as errors
+
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        others = [b for b in kind.__mro__ if b.__module__ == "builtins"]
+        assert issubclass(kind, FxqfixError)
+        assert name == "FxqfixError" or others[0] not in (Exception, BaseException), name

@@ -1,0 +1,166 @@
+"""The op table is sound, and an int8 kernel called by hand reads and rewrites as its row says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import torch.ao.quantization as tq
+from torch import Tensor, nn
+
+from fxqfix import ops, to_decomposed, trace
+from fxqfix.dialects import read
+from fxqfix.dialects._base import modules_of
+from tests.op_calls import CALLS, GRID, Call, Handwritten
+
+# From torch, where a module with a quantized tensor in a buffer is copied.
+pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
+
+RANGE = (0, 100)
+QCONFIG = tq.QConfig(
+    activation=tq.MinMaxObserver.with_args(
+        dtype=torch.quint8, quant_min=RANGE[0], quant_max=RANGE[1]
+    ),
+    weight=tq.default_weight_observer,
+)
+FAMILIES = {
+    "boundary",
+    "weighted",
+    "embedding",
+    "element-wise",
+    "pool",
+    "activation",
+    "normalization",
+    "shape",
+    "recurrent",
+    "attention",
+}
+RULES = {"own", "input", "shape", "fixed", "scalar", "tuple", "float", "none"}
+
+
+def fake_quant(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, *RANGE)
+
+
+# ------------------------------------------------------------------------------ the table
+
+
+def test_keys_are_unique() -> None:
+    assert [key for key, n in Counter(row.key for row in ops.TABLE).items() if n > 1] == []
+
+
+def test_no_spelling_stands_twice() -> None:
+    found = Counter(spelling for row in ops.TABLE for _, spelling in ops.spellings(row))
+    assert [spelling for spelling, n in found.items() if n > 1] == []
+
+
+@pytest.mark.parametrize("row", ops.TABLE, ids=[row.key for row in ops.TABLE])
+def test_row_is_sound(row: ops.OpSpec) -> None:
+    assert row.family in FAMILIES
+    assert row.output in RULES
+    assert (row.fixed is not None) == (row.output == "fixed")
+    assert any(True for _ in ops.spellings(row))
+    for column, spelling in ops.spellings(row):
+        method = spelling.startswith(".")
+        assert method or spelling.split(".")[0] in ("torch", "operator", "builtins")
+        assert not (method and column != "spelled")
+
+
+def test_row_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ops.TABLE[0].key = "other"  # type: ignore[misc]
+
+
+# -------------------------------------------------------------------------------- matching
+
+
+class OwnConv(nn.Conv2d):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("target", "key", "column"),
+    [
+        (nn.Conv2d, "conv2d", "spelled"),
+        (OwnConv, "conv2d", "spelled"),
+        (torch.ao.nn.intrinsic.ConvReLU2d, "conv2d_relu", "spelled"),
+        (torch.ao.nn.intrinsic.qat.ConvBnReLU2d, "conv2d_relu", "spelled"),
+        (torch.ao.nn.quantized.Conv2d, "conv2d", "int8"),
+        (torch.ao.nn.quantized.dynamic.Linear, "linear", "dynamic"),
+        (torch.ops.quantized.add_relu, "add_relu", "int8"),
+        (torch.ops.aten.conv2d.default, "conv2d", "spelled"),
+        (torch.nn.functional.relu, "relu", "spelled"),
+        ("permute", "permute", "spelled"),
+    ],
+)
+def test_match(target: Any, key: str, column: str) -> None:
+    found = ops.match(target)
+    assert found is not None
+    assert (found.key, found.column) == (key, column)
+
+
+class Unhashable:
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self) -> None: ...
+
+
+@pytest.mark.parametrize("target", [print, nn.Module, "no_such_method", Unhashable()])
+def test_no_match(target: Any) -> None:
+    assert ops.match(target) is None
+
+
+def test_a_missing_spelling_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = ops.OpSpec("future", "activation", spelled=("torch.nn.NoSuchModule", "torch.relu"))
+    monkeypatch.setattr(ops, "TABLE", (row,))
+    ops._index.cache_clear()
+    try:
+        assert ops.match(torch.relu) == ops.Match(row, relu=False, column="spelled")
+        assert ops.match(torch.nn.ReLU) is None
+    finally:
+        ops._index.cache_clear()
+
+
+# -------------------------------------------------------------------- int8 calls by hand
+
+each_call = pytest.mark.parametrize("call", CALLS, ids=[call.name for call in CALLS])
+
+
+@each_call
+def test_row_of_an_int8_call(call: Call) -> None:
+    graph_module = trace(Handwritten(call))
+    modules = modules_of(graph_module)
+    found = [ops.match_node(node, modules) for node in graph_module.graph.nodes]
+    assert call.row in {match.key for match in found if match is not None}
+
+
+@each_call
+def test_grid_of_an_int8_call(call: Call) -> None:
+    """What `inspect` reads off the graph is what the kernel's output really has."""
+    model = Handwritten(call)
+    x = torch.randn(call.shape)
+    out = call.kernel(model, torch.quantize_per_tensor(x, *GRID, torch.quint8))
+    graph_module = trace(model)
+    last = graph_module.graph.output_node().all_input_nodes[0].all_input_nodes[0]
+    used = read(graph_module).tap(last.name).site.used
+    assert used is not None
+    assert (used.scale, used.zero_point) == (out.q_scale(), out.q_zero_point())
+
+
+@each_call
+def test_decomposed_int8_call(call: Call) -> None:
+    """The decomposed graph is what the kernel stands for, with the declared range, to the bit."""
+    model = Handwritten(call)
+    decomposed = to_decomposed(model, ranges_from=QCONFIG)
+    x = 2.0 * torch.randn(call.shape)
+    out = call.kernel(model, torch.quantize_per_tensor(x, *GRID, torch.quint8))
+    wanted = fake_quant(x, *GRID)
+    wanted = call.meaning(model, wanted)
+    if call.name != "dropout":
+        wanted = fake_quant(wanted, out.q_scale(), out.q_zero_point())
+    assert torch.equal(decomposed(x), wanted)
+    kinds = {str(node.target) for node in decomposed.graph.nodes}
+    assert not any("ops.quantized." in kind or kind.startswith("quantized.") for kind in kinds)
