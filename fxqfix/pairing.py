@@ -188,11 +188,10 @@ def _unpaired(
 
 def _check(prepared: Reading, converted: Reading, pairs: list[Pair]) -> None:
     kinds = [p.prepared.site.kind for p in pairs]
-    smaller = min(
-        len(prepared.activations), sum(1 for t in converted.activations if not t.inherited)
-    )
-    no_weight = bool(prepared.weights and converted.weights) and "weight" not in kinds
-    if no_weight or 2 * kinds.count("activation") < max(smaller, 1):
+    # Inputs pair with each other in any two models; weights only where the models belong together.
+    shapes = [sorted(str(t.site.shape) for t in r.weights) for r in (prepared, converted)]
+    strangers = all(shapes) and shapes[0] != shapes[1] and "weight" not in kinds
+    if strangers or "activation" not in kinds:
         raise PairingError(
             "the two models have next to no site in common",
             where="compare",

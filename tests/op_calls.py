@@ -90,6 +90,41 @@ def _arithmetic(name: str, function: Function, suffix: str, end: Function) -> It
         )
 
 
+def _out() -> dict[str, Any]:
+    return {"out": torch.quantize_per_tensor(torch.zeros(SHAPE), *OWN, torch.quint8)}
+
+
+def _written(name: str, function: Function, suffix: str, end: Function) -> Iterator[Call]:
+    """Kernels that write to a tensor that is there already."""
+    op, scalar = getattr(K, f"{name}{suffix}_out"), getattr(K, f"{name}_scalar{suffix}_out")
+    yield Call(
+        f"{name}{suffix}_out",
+        name + suffix,
+        lambda m, q: op(q, q, m.out),
+        lambda m, x: end(function(x, x)),
+        parts=_out,
+    )
+    yield Call(
+        f"{name}_scalar{suffix}_out",
+        f"{name}_scalar{suffix}",
+        lambda m, q: scalar(q, 0.75, m.out),
+        lambda m, x: end(function(x, 0.75)),
+        output="scalar",
+        parts=_out,
+    )
+
+
+def _cat_out(suffix: str, end: Function) -> Call:
+    op = getattr(K, f"cat{suffix}_out")
+    return Call(
+        f"cat{suffix}_out",
+        f"cat{suffix}",
+        lambda m, q: op([q[:, :1], q[:, 1:]], 1, m.out),
+        lambda m, x: end(torch.cat([x[:, :1], x[:, 1:]], 1)),
+        parts=_out,
+    )
+
+
 def _cat(suffix: str, end: Function) -> Call:
     name, op = f"cat{suffix}", getattr(K, f"cat{suffix}")
     return Call(
@@ -104,7 +139,10 @@ def _binaries() -> Iterator[Call]:
     for suffix, end in (("", torch.clone), ("_relu", F.relu)):
         yield from _arithmetic("add", torch.add, suffix, end)
         yield from _arithmetic("mul", torch.mul, suffix, end)
+        yield from _written("add", torch.add, suffix, end)
+        yield from _written("mul", torch.mul, suffix, end)
         yield _cat(suffix, end)
+        yield _cat_out(suffix, end)
     yield Call("matmul", "matmul", lambda m, q: K.matmul(q, q, *OWN), lambda m, x: x @ x)
 
 

@@ -17,7 +17,7 @@ from fxqfix import _torch, ops
 from fxqfix.dialects._base import Reading, Tap, modules_of, op_name, scope, unique
 from fxqfix.dialects.quantizer import qparams_of
 from fxqfix.dialects.site import Site
-from fxqfix.dialects.weights import WeightView, int8_weight, packed_weight
+from fxqfix.dialects.weights import WeightView, int8_weight, packed_weight, tensor_weight
 from fxqfix.errors import UnsupportedError
 from fxqfix.qparams import QParams, container_range
 
@@ -200,9 +200,6 @@ def _output(
     rule = found.spec.output
     if rule in ("float", "none") or found.column == "dynamic":
         return None
-    out = bound(node).get("out")  # written to a tensor that has its qparams already
-    if isinstance(out, fx.Node) and out in known:
-        return known[out]
     if rule == "shape":  # also where a kernel takes a scale that it ignores (dropout)
         return source
     own = _own_qparams(node, graph_module, modules, source.dtype)
@@ -213,7 +210,10 @@ def _output(
         return QParams(scale, point, 0, 255, torch.quint8)
     scalar = _scalar(node, found)
     if scalar is not None:
-        return _scalar_qparams(node, scalar, source)
+        return _scalar_qparams(found, scalar, source)
+    out = bound(node).get("out")  # written to a tensor that has its qparams already
+    if isinstance(out, fx.Node):
+        return known[out] if out in known else tensor_weight(fetch(graph_module, out)).qparams
     return source
 
 
@@ -291,13 +291,12 @@ def _scalar(node: fx.Node, found: ops.Match | None) -> float | None:
     return number if isinstance(number, (int, float)) else None
 
 
-def _scalar_qparams(node: fx.Node, scalar: float, source: QParams) -> QParams | None:
+def _scalar_qparams(found: ops.Match, scalar: float, source: QParams) -> QParams:
     """A kernel that adds or multiplies with a number keeps the codes and moves the grid.
 
     The kernels' rule depends on the scalar; rather than copy it, run the kernel on one value.
     """
     scale, point = source.scales[0], int(source.zero_points[0])
     probe = torch.quantize_per_tensor(torch.zeros(1), scale, point, source.dtype)
-    target: Any = node.target
-    value = target(probe, scalar)
+    value = getattr(torch.ops.quantized, found.key)(probe, scalar)
     return qparams_of(value.q_scale(), value.q_zero_point(), *source.container, source.dtype)
