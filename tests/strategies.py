@@ -246,27 +246,13 @@ def _conv_options(qat: bool, lowers: bool) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
-# Ops whose own qparams torch's int8 conversion drops: the kernels keep or move their input's grid.
-DROPPED = frozenset({"dropout", "Dropout", "add_scalar", "mul_scalar"})
-
-
 def _step(kind: str, given: dict[str, Any]) -> Step:
     return Step(kind, tuple(sorted(given.items())))
 
 
 @st.composite
-def plans(
-    draw: st.DrawFn,
-    *,
-    most: int = 6,
-    qat: bool = True,
-    lowers: bool = True,
-    faithful: bool = False,
-) -> Plan:
+def plans(draw: st.DrawFn, *, most: int = 6, qat: bool = True, lowers: bool = True) -> Plan:
     """Networks of up to `most` steps behind a first convolution; by default any flow takes them."""
-    functions, modules = (
-        [n for n in names if not (faithful and n in DROPPED)] for names in (FUNCTIONS, MODULES)
-    )
     conv = _conv_options(qat, lowers).map(lambda given: _step("conv", given))
     steps: list[Step] = []
     channels = CHANNELS
@@ -278,9 +264,9 @@ def plans(
         if kind == "conv":
             steps.append(draw(conv))
         elif kind == "function":
-            steps.append(_step(kind, {"name": draw(st.sampled_from(functions))}))
+            steps.append(_step(kind, {"name": draw(st.sampled_from(list(FUNCTIONS)))}))
         elif kind == "module":
-            steps.append(_step(kind, {"name": draw(st.sampled_from(modules))}))
+            steps.append(_step(kind, {"name": draw(st.sampled_from(list(MODULES)))}))
         elif kind == "keep":
             steps.append(Step("keep"))
         else:
@@ -391,9 +377,9 @@ def _run(model: nn.Module) -> None:
 
 
 @st.composite
-def recipes(draw: st.DrawFn, *, faithful: bool = False) -> Recipe:
+def recipes(draw: st.DrawFn, *, whole_weights: bool = False) -> Recipe:
     """Default and own qconfigs, PTQ and QAT, whole, reduced and sub-8-bit ranges."""
-    weights = [(-128, 127), (-127, 127), (-8, 7), (-64, 63)][: 1 if faithful else None]
+    weights = [(-128, 127), (-127, 127), (-8, 7), (-64, 63)][: 1 if whole_weights else None]
     qat = draw(st.booleans())
     observing = draw(st.booleans())
     if draw(st.booleans()):
@@ -440,18 +426,19 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, *, most: int = 6, lowers: bool = True, faithful: bool = False) -> Case:
+def cases(
+    draw: st.DrawFn, *, most: int = 6, lowers: bool = True, whole_weights: bool = False
+) -> Case:
     """Random networks, prepared in random ways.
 
     Args:
         draw: Hypothesis' own.
         most: Most steps of a network.
         lowers: Only what torch can convert to int8.
-        faithful: Only what torch's int8 conversion keeps the qparams and weight codes of: no
-            op that drops its own (`DROPPED`), no weight range that is narrower than int8's.
+        whole_weights: Weights have int8's whole range, which torch's conversion does not widen.
     """
-    recipe = draw(recipes(faithful=faithful))
-    return Case(draw(plans(most=most, qat=recipe.qat, lowers=lowers, faithful=faithful)), recipe)
+    recipe = draw(recipes(whole_weights=whole_weights))
+    return Case(draw(plans(most=most, qat=recipe.qat, lowers=lowers)), recipe)
 
 
 def batch(seed: int, gain: float = 1.0, count: int = 2) -> Tensor:

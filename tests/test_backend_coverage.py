@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.ao.quantization as tq
-import torch.ao.quantization.quantize_fx  # noqa: F401  # the backend configs need it loaded
+import torch.ao.quantization.quantize_fx  # the backend configs need it loaded
 from torch import Tensor
 from torch.ao.quantization import backend_config, quantization_mappings
 

@@ -16,11 +16,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxqfix import Report, compare, freeze, inspect, to_decomposed
+from fxqfix import Report, compare, freeze, inspect, ops, to_decomposed, trace
 from fxqfix.dialects import Reading, read
+from fxqfix.dialects._base import modules_of
 from fxqfix.flows.convert import quantized_engine
 from fxqfix.pairing import Pairing, pair
 from fxqfix.qparams import QParams
+from tests.op_calls import CALLS, Handwritten
 from tests.op_flows import batches, convert, mapping, prepare
 from tests.op_samples import SAMPLES, Limit, Sample
 
@@ -123,6 +125,24 @@ def test_frozen_equals_decomposed(sample: Sample, setting: str) -> None:
 
 def _quantizing(reading: Reading) -> list[Any]:
     return [tap for tap in reading.activations if tap.site.quantizes]
+
+
+@pytest.mark.parametrize(
+    ("name", "quantized"),
+    [
+        # Of each row of float ops only the last is observed, for the convolution behind it.
+        ("float_activations", ["input", "conv2d", "threshold", "conv2d"]),
+        ("float_norms", ["input", "conv2d", "group_norm", "conv1d"]),
+        ("adaptive_max_pool2d", ["input", "conv2d", "adaptive_max_pool2d", "conv2d"]),
+    ],
+)
+@pytest.mark.parametrize("setting", ["fx-ptq", "fx-qat"])
+def test_what_torch_can_not_quantize_stays_float(
+    name: str, quantized: list[str], setting: str
+) -> None:
+    sample = next(sample for sample in SAMPLES if sample.name == name)
+    sites = [site.op for site in inspect(prepare(sample, setting)) if site.kind == "activation"]
+    assert sites == quantized
 
 
 # ------------------------------------------------------------------------ and back again
@@ -229,3 +249,44 @@ def _check_causes(report: Report) -> None:
         local = {name: n for name, n in row.causes.items() if name != "upstream"}
         assert sum(local.values()) <= row.local.differing, (row.name, dict(row.causes))
     assert report.unexplained == sum(row.causes.get("unexplained", 0) for row in report.rows)
+
+
+# --------------------------------------------------------------------------- coverage
+
+# (row, column) that neither a sample nor a call by hand spells -> why.
+UNCOVERED = {
+    **{
+        (f"conv{kind}{d}d", "dynamic"): "no flow makes it: tests/test_op_dynamic.py, by hand"
+        for kind in ("", "_transpose")
+        for d in (1, 2, 3)
+    },
+    **{
+        (row, "dynamic"): "its qparams are chosen at run time: tests/test_op_dynamic.py"
+        for row in ("linear", "lstm", "gru", "rnn_cell")
+    },
+    **{
+        (row, "spelled"): "torch quantizes it dynamically only: tests/test_op_dynamic.py"
+        for row in ("gru", "rnn_cell")
+    },
+    ("addmm", "spelled"): "only TensorRT's backend config has it, which torch itself can't run",
+}
+
+
+def _columns(model: nn.Module) -> set[tuple[str, str]]:
+    graph_module = trace(model)
+    modules = modules_of(graph_module)
+    found = [ops.match_node(node, modules) for node in graph_module.graph.nodes]
+    return {(m.spec.key, m.column + ("_relu" if m.relu else "")) for m in found if m is not None}
+
+
+def test_every_row_has_a_sample() -> None:
+    """Each row's every column stands in a graph that the tests above judge, or has a reason."""
+    spelled = set[tuple[str, str]]()
+    for sample, setting in CASES:
+        spelled |= _columns(prepare(sample, setting))
+        if limit_of(sample, setting, "convert") is None:
+            spelled |= _columns(int8_model(sample, setting))
+    for call in CALLS:
+        spelled |= _columns(Handwritten(call))
+    wanted = {(row.key, column) for row in ops.TABLE for column, _ in ops.spellings(row)}
+    assert wanted - spelled == UNCOVERED.keys()
