@@ -232,6 +232,18 @@ BATCH_NORM: Any = nn.modules.batchnorm._BatchNorm  # of any dimension
 DROPOUT: Any = nn.modules.dropout._DropoutNd  # of any kind
 
 
+def converted_weight(module: nn.Module) -> Tensor:
+    """The float weight that torch's conversion of a QAT module quantizes, BatchNorm folded in."""
+    own: Any = module
+    if hasattr(module, "to_float"):
+        with quiet():
+            own = own.to_float()
+    while isinstance(own, nn.Sequential):
+        own = own[0]
+    weight: Tensor = own.weight.detach()
+    return weight
+
+
 def is_packed_params(value: object) -> bool:
     """True for the opaque weight objects of torch.ops.quantized.*."""
     return isinstance(value, torch.ScriptObject) and hasattr(value, "unpack")
@@ -318,10 +330,7 @@ def closed_modules() -> dict[str, Any]:
 
 @functools.cache
 def quantizable() -> frozenset[Any]:
-    """What prepare_fx observes the output of: the ops of torch's own backend config."""
+    """What prepare_fx observes the output of: the single ops of torch's own backend config."""
     config = resolve("torch.ao.quantization.backend_config.get_native_backend_config")
-    found: set[Any] = set()
-    for entry in config().configs if config is not None else ():
-        pattern = entry.pattern
-        found |= set(pattern) if isinstance(pattern, tuple) else {pattern}
-    return frozenset(found)
+    entries = config().configs if config is not None else ()
+    return frozenset(e.pattern for e in entries if not isinstance(e.pattern, tuple))

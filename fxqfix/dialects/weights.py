@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -113,6 +114,8 @@ def prepared_weight(
     used = state.used
     if used is None:
         return None
+    if state.observing and hasattr(module, "weight_fake_quant"):
+        state = replace(state, baked=_baked(module, quantizer, path))
 
     def view() -> WeightView:
         values = effective_weight(module)
@@ -121,6 +124,14 @@ def prepared_weight(
         return WeightView(quantize(values, used), used, bias, values, folded)
 
     return state, view
+
+
+def _baked(module: nn.Module, quantizer: nn.Module, path: str) -> QParams | None:
+    """What conversion bakes: with the observer on, it shows it the folded weight once more."""
+    moved = copy.deepcopy(quantizer)
+    with torch.no_grad(), _torch.quiet():
+        moved(_torch.converted_weight(module))
+    return read_quantizer(moved, path).baked
 
 
 def tensor_weight(weight: Tensor, bias: Tensor | None = None) -> WeightView:

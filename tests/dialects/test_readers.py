@@ -232,11 +232,14 @@ def test_relu_behind_a_site_is_an_op_of_its_own(flow: str) -> None:
 # --- what the qparams are beside the flow --------------------------------------------------------
 
 
-def test_baked_is_what_conversion_bakes() -> None:
-    """Of every prepared site, against torch's own conversion."""
+@pytest.mark.parametrize("observing", [False, True])
+def test_baked_is_what_conversion_bakes(observing: bool) -> None:
+    """Of every prepared site: with observers on, torch's conversion moves those of weights."""
     prepared = fx_qat(Plain())
+    if not observing:
+        prepared.apply(tq.disable_observer)
     sites = inspect(prepared)
-    converted = inspect(torchs_decomposed(prepared))
+    converted = inspect(reference(prepared))
     assert [s.name for s in sites] == [s.name for s in converted]
     for mine, theirs in zip(sites, converted, strict=True):
         assert mine.baked is not None
