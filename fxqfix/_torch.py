@@ -236,7 +236,7 @@ def converted_weight(module: nn.Module) -> Tensor:
     """The float weight that torch's conversion of a QAT module quantizes, BatchNorm folded in."""
     own: Any = module
     if hasattr(module, "to_float"):
-        with quiet():
+        with quiet(), same_rng():  # it constructs modules, which draw random numbers
             own = own.to_float()
     while isinstance(own, nn.Sequential):
         own = own[0]

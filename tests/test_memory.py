@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from torch import fx, nn
+from torch.ao.quantization import get_default_qat_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fxqfix
+from fxqfix.passes import InsertShadows
 from tests.faults.injectors import SHAPE, trained
 
 CHILD = """
@@ -56,6 +66,95 @@ def test_peak_memory_is_the_same_for_1_and_for_32_batches() -> None:
     )
     one, many = json.loads(done.stdout)
     assert many <= 1.05 * one, f"{one} KiB with 1 batch, {many} KiB with 32"
+
+
+class Meter(TorchDispatchMode):
+    """Adds up the bytes of all storages that are alive, after every op; keeps the peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if isinstance(value, torch.Tensor):
+                storage = value.untyped_storage()
+                ref = StorageWeakRef(storage)
+                self.alive[ref.cdata] = (ref, storage.nbytes())
+        self.alive = {k: v for k, v in self.alive.items() if not v[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return out
+
+
+def metered(run: Callable[[], Any]) -> int:
+    gc.collect()
+    with Meter() as meter:
+        run()
+    return meter.peak
+
+
+def twenty_layers() -> tuple[fx.GraphModule, fx.GraphModule]:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for i in range(20):
+        layers += [nn.Conv2d(8 if i else 3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+    mapping = get_default_qat_qconfig_mapping("fbgemm")
+    prepared = prepare_qat_fx(nn.Sequential(*layers).train(), mapping, (images(1)[0],))
+    prepared(images(1)[0])
+    prepared.eval()
+    return prepared, convert_fx(copy.deepcopy(prepared))
+
+
+def images(count: int) -> list[torch.Tensor]:
+    return [torch.randn(8, 3, 16, 16) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["int8", "decomposed"])
+def test_bytes_alive_do_not_depend_on_the_number_of_batches(kind: str) -> None:
+    """Counted to the byte, model and report included: 1 batch against 32, and against 1 layer."""
+    prepared, converted = twenty_layers()
+    if kind == "decomposed":
+        converted = fxqfix.to_decomposed(prepared)
+    # The batches come from a generator that makes them outside of the meter's sight.
+    one, many = (
+        metered(lambda n=n: fxqfix.compare(prepared, converted, images(n))) - 4 * 8 * 3 * 256 * n
+        for n in (1, 32)
+    )
+    assert many <= 1.05 * one
+    assert one <= 1.05 * many
+
+
+def test_the_meter_sees_a_leak() -> None:
+    """A probe that keeps its tensors is what the test above would catch."""
+    prepared, converted = twenty_layers()
+    kept: list[Any] = []
+
+    class Hoarder(nn.Module):
+        def forward(self, *values: Any) -> None:
+            kept.append(values)
+
+    def leak(count: int) -> int:
+        kept.clear()
+        twin = InsertShadows(prepared, lambda _: Hoarder())(converted).graph_module
+        with torch.no_grad():
+            return metered(lambda: [twin(x) for x in images(count)])
+
+    assert leak(4) > 2 * leak(1)
+
+
+def test_a_tensor_dies_at_its_last_use() -> None:
+    """Twice the layers, the same peak within one layer: nothing waits for the end of a batch."""
+    prepared, converted = twenty_layers()
+    activation = 4 * 8 * 8 * 256  # one float activation of one branch, in bytes
+    batch = images(1)
+    peak = metered(lambda: fxqfix.compare(prepared, converted, batch))
+    weights = sum(p.numel() * 4 for p in prepared.parameters())
+    # Copies of the models, and the values around one site in five branches; not 20 layers of them.
+    assert peak < 16 * weights + 20 * activation
 
 
 def test_no_batch_is_kept_alive_and_each_is_read_once() -> None:

@@ -190,3 +190,179 @@ def test_a_users_random_leaf_is_put_on_a_stream_of_its_own() -> None:
     wanted = converted(x)
     torch.set_rng_state(state)
     assert torch.equal(twin(x), wanted)
+
+
+class Entry(nn.Module):
+    """The first op writes into the input, or into a view of it."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__()
+        self.first = first
+        self.relu6, self.conv = nn.ReLU6(inplace=True), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        if self.first == "mul_":
+            x.mul_(2)
+        elif self.first == "iadd":
+            x += 1
+        elif self.first == "relu6":
+            x = self.relu6(x)
+        elif self.first == "relu_":
+            x = x.relu_()
+        elif self.first == "clamp_":
+            x.clamp_(-0.5, 0.5)
+        else:
+            x.flatten(1).add_(1)
+        return self.conv(x) + x[:, :1]
+
+
+@pytest.mark.parametrize("fake_quant", [True, False])
+@pytest.mark.parametrize("first", ["mul_", "iadd", "relu6", "relu_", "clamp_", "view"])
+def test_a_first_op_in_place(first: str, fake_quant: bool) -> None:
+    """With fake-quants off nothing stands between the user's batch and the op that writes to it."""
+    prepared, _ = _pair(Entry(first), False)
+    if not fake_quant:
+        prepared.apply(torch.ao.quantization.disable_fake_quant)
+    converted = convert_fx(copy.deepcopy(prepared))
+    batches = [torch.randn(SHAPE) for _ in range(2)]
+    kept = [b.clone() for b in batches]
+    before = fingerprint(prepared), fingerprint(converted)
+    fxqfix.compare(prepared, converted, batches)
+    fxqfix.compare(prepared, converted, batches[0])
+    fxqfix.trace(prepared, batches[0])
+    assert all(torch.equal(a, b) for a, b in zip(batches, kept, strict=True))
+    assert (fingerprint(prepared), fingerprint(converted)) == before
+    twin = InsertShadows(prepared)(converted).graph_module
+    assert torch.equal(twin(batches[0].clone()), converted(batches[0].clone()))
+    frozen = fxqfix.freeze(prepared)
+    assert fxqfix.compare(frozen, fxqfix.to_decomposed(prepared), batches).exact
+    assert all(torch.equal(a, b) for a, b in zip(batches, kept, strict=True))
+
+
+class Residual(nn.Module):
+    """A naive comparison that keeps references is wrong here: each value is overwritten later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.body = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.conv(x)
+        kept = y.flatten(1)
+        z = self.act(y * 1)
+        z.mul_(0.5)
+        z += self.body(z)
+        return z.flatten(1) + kept
+
+
+def test_what_a_naive_comparison_would_see() -> None:
+    """References kept from the converted model's forward differ from copies taken on the way."""
+    prepared, _ = _pair(Residual(), False, observing=False)
+    frozen = fxqfix.freeze(prepared)
+    decomposed = fxqfix.to_decomposed(prepared)
+    kept: dict[str, torch.Tensor] = {}
+    copied: dict[str, torch.Tensor] = {}
+
+    class Logger(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, torch.Tensor):
+                kept[n.name], copied[n.name] = value.detach(), value.clone()
+            return value
+
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        Logger(decomposed).run(x.clone())
+    corrupted = [name for name in kept if not torch.equal(kept[name], copied[name])]
+    assert corrupted
+    assert fxqfix.compare(frozen, decomposed, [x]).exact
+
+
+def test_nothing_global_is_touched() -> None:
+    """Python's and NumPy's random state, grad mode, threads, default dtype, warning filters."""
+    import random
+    import warnings
+
+    import numpy as np
+
+    def everything() -> list[Any]:
+        return [
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            torch.get_rng_state().tolist(),
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.get_num_threads(),
+            torch.get_default_dtype(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.backends.quantized.engine,
+            list(warnings.filters),
+        ]
+
+    prepared, converted = _pair(InPlace(), False)
+    before = everything()
+    fxqfix.inspect(prepared)
+    report = fxqfix.compare(prepared, converted, [torch.zeros(SHAPE)])
+    fxqfix.compare(prepared, None, [torch.zeros(SHAPE)], engine="qnnpack")
+    with pytest.raises(fxqfix.FxqfixError):
+        fxqfix.compare(prepared, None, [], engine="qnnpack")
+    assert everything() == before
+    assert report.rows
+
+
+def test_gradients_and_parameters_are_untouched() -> None:
+    """In the middle of a training step: .grad stays, and so does what requires it."""
+    prepared, _ = _pair(InPlace(), True)
+    prepared(torch.randn(SHAPE)).sum().backward()
+    grads = {n: p.grad.clone() for n, p in prepared.named_parameters() if p.grad is not None}
+    assert grads
+    before = fingerprint(prepared)
+    fxqfix.compare(prepared, fxqfix.to_decomposed(prepared), [torch.randn(SHAPE)])
+    fxqfix.freeze(prepared)
+    assert fingerprint(prepared) == before
+    assert all(torch.equal(dict(prepared.named_parameters())[n].grad, g) for n, g in grads.items())
+
+
+@pytest.mark.parametrize("name", ["ptq", "qat fused", "shared qat", "wrapper"])
+def test_eager_models(name: str) -> None:
+    """Their hooks, observers and modes; the user's own hooks run in nobody's model but theirs."""
+    from tests.dialects.nets import EAGER, image, int8
+
+    torch.backends.quantized.engine = "fbgemm"
+    prepared = EAGER[name]()
+    converted = int8(prepared)
+    batches = [image(seed=3), image(seed=4)]
+    kept = [b.clone() for b in batches]
+    before = fingerprint(prepared), fingerprint(converted)
+    fxqfix.inspect(prepared)
+    fxqfix.inspect(converted)
+    fxqfix.freeze(prepared)
+    fxqfix.to_decomposed(prepared)
+    fxqfix.compare(prepared, converted, batches)
+    fxqfix.compare(prepared, None, batches)
+    assert (fingerprint(prepared), fingerprint(converted)) == before
+    assert all(torch.equal(a, b) for a, b in zip(batches, kept, strict=True))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_every_kind_of_fake_quant_is_held_still(train: bool) -> None:
+    """Observers on, in both modes: a comparison must not be a training step."""
+    from torch.ao import quantization as tq
+
+    for kind in (tq.FakeQuantize, tq.FusedMovingAvgObsFakeQuantize):
+        act = kind.with_args(
+            observer=tq.MovingAverageMinMaxObserver,
+            quant_min=0,
+            quant_max=127,
+            dtype=torch.quint8,
+        )
+        mapping = tq.QConfigMapping().set_global(tq.QConfig(act, tq.default_fused_wt_fake_quant))
+        prepared = prepare_qat_fx(InPlace().train(), mapping, (torch.randn(SHAPE),))
+        prepared(torch.randn(SHAPE))
+        prepared.train(train)
+        before = fingerprint(prepared)
+        data = [torch.randn(SHAPE) * 9 for _ in range(2)]
+        first = fxqfix.compare(prepared, fxqfix.to_decomposed(prepared), data)
+        assert fingerprint(prepared) == before
+        assert first == fxqfix.compare(prepared, fxqfix.to_decomposed(prepared), data)
