@@ -101,11 +101,11 @@ def _lift(x: Tensor, dim: int) -> Tensor:
 
 
 def _saturated_values(found: _Operands, at: Tensor) -> Tensor:
-    """Real values of the chosen outputs, float64, in the order of `at`."""
+    """Real values of the chosen outputs, float64, as `at` orders them; NaN where none saturates."""
     weight = _lift(found.weight.codes, found.dim)
     zx = int(found.grid.zero_points[0])
     onednn = torch.backends.quantized.engine == "onednn"
-    raw, activations = saturated_sums(
+    raw, activations, saturated = saturated_sums(
         _lift(found.codes, found.dim), zx, weight, found.geometry, at, by_channel=onednn
     )
     o, taps = at[:, 1], weight[0].numel()
@@ -117,7 +117,9 @@ def _saturated_values(found: _Operands, at: Tensor) -> Tensor:
     values = exact.double() * scale.double() * found.grid.scales[0]
     if found.weight.bias is not None:
         values = values + found.weight.bias.detach().double()[o]
-    return values.clamp(min=0.0) if found.relu else values
+    values = values.clamp(min=0.0) if found.relu else values
+    # Where no pair saturates, this cause has nothing to say, whatever else the kernel did.
+    return torch.where(saturated, values, torch.nan)
 
 
 CAUSE = Int16Saturation(

@@ -49,7 +49,7 @@ def saturated_sums(
     where: Tensor,
     *,
     by_channel: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of raw products at chosen outputs, each pair of products saturated to int16.
 
     Args:
@@ -62,8 +62,9 @@ def saturated_sums(
             neighbours of the flattened kernel (fbgemm).
 
     Returns:
-        K sums (int64) before any correction for zero points, and the K sums of the activation
-        codes, which that correction needs where weights have a zero point.
+        K sums (int64) before any correction for zero points; the K sums of the activation codes,
+        which that correction needs where weights have a zero point; and whether any pair of each
+        saturated.
 
     Source:
         Measured; see the module's docstring.
@@ -72,17 +73,18 @@ def saturated_sums(
         >>> hot = torch.full((1, 2, 1, 1), 255, dtype=torch.uint8)
         >>> large = torch.full((1, 2, 1, 1), 127, dtype=torch.int8)
         >>> at = torch.tensor([[0, 0, 0, 0]])
-        >>> sums, _ = saturated_sums(hot, 0, large, Geometry(), at, by_channel=False)
-        >>> sums.item(), 2 * 255 * 127
-        (32767, 64770)
+        >>> sums, _, saturated = saturated_sums(hot, 0, large, Geometry(), at, by_channel=False)
+        >>> sums.item(), 2 * 255 * 127, saturated.item()
+        (32767, 64770, True)
     """
     if not len(where):
-        return (torch.zeros(0, dtype=torch.int64, device=codes.device),) * 2
+        none = torch.zeros(0, dtype=torch.int64, device=codes.device)
+        return none, none, none.bool()
     vertical, horizontal = geometry.padding
     padded = F.pad(codes.int(), (horizontal, horizontal, vertical, vertical), value=zero_point)
     rows = _ordered(weight.int(), by_channel)
     outputs, per_group = weight.shape[0], weight.shape[1]
-    found, activations = [], []
+    found, activations, saturated = [], [], []
     step = max(1, _CHUNK // rows.shape[1])
     for index in (where[k : k + step] for k in range(0, len(where), step)):
         n, o, y, x = index.unbind(1)
@@ -91,8 +93,9 @@ def saturated_sums(
         products = _ordered(patch, by_channel) * rows[o]
         pairs = products.reshape(len(index), -1, 2).sum(-1)
         found.append(pairs.clamp(_LOW, _HIGH).sum(-1, dtype=torch.int64))
+        saturated.append(((pairs < _LOW) | (pairs > _HIGH)).any(-1))
         activations.append(patch.sum((1, 2, 3), dtype=torch.int64))
-    return torch.cat(found), torch.cat(activations)
+    return torch.cat(found), torch.cat(activations), torch.cat(saturated)
 
 
 def _patches(

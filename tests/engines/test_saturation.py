@@ -83,7 +83,7 @@ def test_pair_sums_are_the_capped_kernels(engine: str) -> None:
         _, _, _, s, p, d, g, zx = case
         geometry = Geometry((s, s), (p, p), (d, d), g)
         at = torch.ones_like(y).nonzero()
-        sums, _ = saturated_sums(x, zx, w, geometry, at, by_channel=engine == "onednn")
+        sums, _, _ = saturated_sums(x, zx, w, geometry, at, by_channel=engine == "onednn")
         assert torch.equal(_codes(sums.reshape(y.shape), zx, w), y.double()), case
         padded = F.pad(x.double(), (p, p, p, p), value=zx)
         exact = F.conv2d(padded, w.double(), None, s, 0, d, g)
@@ -98,8 +98,9 @@ def test_without_overflow_the_sums_are_exact() -> None:
     wanted = F.conv2d(F.pad(x.double(), (0, 0, 1, 1), value=7), w.double(), None, (2, 1), 0, 1, 2)
     at = torch.ones_like(wanted).nonzero()
     for by_channel in (False, True):
-        sums, activations = saturated_sums(x, 7, w, geometry, at, by_channel=by_channel)
+        sums, activations, saturated = saturated_sums(x, 7, w, geometry, at, by_channel=by_channel)
         assert torch.equal(sums.reshape(wanted.shape), wanted.long())
+        assert not saturated.any()
         ones = torch.ones_like(w).double()
         padded = F.pad(x.double(), (0, 0, 1, 1), value=7)
         plain = F.conv2d(padded, ones, None, (2, 1), 0, 1, 2)
@@ -109,5 +110,5 @@ def test_without_overflow_the_sums_are_exact() -> None:
 def test_nothing_asked_for() -> None:
     x, w = torch.zeros(1, 1, 1, 1, dtype=torch.uint8), torch.zeros(1, 1, 1, 1, dtype=torch.int8)
     none = torch.zeros(0, 4, dtype=torch.int64)
-    sums, activations = saturated_sums(x, 0, w, Geometry(), none, by_channel=False)
+    sums, activations, _ = saturated_sums(x, 0, w, Geometry(), none, by_channel=False)
     assert sums.shape == activations.shape == (0,)
