@@ -69,11 +69,16 @@ def test_peak_memory_is_the_same_for_1_and_for_32_batches() -> None:
 
 
 class Meter(TorchDispatchMode):
-    """Adds up the bytes of all storages that are alive, after every op; keeps the peak."""
+    """Adds up the bytes of all storages that are alive, after every op; keeps the peak.
+
+    The dead are only counted out when the sum with them would be a new peak: no peak is missed,
+    and the cost is not (ops x storages).
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.bytes = 0
         self.peak = 0
 
     def __torch_dispatch__(
@@ -84,9 +89,12 @@ class Meter(TorchDispatchMode):
             if isinstance(value, torch.Tensor):
                 storage = value.untyped_storage()
                 ref = StorageWeakRef(storage)
+                self.bytes += storage.nbytes() - self.alive.get(ref.cdata, (None, 0))[1]
                 self.alive[ref.cdata] = (ref, storage.nbytes())
-        self.alive = {k: v for k, v in self.alive.items() if not v[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        if self.bytes > self.peak:
+            self.alive = {k: v for k, v in self.alive.items() if not v[0].expired()}
+            self.bytes = sum(size for _, size in self.alive.values())
+            self.peak = max(self.peak, self.bytes)
         return out
 
 
@@ -97,10 +105,10 @@ def metered(run: Callable[[], Any]) -> int:
     return meter.peak
 
 
-def twenty_layers() -> tuple[fx.GraphModule, fx.GraphModule]:
+def layers_deep(depth: int = 20) -> tuple[fx.GraphModule, fx.GraphModule]:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for i in range(20):
+    for i in range(depth):
         layers += [nn.Conv2d(8 if i else 3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
     mapping = get_default_qat_qconfig_mapping("fbgemm")
     prepared = prepare_qat_fx(nn.Sequential(*layers).train(), mapping, (images(1)[0],))
@@ -115,14 +123,14 @@ def images(count: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ["int8", "decomposed"])
 def test_bytes_alive_do_not_depend_on_the_number_of_batches(kind: str) -> None:
-    """Counted to the byte, model and report included: 1 batch against 32, and against 1 layer."""
-    prepared, converted = twenty_layers()
+    """Counted to the byte, model and report included: 1 batch against 8."""
+    prepared, converted = layers_deep()
     if kind == "decomposed":
         converted = fxqfix.to_decomposed(prepared)
     # The batches come from a generator that makes them outside of the meter's sight.
     one, many = (
         metered(lambda n=n: fxqfix.compare(prepared, converted, images(n))) - 4 * 8 * 3 * 256 * n
-        for n in (1, 32)
+        for n in (1, 8)
     )
     assert many <= 1.05 * one
     assert one <= 1.05 * many
@@ -130,7 +138,7 @@ def test_bytes_alive_do_not_depend_on_the_number_of_batches(kind: str) -> None:
 
 def test_the_meter_sees_a_leak() -> None:
     """A probe that keeps its tensors is what the test above would catch."""
-    prepared, converted = twenty_layers()
+    prepared, converted = layers_deep()
     kept: list[Any] = []
 
     class Hoarder(nn.Module):
@@ -147,14 +155,16 @@ def test_the_meter_sees_a_leak() -> None:
 
 
 def test_a_tensor_dies_at_its_last_use() -> None:
-    """Twice the layers, the same peak within one layer: nothing waits for the end of a batch."""
-    prepared, converted = twenty_layers()
+    """Twice the layers, the same peak but for their weights: nothing waits for the batch's end."""
     activation = 4 * 8 * 8 * 256  # one float activation of one branch, in bytes
     batch = images(1)
-    peak = metered(lambda: fxqfix.compare(prepared, converted, batch))
-    weights = sum(p.numel() * 4 for p in prepared.parameters())
-    # Copies of the models, and the values around one site in five branches; not 20 layers of them.
-    assert peak < 16 * weights + 20 * activation
+    peaks, weights = [], []
+    for depth in (10, 20):
+        prepared, converted = layers_deep(depth)
+        weights.append(sum(p.numel() * 4 for p in prepared.parameters()))
+        peaks.append(metered(lambda p=prepared, c=converted: fxqfix.compare(p, c, batch)))
+    # 10 layers have 10 activations in each of five branches; copies of the models are allowed.
+    assert peaks[1] - peaks[0] < 8 * (weights[1] - weights[0]) + activation
 
 
 def test_no_batch_is_kept_alive_and_each_is_read_once() -> None:

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from fxqfix.ops import match_node
+
 __all__ = ["Region", "cut", "functional_uses", "is_inplace"]
 
 _INPLACE = {
     getattr(operator, name)
     for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imatmul", "iand", "ior", "ixor")
 }
+
+_Writers = dict[fx.Node, list[fx.Node]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,28 @@ def functional_uses(graph_module: fx.GraphModule) -> None:
                 user.replace_input_with(target, node)
 
 
+def _writers(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> _Writers:
+    """In-place ops by the value whose memory they write through a view: ``x.flatten(1).add_(1)``.
+
+    Dataflow does not lead from them to later readers of that value. An op that copies after all
+    (flatten of a strided tensor) costs a region two needless nodes and changes nothing.
+    """
+    found: _Writers = {}
+    for node in graph_module.graph.nodes:
+        if not node.all_input_nodes or not is_inplace(node, modules):
+            continue
+        target = node.all_input_nodes[0]
+        while target.all_input_nodes and _is_view(target, modules):
+            target = target.all_input_nodes[0]
+            found.setdefault(target, []).append(node)
+    return found
+
+
+def _is_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    found = match_node(node, modules)
+    return found is not None and found.spec.output == "shape"
+
+
 def cut(graph_module: fx.GraphModule, end: fx.Node, starts: Iterable[fx.Node]) -> Region:
     """Cut out what computes `end` from `starts` (site nodes) and the graph's inputs.
 
@@ -78,6 +104,9 @@ def cut(graph_module: fx.GraphModule, end: fx.Node, starts: Iterable[fx.Node]) -
         The region; its inputs are the starts and placeholders that it really needs.
     """
     given = set(starts)
+    modules = dict(graph_module.named_modules(remove_duplicate=False))
+    order = {node: i for i, node in enumerate(graph_module.graph.nodes)}
+    writers = _writers(graph_module, modules)
     needed: set[fx.Node] = set()
     queue = [end]
     while queue:
@@ -85,6 +114,7 @@ def cut(graph_module: fx.GraphModule, end: fx.Node, starts: Iterable[fx.Node]) -
         if node in needed:
             continue
         needed.add(node)
+        queue.extend(w for w in writers.get(node, ()) if order[w] < order[end])
         if node not in given and node.op != "placeholder":
             queue.extend(node.all_input_nodes)
     graph = fx.Graph()
@@ -97,6 +127,5 @@ def cut(graph_module: fx.GraphModule, end: fx.Node, starts: Iterable[fx.Node]) -
         if node not in copies:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
     graph.output(copies[end])
-    modules = dict(graph_module.named_modules(remove_duplicate=False))
     mutates = any(is_inplace(n, modules) for n in ordered if n not in inputs)
     return Region(graph, inputs, mutates)
