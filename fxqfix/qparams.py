@@ -21,7 +21,15 @@ from torch import Tensor
 
 from fxqfix.errors import NonFiniteError
 
-__all__ = ["QParams", "container_range", "dequantize", "quantize", "quantize_native", "regrid"]
+__all__ = [
+    "QParams",
+    "container_range",
+    "dequantize",
+    "fused_sum",
+    "quantize",
+    "quantize_native",
+    "regrid",
+]
 
 # The integer dtype that holds the codes of each quantized dtype.
 _STORAGE = {
@@ -220,12 +228,12 @@ def quantize_native(x: Tensor, qparams: QParams) -> Tensor:
     if qparams.axis is not None or qparams.storage == torch.int32:
         codes = torch.round(x * (1.0 / scale) + point.to(torch.float32))
     else:  # the product is exact in float64
-        codes = torch.round(_add(x.double() * (1.0 / scale).double(), point.double()))
+        codes = torch.round(fused_sum(x.double() * (1.0 / scale).double(), point.double()))
     return codes.double().clamp(*qparams.container).to(torch.int32)
 
 
-def _add(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of float64 tensors, rounded to float32 once, as an fma does.
+def fused_sum(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of float64 tensors, rounded to float32 once, as an fma of float32 values does.
 
     Rounding to float64 and then to float32 would round twice, which moves a sum that is close to a
     float32 tie. So the first rounding is to odd: the error that it makes is known exactly, and an

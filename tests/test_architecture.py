@@ -32,7 +32,8 @@ LEVELS = {
     "ops": 0.5,  # the readers of L1 look nodes up in the table
     "dialects": 1,
     "pairing": 1.5,  # needs the readers only, and the passes need it
-    **dict.fromkeys(("passes", "engines"), 2),
+    "engines": 1.7,  # need the readers only, and the pass emulate-engine needs them
+    "passes": 2,
     **dict.fromkeys(("measure", "causes"), 3),
     "report": 4,
     **dict.fromkeys(("api", "flows"), 5),
@@ -264,7 +265,7 @@ KNOWN = {PACKAGE} | {
         ("ops", "if TYPE_CHECKING:\n    from fxqfix.passes import x"),
         ("ops", "importlib.import_module('fxqfix.passes.x')"),
         ("ops", "import_module('.passes', __package__)"),
-        ("passes.x", "from fxqfix import engines"),
+        ("engines.x", "from fxqfix import passes"),
         ("passes.x", "from ..engines import fbgemm"),
         ("causes.x", "from fxqfix.report import Row"),
         ("api", "from fxqfix.flows import migrate"),

@@ -6,6 +6,8 @@ carry quantized tensors follows from the op table's output rules; no data is run
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,7 +23,7 @@ from fxqfix.dialects.weights import WeightView, int8_weight, packed_weight, tens
 from fxqfix.errors import UnsupportedError
 from fxqfix.qparams import QParams, container_range
 
-__all__ = ["NAME", "bound", "fetch", "matches", "propagate", "read", "weight_of"]
+__all__ = ["NAME", "arguments", "bound", "fetch", "matches", "propagate", "read", "weight_of"]
 
 NAME = "fx-int8"
 
@@ -270,6 +272,41 @@ def bound(node: fx.Node) -> dict[str, Any]:
         fits = len(node.args) <= len(names) and given.keys() <= set(names)
         numbers = [n for n in tensors & given.keys() if isinstance(given[n], (int, float))]
         if fits and required <= given.keys() and not numbers:
+            return given
+    return {}
+
+
+def arguments(node: fx.Node, graph_module: fx.GraphModule) -> dict[str, Any]:
+    """A call's arguments by name, of any function or method; constants are fetched.
+
+    Values of the graph stay nodes, but for get_attr nodes. {} for a module, and for a function
+    whose signature nobody knows.
+    """
+    given = bound(node) or _python_arguments(node)
+    return {
+        name: fetch(graph_module, value)
+        if isinstance(value, fx.Node) and value.op == "get_attr"
+        else value
+        for name, value in given.items()
+    }
+
+
+def _python_arguments(node: fx.Node) -> dict[str, Any]:
+    """By the signature of a Python function, or of the aten op behind a builtin or a method."""
+    if node.op == "call_method":
+        target: Any = getattr(torch.ops.aten, str(node.target), None)
+    elif node.op == "call_function":
+        target = node.target
+    else:
+        return {}
+    with contextlib.suppress(TypeError, ValueError):
+        return dict(inspect.signature(target).bind(*node.args, **node.kwargs).arguments)
+    target = getattr(torch.ops.aten, getattr(target, "__name__", ""), target)
+    for names, required, _ in _signatures(target):
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        # The functions say input where the schemas say self.
+        given = {"self" if k == "input" and "self" in names else k: v for k, v in given.items()}
+        if len(node.args) <= len(names) and required <= given.keys() <= set(names):
             return given
     return {}
 

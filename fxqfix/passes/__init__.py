@@ -3,6 +3,7 @@
 from fxqfix.passes._base import Pass, PassResult, Rewriter, registry
 from fxqfix.passes._frozen import FrozenFakeQuantize
 from fxqfix.passes.decompose_quantize import DecomposeQuantize
+from fxqfix.passes.emulate_engine import EmulateEngine
 from fxqfix.passes.fold_batchnorm import FoldBatchNorm
 from fxqfix.passes.freeze_qparams import FreezeQParams
 from fxqfix.passes.insert_shadows import InsertShadows
@@ -11,6 +12,7 @@ from fxqfix.passes.remove_shadows import RemoveShadows
 
 __all__ = [
     "DecomposeQuantize",
+    "EmulateEngine",
     "FoldBatchNorm",
     "FreezeQParams",
     "FrozenFakeQuantize",

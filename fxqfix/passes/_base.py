@@ -91,11 +91,21 @@ class Rewriter:
 
     def add_buffer(self, name: str, value: Tensor) -> str:
         """Register a buffer at the top level under a free name and return that name."""
+        free = self._free(name)
+        self.module.register_buffer(free, value)
+        return free
+
+    def add_module(self, name: str, module: nn.Module) -> str:
+        """Register a module at the top level under a free name and return that name."""
+        free = self._free(name)
+        self.module.add_module(free, module)
+        return free
+
+    def _free(self, name: str) -> str:
         free, count = name.replace(".", "_"), 0
         while hasattr(self.module, free):
             count += 1
             free = f"{name.replace('.', '_')}_{count}"
-        self.module.register_buffer(free, value)
         return free
 
     def call(self, target: Any, args: tuple[Any, ...], name: str, **kwargs: Any) -> fx.Node:

@@ -1,0 +1,40 @@
+"""Roundings that all kernels are made of. ``f`` rounds to float32, ``rne`` half to even.
+
+Codes travel as integer tensors of the storage dtype (uint8 for quint8), in the memory format that
+the kernels give their outputs: some kernels round channels-last tensors in another way.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxqfix.qparams import QParams, fused_sum
+
+__all__ = ["fma", "real", "single", "to_codes"]
+
+
+def single(value: float) -> float:
+    """``f``: a Python double, rounded to float32."""
+    return float(torch.tensor(value, dtype=torch.float64).float())
+
+
+def fma(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
+    """A * b + c of float32 values with one rounding; one of them at least is a tensor."""
+    like = next(v for v in (a, b, c) if isinstance(v, Tensor))
+    wide = [torch.as_tensor(v, device=like.device).double() for v in (a, b, c)]
+    return fused_sum(wide[0] * wide[1], wide[2].expand((wide[0] * wide[1]).shape))
+
+
+def real(codes: Tensor, qparams: QParams) -> Tensor:
+    """Per-tensor dequantize: ``f(f(s) * (q - zp))``."""
+    point = int(qparams.zero_points[0])
+    return (codes.to(torch.int32) - point).to(torch.float32) * single(qparams.scales[0])
+
+
+def to_codes(rounded: Tensor, qparams: QParams, *, relu: bool = False) -> Tensor:
+    """Clamp whole numbers to the container (with a relu, from the zero point up) and store."""
+    low, high = qparams.container
+    if relu:
+        low = max(low, int(qparams.zero_points[0]))
+    return rounded.clamp(low, high).to(qparams.storage)

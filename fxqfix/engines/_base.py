@@ -1,0 +1,168 @@
+"""What an engine is made of: a kernel per op, found by (engine, key of the op's row).
+
+A kernel is a row: which op, on which engines, and the function that builds the module which
+computes it. To add one is to write a builder and decorate it; listing, docs and tests read the
+table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from fxqfix.dialects.weights import WeightView
+from fxqfix.errors import UnknownNameError, UnsupportedError
+from fxqfix.qparams import QParams
+
+__all__ = ["ENGINES", "ISAS", "Call", "Kernel", "kernel", "table"]
+
+ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
+ISAS = ("vnni", "avx2")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One int8 op of a converted model, as a kernel's builder gets it.
+
+    Attributes:
+        node: The node's name, for messages.
+        engine: The engine whose arithmetic is wanted: "fbgemm", "onednn" or "qnnpack"; x86 has
+            been dispatched.
+        key: Key of the op's row, without "_relu".
+        relu: Whether a relu is fused.
+        arguments: The op's arguments by name. Values of the graph are `fx.Node`s; constants are
+            fetched. Of a module: {}.
+        module: The module that is called, or None.
+        target: The function or method name that is called, or None.
+        inputs: The values of the graph that the op takes, in order; the module that is built gets
+            them, as codes where they are quantized.
+        qparams: The grid of each input; None where it is a float.
+        output: The grid of the result; None where it is a float.
+        weight: The integer weight, or None.
+        isa: "vnni" (sums of products are exact) or "avx2" (pairs saturate at 16 bits).
+        threads: Number of threads that the kernel is taken to run on.
+    """
+
+    node: str
+    engine: str
+    key: str
+    relu: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    module: nn.Module | None = None
+    target: Any = None
+    inputs: tuple[fx.Node, ...] = ()
+    qparams: tuple[QParams | None, ...] = ()
+    output: QParams | None = None
+    weight: WeightView | None = None
+    isa: str = "vnni"
+    threads: int = 1
+
+    @property
+    def source(self) -> QParams:
+        """The grid of the first input.
+
+        Raises:
+            UnsupportedError: It is a float.
+        """
+        if not self.qparams or self.qparams[0] is None:
+            raise self.refuse("its input is not quantized")
+        return self.qparams[0]
+
+    @property
+    def grid(self) -> QParams:
+        """The grid of the result.
+
+        Raises:
+            UnsupportedError: It is a float.
+        """
+        if self.output is None:
+            raise self.refuse("its output is not quantized")
+        return self.output
+
+    def option(self, name: str, default: Any = None) -> Any:
+        """An option by name: of the module, of the packed weight, or an argument of the call."""
+        if self.module is not None:
+            return getattr(self.module, name, default)
+        packed = next((v for v in self.arguments.values() if hasattr(v, "unpack")), None)
+        if packed is not None and hasattr(packed, name):
+            return getattr(packed, name)()
+        return self.arguments.get(name, default)
+
+    def refuse(self, reason: str) -> UnsupportedError:
+        """An error that says what of this op can't be emulated."""
+        return UnsupportedError(
+            f"{self.key} can't be emulated on {self.engine}: {reason}",
+            where=f"node {self.node!r}",
+            remedy="see `fxqfix engines` for what each engine runs",
+        )
+
+
+Builder = Callable[[Call], nn.Module]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A row of the engines' table.
+
+    Attributes:
+        engine: "fbgemm", "onednn" or "qnnpack".
+        key: Key of the op's row in `fxqfix.ops.TABLE`.
+        build: Makes the module that computes the op; None where the op only moves codes, so that
+            the node itself runs on codes as it stands.
+        inexact: Empty where every code equals the kernel's; else the condition and the measured
+            rate of codes that differ.
+    """
+
+    engine: str
+    key: str
+    build: Builder | None
+    inexact: str = ""
+
+
+_TABLE: dict[tuple[str, str], Kernel] = {}
+
+
+def kernel(*keys: str, engines: tuple[str, ...], inexact: str = "") -> Callable[[Builder], Builder]:
+    """Register a builder for ops on engines."""
+
+    def register(build: Builder) -> Builder:
+        for engine in engines:
+            for key in keys:
+                _TABLE[engine, key] = Kernel(engine, key, build, inexact)
+        return build
+
+    return register
+
+
+def moves_codes(*keys: str, engines: tuple[str, ...]) -> None:
+    """Register ops that only move codes."""
+    for engine in engines:
+        for key in keys:
+            _TABLE[engine, key] = Kernel(engine, key, None)
+
+
+def table() -> dict[tuple[str, str], Kernel]:
+    """All kernels by (engine, op key).
+
+    Example:
+        >>> from fxqfix.engines import table
+        >>> table()["qnnpack", "conv2d"].inexact
+        ''
+    """
+    return dict(_TABLE)
+
+
+def check_name(kind: str, name: str, known: tuple[str, ...]) -> str:
+    """Return a name that is known.
+
+    Raises:
+        UnknownNameError: It is not.
+    """
+    if name not in known:
+        raise UnknownNameError(
+            f"there is no {kind} {name!r}", where="emulate", found=name, expected=", ".join(known)
+        )
+    return name

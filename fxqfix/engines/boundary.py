@@ -1,0 +1,56 @@
+"""Quantize, dequantize, and the ops that only move codes: the same on every engine."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fxqfix.engines._base import Call, kernel, moves_codes
+from fxqfix.ops import TABLE
+from fxqfix.qparams import QParams, dequantize, quantize_native
+
+_ALL = ("fbgemm", "onednn", "qnnpack")
+
+
+class Quantize(nn.Module):
+    """torch.quantize_per_tensor: the zero point is added before the rounding."""
+
+    def __init__(self, qparams: QParams) -> None:
+        super().__init__()
+        self.qparams = qparams
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Codes of float values."""
+        return quantize_native(x, self.qparams).to(self.qparams.storage)
+
+    def extra_repr(self) -> str:
+        """The grid."""
+        return str(self.qparams)
+
+
+class Dequantize(nn.Module):
+    """Codes back to float values."""
+
+    def __init__(self, qparams: QParams) -> None:
+        super().__init__()
+        self.qparams = qparams
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """``f(s) * (q - zp)``."""
+        return dequantize(codes, self.qparams)
+
+    def extra_repr(self) -> str:
+        """The grid."""
+        return str(self.qparams)
+
+
+@kernel("quantize", engines=_ALL)
+def _quantize(call: Call) -> nn.Module:
+    return Quantize(call.grid)
+
+
+@kernel("dequantize", engines=_ALL)
+def _dequantize(call: Call) -> nn.Module:
+    return Dequantize(call.source)
+
+
+moves_codes(*(row.key for row in TABLE if row.output == "shape"), engines=_ALL)

@@ -1,0 +1,59 @@
+"""emulate: the engine's integer arithmetic in plain tensor ops."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from fxqfix import dialects
+from fxqfix.engines import ENGINES, ISAS
+from fxqfix.engines._base import check_name
+from fxqfix.passes import EmulateEngine
+
+__all__ = ["emulate"]
+
+
+def emulate(
+    converted: nn.Module, *, engine: str | None = None, isa: str = "vnni", threads: int = 1
+) -> fx.GraphModule:
+    """Rewrite an int8 model to its engine's integer arithmetic in ordinary tensor ops.
+
+    The result gives the codes that the engine's kernels give, on any machine and on CUDA; it does
+    not need the engine. Quantized values are integer tensors of their codes (uint8 for quint8,
+    int8 for qint8); what the model dequantizes, it returns as floats.
+
+    Args:
+        converted: What `convert_fx` or eager `convert` returned. It is not changed.
+        engine: "fbgemm", "x86", "onednn" or "qnnpack": the one that the model was converted for.
+            None means torch.backends.quantized.engine.
+        isa: "vnni": sums of products are exact, as on CPUs with VNNI. "avx2": pairs of products
+            saturate at 16 bits, as fbgemm and onednn have it on CPUs without.
+        threads: Number of threads of the kernels; some round the elements at the ends of a
+            thread's share in another way.
+
+    Returns:
+        A new GraphModule with one module per op.
+
+    Raises:
+        UnknownNameError: There is no such engine or isa.
+        DialectError: The model is not an int8 model.
+        UnsupportedError: An op has no exact arithmetic on this engine.
+
+    Example:
+        >>> import torch
+        >>> from torch.ao.quantization import get_default_qconfig_mapping
+        >>> from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+        >>> torch.backends.quantized.engine = "qnnpack"
+        >>> x = torch.linspace(-1, 1, 8).reshape(1, 8)
+        >>> mapping = get_default_qconfig_mapping("qnnpack")
+        >>> prepared = prepare_fx(torch.nn.Sequential(torch.nn.Linear(8, 2)).eval(), mapping, (x,))
+        >>> _ = prepared(x)
+        >>> converted = convert_fx(prepared)
+        >>> torch.equal(emulate(converted)(x), converted(x))
+        True
+    """
+    chosen = check_name("engine", engine or torch.backends.quantized.engine, ENGINES)
+    check_name("isa", isa, ISAS)
+    model = dialects.read(converted).graph_module
+    emulated: fx.GraphModule = EmulateEngine(chosen, isa, threads)(model).graph_module
+    return emulated

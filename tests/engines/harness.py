@@ -1,0 +1,66 @@
+"""Emulated against the real kernel: same codes, same layout, counted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxqfix.flows.emulate import emulate
+
+ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
+
+
+@contextlib.contextmanager
+def running(engine: str) -> Iterator[None]:
+    """Make an engine the current one for a while."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = engine
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before
+
+
+def values(
+    codes: Tensor, scale: float, zero_point: int, dtype: torch.dtype = torch.quint8
+) -> Tensor:
+    """Float values that a model's own quantize turns into exactly these codes."""
+    make = torch._make_per_tensor_quantized_tensor
+    found = make(codes.to(torch.uint8 if dtype == torch.quint8 else torch.int8), scale, zero_point)
+    back = found.dequantize()
+    again = torch.quantize_per_tensor(back, scale, zero_point, dtype)
+    assert torch.equal(again.int_repr(), found.int_repr())
+    return back
+
+
+def native_isa() -> str:
+    """The isa of this machine's kernels."""
+    return "vnni" if torch.cpu._is_vnni_supported() else "avx2"
+
+
+def differing(
+    model: nn.Module, *inputs: Tensor, engine: str, isa: str | None = None
+) -> tuple[int, int]:
+    """(codes that differ, codes compared) between a model's int8 ops and their emulation.
+
+    The model is a plain module that quantizes its inputs, runs int8 ops and returns a quantized
+    tensor (or a tuple of them); shapes, dtypes and strides have to be equal in any case.
+    """
+    with running(engine), torch.no_grad():
+        emulated = emulate(model, engine=engine, isa=isa or native_isa())
+        wanted: Any = model(*inputs)
+        found: Any = emulated(*inputs)
+    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+    found = found if isinstance(found, tuple) else (found,)
+    bad = total = 0
+    for a, b in zip(wanted, found, strict=True):
+        codes = a.int_repr() if a.is_quantized else a
+        assert codes.dtype == b.dtype and codes.shape == b.shape
+        assert a.stride() == b.stride(), f"layout {b.stride()} where the kernel has {a.stride()}"
+        bad += int((codes != b).sum())
+        total += codes.numel()
+    return bad, total
