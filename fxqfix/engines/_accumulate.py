@@ -91,8 +91,8 @@ class Accumulator(nn.Module):
                 return self.function(x, self.weight)
             assert self.channels is not None  # only then there are several parts
             parts = zip(
-                x.split(self.sizes, self.input_axis),
-                self.weight.split(self.sizes, self.channels),
+                torch.split(x, self.sizes, self.input_axis),
+                torch.split(self.weight, self.sizes, self.channels),
                 strict=True,
             )
             return torch.stack([self.function(a, w).double() for a, w in parts]).sum(0)

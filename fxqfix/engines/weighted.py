@@ -157,7 +157,7 @@ def integer_weight(call: Call) -> Tensor:
 
 
 def _options(call: Call, dims: int) -> dict[str, Any]:
-    """Stride, padding and dilation of the last `dims` axes (a packed conv1d has two), and groups."""
+    """Groups, and stride, padding, dilation of the last `dims` axes: a packed conv1d has two."""
     found: dict[str, Any] = {"groups": call.option("groups", 1)}
     for name in ("stride", "padding", "dilation"):
         value = call.option(name)

@@ -59,7 +59,8 @@ def differing(
     bad = total = 0
     for a, b in zip(wanted, found, strict=True):
         codes = a.int_repr() if a.is_quantized else a
-        assert codes.dtype == b.dtype and codes.shape == b.shape
+        assert codes.dtype == b.dtype
+        assert codes.shape == b.shape
         assert a.stride() == b.stride(), f"layout {b.stride()} where the kernel has {a.stride()}"
         bad += int((codes != b).sum())
         total += codes.numel()
