@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fxqfix
-from fxqfix import causes, dialects, errors, ops, passes
+from fxqfix import causes, dialects, engines, errors, ops, passes
 
 DOCS = Path(__file__).resolve().parent
 NOTICE = "<!-- Written by docs/generate.py: edit the source, then run it again. -->\n"
@@ -172,6 +172,25 @@ def _spellings(row: ops.OpSpec) -> tuple[str, str, str]:
     return cell("spelled", "spelled_relu"), cell("int8", "int8_relu"), cell("dynamic")
 
 
+def engines_page() -> str:
+    return "\n\n".join(
+        [
+            "# Engines",
+            "What `fxqfix.emulate` computes to the code, per op and engine; `fxqfix engines` prints "
+            "the same. An op that is not here, or has no engine, is refused by name. *moves codes*: "
+            "the op runs on the codes as it stands.",
+            table(*engines.listing.coverage()),
+            "x86 runs convolutions on onednn where the CPU has VNNI, groups <= 100 and no weight "
+            "has a zero point; all else on fbgemm.",
+            "## Kernels that are plainly wrong",
+            "Each row has a probe that runs the kernel: `fxqfix engines --probe` says which are "
+            "wrong on your machine. A model that meets one is refused by `emulate`, unless the "
+            "effect is arithmetic that can be followed.",
+            table(*engines.listing.known_wrong()),
+        ]
+    )
+
+
 def dialects_page() -> str:
     parts = [
         "# Dialects",
@@ -255,6 +274,7 @@ REFERENCE: dict[str, Callable[[], str]] = {
     "passes": passes_page,
     "causes": causes_page,
     "ops": ops_page,
+    "engines": engines_page,
     "dialects": dialects_page,
     "errors": errors_page,
     "api": api_page,

@@ -2,7 +2,7 @@
 
 from fxqfix.dialects import Inspection, Site, inspect, trace
 from fxqfix.errors import FxqfixError
-from fxqfix.flows import compare, freeze, to_decomposed
+from fxqfix.flows import compare, emulate, freeze, to_decomposed
 from fxqfix.measure import Discrepancy
 from fxqfix.qparams import QParams
 from fxqfix.report import Coverage, Report, Row, Uncovered
@@ -21,6 +21,7 @@ __all__ = [
     "Uncovered",
     "__version__",
     "compare",
+    "emulate",
     "freeze",
     "inspect",
     "to_decomposed",

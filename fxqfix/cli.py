@@ -1,4 +1,4 @@
-"""The command line: `fxqfix demo | compare | inspect | passes | causes | ops`.
+"""The command line: `fxqfix demo | compare | inspect | passes | causes | engines | ops`.
 
 Models come from a function that the user names, so nothing is ever unpickled. What goes wrong in
 the user's hands ends in one line on stderr and exit code 2, never in a traceback.
@@ -106,7 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     lists = (
         command("passes", _passes, "list the passes"),
         command("causes", _causes, "list the causes, and what repairs each"),
+        command("engines", _engines, "list what is emulated to the code, and known-wrong kernels"),
         command("ops", _ops, "list the op families that are read, compared and emulated"),
+    )
+    lists[2].add_argument(
+        "--probe", action="store_true", help="run the known-wrong kernels: are they wrong here?"
     )
     for found in (compare, inspect, *lists):
         found.add_argument("--format", metavar="FMT", help="print only the table, in this format")
@@ -291,6 +295,14 @@ def _causes(args: argparse.Namespace) -> int:
 
     lines = ((cause.name, cause.summary, cause.repair or "-") for cause in registry())
     return _list(args, ("cause", "what it is", "repaired by"), lines)
+
+
+def _engines(args: argparse.Namespace) -> int:
+    from fxqfix.engines import listing
+
+    _list(args, *listing.coverage())
+    print("\nx86 runs convolutions on onednn where the CPU has VNNI, all else on fbgemm.\n")
+    return _list(args, *listing.known_wrong(probe=args.probe))
 
 
 def _ops(args: argparse.Namespace) -> int:

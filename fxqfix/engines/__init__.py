@@ -1,17 +1,24 @@
 """What the engines' kernels compute, in integers; one file per family of ops."""
 
-from fxqfix.engines import boundary, weighted  # noqa: F401  # they fill the table
+from fxqfix.engines import boundary, listing, weighted  # noqa: F401  # they fill the table
 from fxqfix.engines._base import ENGINES, ISAS, Call, Kernel, table
+from fxqfix.engines.calls import calls
+from fxqfix.engines.defects import DEFECTS, Defect
+from fxqfix.engines.defects import find as find_defect
 from fxqfix.engines.dispatch import dispatch
 from fxqfix.engines.saturation import Geometry, saturated_sums
 
 __all__ = [
+    "DEFECTS",
     "ENGINES",
     "ISAS",
     "Call",
+    "Defect",
     "Geometry",
     "Kernel",
+    "calls",
     "dispatch",
+    "find_defect",
     "saturated_sums",
     "table",
 ]

@@ -1,0 +1,95 @@
+"""The int8 ops of a converted graph, as the engines' kernels see them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxqfix import ops
+from fxqfix.dialects import int8
+from fxqfix.dialects._base import modules_of
+from fxqfix.engines._base import Call
+from fxqfix.engines.dispatch import dispatch
+from fxqfix.errors import UnsupportedError
+from fxqfix.qparams import QParams
+
+__all__ = ["calls"]
+
+
+def calls(
+    graph_module: fx.GraphModule, engine: str, isa: str = "vnni", threads: int = 1
+) -> dict[fx.Node, Call]:
+    """Every op that takes or gives quantized values, or has an integer weight, in graph order.
+
+    Args:
+        graph_module: A model of dialect "fx-int8".
+        engine: The engine that it was converted for; each call has the one that really runs it.
+        isa: "vnni" or "avx2".
+        threads: Number of threads.
+
+    Raises:
+        UnsupportedError: An op on quantized values is in no row of the op table.
+    """
+    qparams, modules = int8.propagate(graph_module), modules_of(graph_module)
+    found: dict[fx.Node, Call] = {}
+    for node in graph_module.graph.nodes:
+        if node.op in ("placeholder", "output", "get_attr"):
+            continue
+        match = ops.match_node(node, modules)
+        inputs = _inputs(node, match, graph_module)
+        quantized = node in qparams or any(n in qparams for n in inputs)
+        if match is None and quantized:
+            raise UnsupportedError(
+                "the op table has no such op",
+                where=f"node {node.name!r}",
+                found=str(node.target),
+                remedy="see `fxqfix engines` for the ops that each engine runs",
+            )
+        weight = int8.weight_of(node, graph_module, modules) if match is not None else None
+        if match is None or match.spec.output == "none" or not (quantized or weight is not None):
+            continue
+        call = _call(node, match, inputs, qparams, graph_module, modules)
+        call = replace(call, engine=engine, weight=weight, isa=isa, threads=threads)
+        found[node] = replace(call, engine=dispatch(call))
+    return found
+
+
+def _inputs(
+    node: fx.Node, match: ops.Match | None, graph_module: fx.GraphModule
+) -> tuple[fx.Node, ...]:
+    """The values of the graph that an op takes, in order, repeated ones too; no constants."""
+    flat: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), flat.append)
+    if match is not None and match.key == "quantize":
+        return tuple(flat[:1])
+    return tuple(n for n in flat if n.op != "get_attr" or _is_value(int8.fetch(graph_module, n)))
+
+
+def _is_value(constant: Any) -> bool:
+    return isinstance(constant, torch.Tensor) and constant.is_quantized
+
+
+def _call(
+    node: fx.Node,
+    match: ops.Match,
+    inputs: tuple[fx.Node, ...],
+    qparams: dict[fx.Node, QParams],
+    graph_module: fx.GraphModule,
+    modules: dict[str, nn.Module],
+) -> Call:
+    module = modules[str(node.target)] if node.op == "call_module" else None
+    return Call(
+        node=node.name,
+        engine="",
+        key=match.spec.key,
+        relu=match.relu,
+        arguments=int8.arguments(node, graph_module),
+        module=module,
+        target=None if module is not None else node.target,
+        inputs=inputs,
+        qparams=tuple(qparams.get(n) for n in inputs),
+        output=qparams.get(node),
+    )

@@ -1,0 +1,129 @@
+"""Whole models: every code of every site, on every engine; and what emulate refuses."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.ao.quantization import default_weight_observer, get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+import fxqfix
+from fxqfix.errors import DialectError, UnknownNameError
+from tests.engines.harness import ENGINES, native_isa, running
+from tests.engines.nets import NETS, SHAPES
+
+
+class Record(fx.Interpreter):
+    """Keeps the codes of every node that carries them."""
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        super().__init__(model)
+        self.codes: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        found = super().run_node(n)
+        if isinstance(found, Tensor) and not found.is_floating_point():
+            codes = found.int_repr() if found.is_quantized else found
+            self.codes[n.name.removeprefix("emulated_")] = codes.clone()
+        return found
+
+
+def _data(name: str, gain: float = 1.0, seed: int = 1) -> Tensor:
+    shape = SHAPES.get(name, (4, 3, 16, 16))
+    return gain * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@functools.cache
+def converted(name: str, engine: str) -> fx.GraphModule:
+    """A calibrated model, its BatchNorms stirred, converted by torch."""
+    torch.manual_seed(0)
+    net = NETS[name]().eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias)
+    mapping = get_default_qconfig_mapping(engine)
+    with running(engine):
+        if name == "UNet":  # no engine but qnnpack packs per-channel transposed weights
+            observer = default_weight_observer
+            transposed = mapping.global_qconfig._replace(weight=observer)
+            mapping.set_object_type(nn.ConvTranspose2d, transposed)
+        prepared = prepare_fx(net, mapping, (_data(name),))
+        prepared(_data(name))
+        return convert_fx(prepared)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", NETS)
+def test_every_code_of_every_site(name: str, engine: str) -> None:
+    if engine not in torch.backends.quantized.supported_engines:
+        pytest.skip(f"this torch has no engine {engine}")
+    model = converted(name, engine)
+    with running(engine), torch.no_grad():
+        emulated = fxqfix.emulate(model, isa=native_isa())
+        for gain in (1.0, 2.0):
+            x = _data(name, gain)
+            kernels, ours = Record(model), Record(emulated)
+            assert torch.equal(kernels.run(x), ours.run(x))
+            assert kernels.codes.keys() == ours.codes.keys()
+            assert len(ours.codes) > 4
+            for site, codes in kernels.codes.items():
+                assert torch.equal(codes, ours.codes[site]), site
+
+
+def test_nothing_is_perturbed() -> None:
+    model, x = converted("Residual", "qnnpack"), _data("Residual")
+    before, given, state = copy.deepcopy(model), x.clone(), torch.get_rng_state()
+    emulated = fxqfix.emulate(model, engine="qnnpack")
+    emulated(x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(x, given)
+    assert model.code == before.code
+    assert torch.equal(model(x), before(x))
+
+
+def test_it_needs_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No quantized tensor and no quantized op is left."""
+    model, x = converted("Residual", "fbgemm"), _data("Residual")
+    emulated = fxqfix.emulate(model, engine="fbgemm")
+    wanted = emulated(x)
+    assert "quantized." not in emulated.code
+    with running("qnnpack"):
+        assert torch.equal(emulated(x), wanted)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("name", NETS)
+def test_same_codes_on_cuda(name: str) -> None:
+    emulated = fxqfix.emulate(converted(name, "qnnpack"), engine="qnnpack")
+    here = Record(emulated)
+    here.run(_data(name))
+    there = Record(copy.deepcopy(emulated).cuda())
+    there.run(_data(name).cuda())
+    for site, codes in here.codes.items():
+        assert torch.equal(codes, there.codes[site].cpu()), site
+
+
+def test_unknown_names() -> None:
+    model = converted("MLP", "fbgemm")
+    with pytest.raises(UnknownNameError, match="there is no engine 'vnnpack'"):
+        fxqfix.emulate(model, engine="vnnpack")
+    with pytest.raises(UnknownNameError, match="there is no isa 'sse'"):
+        fxqfix.emulate(model, engine="fbgemm", isa="sse")
+
+
+def test_only_int8_models() -> None:
+    with pytest.raises(DialectError, match="only int8 models"):
+        fxqfix.emulate(fxqfix.to_decomposed(_prepared()), engine="fbgemm")
+
+
+def _prepared() -> fx.GraphModule:
+    x = _data("MLP")
+    prepared = prepare_fx(NETS["MLP"]().eval(), get_default_qconfig_mapping("fbgemm"), (x,))
+    prepared(x)
+    return prepared
