@@ -249,6 +249,12 @@ def is_packed_params(value: object) -> bool:
     return isinstance(value, torch.ScriptObject) and hasattr(value, "unpack")
 
 
+def native_isa() -> str:
+    """How this machine's fbgemm and onednn kernels add products: "vnni" exactly, else "avx2"."""
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)
+    return "vnni" if supported is not None and supported() else "avx2"
+
+
 def reversed_padding(module: nn.Module) -> list[int]:
     """The padding of a convolution as `F.pad` takes it (for padding modes other than zeros)."""
     return list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]

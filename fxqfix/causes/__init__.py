@@ -8,6 +8,7 @@ from fxqfix.causes import (
     bn_training,
     dropout_training,
     int16_saturation,
+    kernel_defect,
     range_lost,
     requantization,
     rounding,
@@ -31,6 +32,7 @@ _ORDER = (
     requantization,
     bias_int32,
     int16_saturation,
+    kernel_defect,
     upstream,
     unexplained,
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fxqfix.causes._recompute import Recompute
 from fxqfix.dialects.weights import WeightView
+from fxqfix.engines import Defect
 from fxqfix.pairing import Pair
 from fxqfix.passes._shadow_modules import Local
 from fxqfix.qparams import QParams, quantize, regrid
@@ -45,6 +46,7 @@ class View:
         local: The shadow's record; None for weights.
         recompute: Recomputations; None for weights.
         weight: For a weight site, the prepared weight.
+        defect: The known-wrong kernel that the converted op runs on, or None.
         left: Mask of the codes that no cause before the present one explained.
         problem: Why a recomputation failed, "" where none did.
     """
@@ -59,6 +61,7 @@ class View:
     local: Local | None = None
     recompute: Recompute | None = None
     weight: WeightView | None = None
+    defect: Defect | None = None
     left: Tensor = field(init=False)
     problem: str = field(default="", init=False)
 

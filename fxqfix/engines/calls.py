@@ -20,7 +20,12 @@ __all__ = ["calls"]
 
 
 def calls(
-    graph_module: fx.GraphModule, engine: str, isa: str = "vnni", threads: int = 1
+    graph_module: fx.GraphModule,
+    engine: str,
+    isa: str = "vnni",
+    threads: int = 1,
+    *,
+    strict: bool = True,
 ) -> dict[fx.Node, Call]:
     """Every op that takes or gives quantized values, or has an integer weight, in graph order.
 
@@ -29,9 +34,11 @@ def calls(
         engine: The engine that it was converted for; each call has the one that really runs it.
         isa: "vnni" or "avx2".
         threads: Number of threads.
+        strict: Refuse ops that no row knows, instead of leaving them out.
 
     Raises:
-        UnsupportedError: An op on quantized values is in no row of the op table.
+        UnsupportedError: An op on quantized values is in no row of the op table, or a weight can't
+            be read (if strict).
     """
     qparams, modules = int8.propagate(graph_module), modules_of(graph_module)
     found: dict[fx.Node, Call] = {}
@@ -41,14 +48,19 @@ def calls(
         match = ops.match_node(node, modules)
         inputs = _inputs(node, match, graph_module)
         quantized = node in qparams or any(n in qparams for n in inputs)
-        if match is None and quantized:
+        if match is None and quantized and strict:
             raise UnsupportedError(
                 "the op table has no such op",
                 where=f"node {node.name!r}",
                 found=str(node.target),
                 remedy="see `fxqfix engines` for the ops that each engine runs",
             )
-        weight = int8.weight_of(node, graph_module, modules) if match is not None else None
+        try:
+            weight = int8.weight_of(node, graph_module, modules) if match is not None else None
+        except UnsupportedError:
+            if strict:
+                raise
+            continue
         if match is None or match.spec.output == "none" or not (quantized or weight is not None):
             continue
         call = _call(node, match, inputs, qparams, graph_module, modules)

@@ -216,8 +216,9 @@ DEFECTS: tuple[Defect, ...] = (
         "depthwise 3x3 or 5x5 with same padding and channels a multiple of 8, VNNI or not",
         "pairs of taps saturate at 16 bits: up to 79% of the codes on hot full-range input",
         "reduce_range: activations in [0,127] never saturate",
-        lambda call: False,  # it is arithmetic: emulated, and counted by int16-saturation
+        lambda call: False,  # int16-saturation counts it
         _depthwise_saturates,
+        emulated=True,
     ),
     Defect(
         "transposed-permutes",
@@ -262,14 +263,13 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(
         "relu6-channels-last",
         ("qnnpack",),
-        ("relu6",),
-        "a channels-last input",
-        "values are permuted: 392 of 576 codes wrong",
-        "make the input contiguous first, or fuse the clamp into the op before",
-        lambda call: (
-            False
-        ),  # the graph doesn't tell the layout; the emulated op refuses at run time
+        ("relu6", "hardtanh", "clamp"),
+        "a channels-last input, which is what qnnpack's convolutions give",
+        "memory is read in its own order: values are permuted (392 of 576 codes wrong)",
+        "make the input contiguous first",
+        lambda call: True,  # no graph tells the layout
         _relu6_moves,
+        emulated=True,
     ),
     Defect(
         "three-groups-crash",

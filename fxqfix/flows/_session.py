@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxqfix import _torch, causes, dialects, ops
+from fxqfix import _torch, causes, dialects, engines, ops
 from fxqfix.causes import Attribution, Recompute, View
-from fxqfix.dialects import Reading, Tap, decomposed
+from fxqfix.dialects import Reading, Tap, decomposed, int8
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.quantizer import read_quantizer
 from fxqfix.dialects.weights import WeightView
@@ -34,6 +34,7 @@ class Session:
     converted: Reading
     pairing: Pairing
     attribute: bool
+    engine: str
     probes: dict[str, Probe] = field(default_factory=dict)
     shares: dict[str, Attribution] = field(default_factory=dict)
 
@@ -51,6 +52,13 @@ class Session:
             for tap in self.converted.activations
             if tap not in paired and tap.site.used is not None
         }
+
+        self.calls: dict[str, engines.Call] = {}  # by node: shadows are woven into a copy
+        if self.attribute and self.converted.dialect == int8.NAME:
+            graph_module = self.converted.graph_module
+            isa = _torch.native_isa()
+            found = engines.calls(graph_module, self.engine, isa, strict=False)
+            self.calls = {node.name: call for node, call in found.items()}
 
     def _weight_pairs(self) -> dict[str, tuple[WeightView, WeightView]]:
         """Module path in the prepared graph -> both weights."""
@@ -84,6 +92,8 @@ class Session:
     def _judge(self, p: Pair, used: QParams, share: Attribution) -> Callable[..., None]:
         end = self.nodes[p.prepared.producer.name]
         starts = self.starts - {self.nodes[p.prepared.node.name]}
+        call = self.calls.get(p.converted.node.name)
+        defect = engines.find_defect(call) if call is not None else None
         native = self.converted.dialect != decomposed.NAME
         recompute = Recompute(
             self.folded, end, starts, self.weights, self.frozen, self.inner, native
@@ -92,12 +102,12 @@ class Session:
         def judge(local: Any, converted: Tensor, prepared: Tensor, target: QParams) -> None:
             own = prepared.int()
             args = (p, used, target, local.value, local.expected, converted, own)
-            view = View(*args, local=local, recompute=recompute)
+            view = View(*args, local=local, recompute=recompute, defect=defect)
             causes.attribute(view, causes.registry(), share)
 
         return judge
 
-    def report(self, result: Run, engine: str) -> Report:
+    def report(self, result: Run) -> Report:
         """Turn the probes' numbers into rows."""
         rows = []
         for p in self.pairing.pairs:
@@ -107,7 +117,7 @@ class Session:
         return Report(
             rows=tuple(rows),
             coverage=self._coverage({r.name for r in rows}),
-            engine=engine,
+            engine=self.engine,
             batches=result.batches,
             notes=(*_notes(self.reading), *result.notes),
         )

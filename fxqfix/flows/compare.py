@@ -76,10 +76,10 @@ def compare(
         theirs = dialects.read(convert_by_torch(prepared) if converted is None else converted)
         pairing = pair(mine, theirs)
         _same_device(prepared, theirs)
-        session = Session(mine, theirs, pairing, attribute)
+        session = Session(mine, theirs, pairing, attribute, name)
         twin = InsertShadows(mine.graph_module, session.probe, noise_floor)
         result = run(twin(theirs.graph_module).graph_module, data, progress=progress)
-    return session.report(result, name)
+    return session.report(result)
 
 
 def _prepared_reading(prepared: nn.Module) -> Reading:

@@ -190,6 +190,29 @@ def requantization() -> Fault:
     return Fault(frozen, decomposed, data(0.5), ("add",))
 
 
+class Clamped(nn.Module):
+    """What a MobileNet does: a convolution, then a relu6 that no flow fuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.clip = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU6()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.clip(self.conv(x))
+
+
+def kernel_defect() -> Fault:
+    """qnnpack's relu6 takes a channels-last tensor for a contiguous one."""
+    torch.manual_seed(0)
+    mapping = QConfigMapping().set_global(get_default_qconfig("qnnpack"))
+    prepared = prepare_fx(Clamped().eval(), mapping, (torch.randn(SHAPE),))
+    prepared(torch.randn(SHAPE))
+    frozen = fxqfix.freeze(prepared)
+    with quantized_engine("qnnpack"):
+        converted = convert_fx(copy.deepcopy(frozen))
+    return Fault(frozen, converted, data(0.5), ("clip",), "qnnpack")
+
+
 def _native(frozen: fx.GraphModule) -> fx.GraphModule:
     """The decomposed model with its first quantize done by torch.quantize_per_tensor."""
     converted = fxqfix.to_decomposed(frozen, pin_ranges=False)
@@ -221,4 +244,5 @@ INJECTORS: dict[str, Callable[[], Fault]] = {
     "rounding": rounding,
     "bias-int32": bias_int32,
     "requantization": requantization,
+    "kernel-defect": kernel_defect,
 }

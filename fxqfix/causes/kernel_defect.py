@@ -1,0 +1,41 @@
+"""kernel-defect: the engine's kernel computes something else than its op."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fxqfix.causes._base import Cause
+from fxqfix.causes._view import View
+
+__all__ = ["CAUSE", "KernelDefect"]
+
+
+@dataclass(frozen=True)
+class KernelDefect(Cause):
+    """The op meets a row of the known-wrong kernels, and a probe shows that it is wrong here.
+
+    Looks at int8 models only. Counterfactual: the op in float64 on the converted model's own
+    integers gives the prepared model's codes, so whatever else the kernel gave is its own doing.
+    """
+
+    def explains(self, view: View) -> Tensor | None:
+        """Codes that the op itself, on the converted integers, would have right."""
+        if view.defect is None or not view.defect.present:
+            return None
+        return view.agrees(view.converted, view.grid, view.expected)
+
+    def evidence(self, view: View) -> str:
+        """The row."""
+        found = view.defect
+        assert found is not None  # it explained something
+        return f"{found.name}: {found.condition}: {found.effect}; way round: {found.way_round}"
+
+
+CAUSE = KernelDefect(
+    name="kernel-defect",
+    summary="the engine's kernel is wrong for this op and these options",
+    repair="",
+    advice="take the way round that `fxqfix engines` names, or another engine",
+)
