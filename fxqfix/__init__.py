@@ -2,7 +2,15 @@
 
 from fxqfix.dialects import Inspection, Site, inspect, trace
 from fxqfix.errors import FxqfixError
-from fxqfix.flows import compare, emulate, freeze, to_decomposed
+from fxqfix.export import GoldenVectors, OpParameters, Parameters
+from fxqfix.flows import (
+    compare,
+    emulate,
+    extract_parameters,
+    freeze,
+    golden_vectors,
+    to_decomposed,
+)
 from fxqfix.measure import Discrepancy
 from fxqfix.qparams import QParams
 from fxqfix.report import Coverage, Report, Row, Uncovered
@@ -13,7 +21,10 @@ __all__ = [
     "Coverage",
     "Discrepancy",
     "FxqfixError",
+    "GoldenVectors",
     "Inspection",
+    "OpParameters",
+    "Parameters",
     "QParams",
     "Report",
     "Row",
@@ -22,7 +33,9 @@ __all__ = [
     "__version__",
     "compare",
     "emulate",
+    "extract_parameters",
     "freeze",
+    "golden_vectors",
     "inspect",
     "to_decomposed",
     "trace",

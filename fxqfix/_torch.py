@@ -255,6 +255,39 @@ def native_isa() -> str:
     return "vnni" if supported is not None and supported() else "avx2"
 
 
+def packed_engine(packed: Any) -> str | None:
+    """The engine whose kernel a packed weight runs on, whatever engine is current.
+
+    torch keeps no name; but each kernel refuses a qint8 input in words of its own, and onednn's
+    linear takes it.
+
+    Returns:
+        "fbgemm", "onednn" or "qnnpack"; None where this torch answers in other words.
+    """
+    if not is_packed_params(packed):
+        return None
+    name = str(packed._type().name())
+    dim = 0 if name.startswith("Linear") else int(name[4]) if name[4:5].isdigit() else None
+    if dim is None:
+        return None
+    weight = packed.unpack()[0]
+    transposed = dim > 0 and packed.transpose()
+    channels = weight.shape[1] if not transposed else weight.shape[0]
+    if dim > 0 and not transposed:
+        channels *= packed.groups()
+    op = "linear" if dim == 0 else f"conv{'_transpose' if transposed else ''}{dim}d"
+    probe = torch.quantize_per_tensor(torch.zeros([1, channels] + [1] * dim), 1.0, 0, torch.qint8)
+    try:
+        getattr(torch.ops.quantized, op)(probe, packed, 1.0, 0)
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0].lower()
+        if "qint8" not in said and "quint8" not in said:
+            return None
+        named = next((e for e in ("qnnpack", "onednn", "fbgemm") if e in said), None)
+        return named or ("fbgemm" if dim == 0 else None)
+    return "onednn" if dim == 0 else None
+
+
 def reversed_padding(module: nn.Module) -> list[int]:
     """The padding of a convolution as `F.pad` takes it (for padding modes other than zeros)."""
     return list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]

@@ -34,6 +34,7 @@ LEVELS = {
     "pairing": 1.5,  # needs the readers only, and the passes need it
     "engines": 1.7,  # need the readers only, and the pass emulate-engine needs them
     "passes": 2,
+    "export": 2.5,  # records and files of what the engines compute with
     **dict.fromkeys(("measure", "causes"), 3),
     "report": 4,
     **dict.fromkeys(("api", "flows"), 5),

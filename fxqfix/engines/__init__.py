@@ -1,12 +1,18 @@
 """What the engines' kernels compute, in integers; one file per family of ops."""
 
-from fxqfix.engines import boundary, listing, weighted  # noqa: F401  # they fill the table
+from fxqfix.engines import (  # noqa: F401  # they fill the table
+    boundary,
+    elementwise,
+    listing,
+    onednn_fused,
+    weighted,
+)
 from fxqfix.engines._base import ENGINES, ISAS, Call, Kernel, table
 from fxqfix.engines.calls import calls
 from fxqfix.engines.defects import DEFECTS, Defect
 from fxqfix.engines.defects import find as find_defect
 from fxqfix.engines.dispatch import dispatch
-from fxqfix.engines.saturation import Geometry, saturated_sums
+from fxqfix.engines.saturation import Geometry, saturated_sums, saturation_possible
 
 __all__ = [
     "DEFECTS",
@@ -20,5 +26,6 @@ __all__ = [
     "dispatch",
     "find_defect",
     "saturated_sums",
+    "saturation_possible",
     "table",
 ]

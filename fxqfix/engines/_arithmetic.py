@@ -23,7 +23,8 @@ def fma(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
     """A * b + c of float32 values with one rounding; one of them at least is a tensor."""
     like = next(v for v in (a, b, c) if isinstance(v, Tensor))
     wide = [torch.as_tensor(v, device=like.device).double() for v in (a, b, c)]
-    return fused_sum(wide[0] * wide[1], wide[2].expand((wide[0] * wide[1]).shape))
+    product = wide[0] * wide[1]
+    return fused_sum(product + torch.zeros_like(wide[2]), wide[2] + torch.zeros_like(product))
 
 
 def real(codes: Tensor, qparams: QParams) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from fxqfix import _torch
 from fxqfix.engines._base import Call
 
-__all__ = ["dispatch"]
+__all__ = ["check_packed", "dispatch"]
 
 
 def dispatch(call: Call) -> str:
@@ -31,3 +34,29 @@ def dispatch(call: Call) -> str:
 def _output_padding(call: Call) -> bool:
     found = call.option("output_padding", 0)
     return any(found) if isinstance(found, list | tuple) else bool(found)
+
+
+def check_packed(call: Call) -> None:
+    """Refuse a weight that another engine packed: its kernel is what runs, whatever is asked for.
+
+    Args:
+        call: The op; its `engine` is the one asked for, not dispatched yet.
+
+    Raises:
+        UnsupportedError: The weight is packed for another engine.
+
+    Source:
+        Measured: the kernel follows the packed weight, not torch.backends.quantized.engine.
+    """
+    packed = _torch.packed_engine(_packed(call))
+    runs = ("fbgemm", "onednn") if call.engine == "x86" else (call.engine,)
+    if packed is not None and packed not in runs:
+        raise call.refuse(f"its weight is packed for {packed}, whose kernel is what runs")
+
+
+def _packed(call: Call) -> Any:
+    """The packed weight that the call holds; a linear module's stands in a module of its own."""
+    if call.module is None:
+        return next((v for v in call.arguments.values() if _torch.is_packed_params(v)), None)
+    found = getattr(call.module, "_packed_params", None)
+    return getattr(found, "_packed_params", found)

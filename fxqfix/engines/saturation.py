@@ -4,7 +4,10 @@ There the kernels multiply unsigned activations with signed weights in pairs and
 int16 with saturation (the instruction vpmaddubsw): ``sum(clamp16(a0*w0 + a1*w1))`` on raw codes,
 zero points corrected afterwards. Which neighbours make a pair depends on the engine: fbgemm walks
 the flattened (kernel height, kernel width, input channel); onednn walks input channels per kernel
-position, padded to a multiple of 4, and does not saturate in depthwise convolutions.
+position, padded to a multiple of 4, and leaves padding out. It does not saturate in depthwise
+convolutions, nor in groups whose channels are no multiples of 4, nor in linear on qint8 with a zero
+point (without one it adds 128 to the codes first). fbgemm's kernel for depthwise convolutions
+saturates on any CPU.
 
 Re-checked against the kernels in tests/engines/test_saturation.py, on any machine: on those with
 VNNI in a subprocess whose instruction set is capped.
@@ -18,7 +21,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Geometry", "saturated_sums"]
+from fxqfix.engines._accumulate import by_output
+from fxqfix.engines._base import Call
+
+__all__ = [
+    "Geometry",
+    "pairing",
+    "pairs_of_weights",
+    "raw_rows",
+    "runs_reference",
+    "saturated_sums",
+    "saturating",
+    "saturation_possible",
+]
 
 _LOW, _HIGH = -(2**15), 2**15 - 1
 _CHUNK = 2**22  # products held at once
@@ -96,6 +111,129 @@ def saturated_sums(
         saturated.append(((pairs < _LOW) | (pairs > _HIGH)).any(-1))
         activations.append(patch.sum((1, 2, 3), dtype=torch.int64))
     return torch.cat(found), torch.cat(activations), torch.cat(saturated)
+
+
+def pairs_of_weights(weight: Tensor, *, by_channel: bool) -> tuple[Tensor, list[tuple[int, int]]]:
+    """The weights whose products are added at 16 bits.
+
+    Args:
+        weight: Raw weight codes, (outputs, inputs / groups, *kernel).
+        by_channel: See `saturated_sums`.
+
+    Returns:
+        The pairs of every output, int32 of shape (outputs, pairs, 2), 0 where a weight has no
+        partner; and of each pair the places of both, ``kernel position * channels + channel``.
+    """
+    outputs, channels = weight.shape[:2]
+    flat = weight.int().reshape(outputs, channels, -1)
+    place = torch.arange(flat[:1].numel()).reshape(-1, channels)
+    if by_channel:
+        place = F.pad(place, (0, -channels % 4), value=-1)
+    place = place.reshape(-1)
+    place = F.pad(place, (0, len(place) % 2), value=-1)
+    rows = F.pad(flat.transpose(1, 2).reshape(outputs, -1), (0, 1))  # what -1 picks
+    places = [(a, max(b, 0)) for a, b in place.reshape(-1, 2).tolist() if a >= 0]
+    values = rows[:, place].reshape(outputs, -1, 2)
+    return values[:, place[::2] >= 0], places
+
+
+def saturating(pairs: Tensor, highest: int = 255) -> Tensor:
+    """Which pairs of weights can saturate with activation codes in [0, highest]: a sound bound."""
+    most = highest * pairs.clamp(min=0).sum(-1)
+    least = highest * pairs.clamp(max=0).sum(-1)
+    return (most > _HIGH) | (least < _LOW)
+
+
+def pairing(call: Call) -> str | None:
+    """How the kernel of a call pairs products: "flat", "channel", or None where none saturates.
+
+    Source:
+        fbgemm's and oneDNN's choice of kernels; measured in tests/engines/test_weighted.py.
+    """
+    if call.weight is None or call.engine == "qnnpack":
+        return None
+    if call.engine == "fbgemm":
+        return "flat" if call.isa == "avx2" or _fbgemm_depthwise(call) else None
+    if call.isa != "avx2" or _plain_gemm(call):
+        return None
+    if _depthwise(call) or runs_reference(call):
+        return None
+    return "channel"
+
+
+def _group(call: Call) -> tuple[int, int]:
+    """(input, output) channels of one group."""
+    if call.weight is None:
+        return 0, 0
+    shape, groups = call.weight.codes.shape, call.option("groups", 1)
+    if "transpose" in call.key:
+        return shape[0] // groups, shape[1]
+    return shape[1], shape[0] // groups
+
+
+def _depthwise(call: Call) -> bool:
+    return call.option("groups", 1) > 1 and _group(call) == (1, 1)
+
+
+def runs_reference(call: Call) -> bool:
+    """Whether onednn has only its reference code for a call, on CPUs without AVX512.
+
+    Source:
+        oneDNN's AVX2 kernels take groups of a multiple of 4 channels, or depthwise ones.
+    """
+    if call.engine != "onednn" or call.isa != "avx2" or call.option("groups", 1) == 1:
+        return False
+    return not _depthwise(call) and any(n % 4 for n in _group(call))
+
+
+def _plain_gemm(call: Call) -> bool:
+    """Whether onednn multiplies qint8 as it stands; without a zero point it adds 128 first."""
+    return call.source.dtype == torch.qint8 and any(call.source.zero_points)
+
+
+def _fbgemm_depthwise(call: Call) -> bool:
+    """Whether fbgemm has a kernel of its own for a depthwise convolution; it saturates anywhere."""
+    if call.weight is None or call.key not in ("conv2d", "conv3d", "conv2d_add"):
+        return False
+    outputs, per_group, *kernel = call.weight.codes.shape
+    dims, groups = len(kernel), call.option("groups", 1)
+    stride, padding, dilation = (
+        list(call.option(name))[-dims:] for name in ("stride", "padding", "dilation")
+    )
+    same = padding == [(k - 1) // 2 for k in kernel] and kernel[-1] == kernel[-2]
+    steps = set(stride) <= {1, 2} and set(dilation) == {1} and set(kernel) <= {3, 5, 7}
+    return per_group == 1 and groups % 8 == 0 and outputs // groups <= 2 and same and steps
+
+
+def saturation_possible(call: Call, highest: int | None = None) -> int:
+    """How many pairs of a call's weights can saturate; 0 means that no input can make one.
+
+    Args:
+        call: A call with a weight, its engine dispatched.
+        highest: The largest activation code; default: the container's, 255 for quint8.
+
+    Source:
+        ``highest * (sum of a pair's weights of one sign)`` beyond 16 bits.
+
+    Example:
+        >>> from fxqfix.engines import Call, saturation_possible
+        >>> saturation_possible(Call("n", "qnnpack", "linear"))
+        0
+    """
+    kind = pairing(call)
+    if kind is None or call.weight is None:
+        return 0
+    pairs, _ = pairs_of_weights(raw_rows(call), by_channel=kind == "channel")
+    low, high = call.source.container
+    return int(saturating(pairs, (high if highest is None else highest) - low).sum())
+
+
+def raw_rows(call: Call) -> Tensor:
+    """The weight's codes as they are, outputs first."""
+    if call.weight is None:
+        raise call.refuse("its weight can't be read")
+    codes = call.weight.codes
+    return by_output(codes, call.option("groups", 1)) if "transpose" in call.key else codes
 
 
 def _patches(

@@ -4,6 +4,15 @@ from fxqfix.flows.compare import compare
 from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.decompose import to_decomposed
 from fxqfix.flows.emulate import emulate
+from fxqfix.flows.extract import extract_parameters, golden_vectors
 from fxqfix.flows.freeze import freeze
 
-__all__ = ["compare", "convert_by_torch", "emulate", "freeze", "to_decomposed"]
+__all__ = [
+    "compare",
+    "convert_by_torch",
+    "emulate",
+    "extract_parameters",
+    "freeze",
+    "golden_vectors",
+    "to_decomposed",
+]

@@ -15,7 +15,7 @@ from fxqfix.flows.freeze import freeze
 from fxqfix.pairing import pair
 from fxqfix.passes import DecomposeQuantize, PinRanges
 
-__all__ = ["to_decomposed"]
+__all__ = ["declared_ranges", "to_decomposed"]
 
 
 def to_decomposed(
@@ -61,14 +61,14 @@ def to_decomposed(
     elif reading.dialect == "decomposed":
         result = reading.graph_module
     else:
-        ranges = _ranges(reading, ranges_from)
+        ranges = declared_ranges(reading, ranges_from)
         result = DecomposeQuantize(ranges)(reading.graph_module).graph_module
     pinned = PinRanges()(result) if pin_ranges else DecomposeQuantize()(result)
     decomposed: fx.GraphModule = pinned.graph_module
     return decomposed
 
 
-def _ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, int]]:
+def declared_ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, int]]:
     """Site name -> (quant_min, quant_max) for every activation of a converted model."""
     if not reading.activations:  # weight-only, or all dynamic
         return {}

@@ -1,0 +1,169 @@
+"""From exact sums to codes: each engine's own roundings (measured).
+
+``A = f(acc)`` is the exact sum, ``xs, ws, os`` the scales of input, weight and output, ``b`` the
+float bias.
+
+* fbgemm: ``rne(f(v * m)) + zo`` with ``m = f(f(xs * ws) / os)``. v is A; with a bias
+  ``f(A + f(b / f(xs * ws)))`` per channel, ``fma(b, f(1 / f(xs * ws)), A)`` per tensor.
+* onednn: ``rne(f(f(p * O) + zo))``, relu on p. The scales are inverted on their way to oneDNN and
+  back: ``X = f(1 / f(1 / xs))`` and ``O = f(1 / f(1 / f(1 / os)))``, the innermost in double.
+  ``W = f(ws)`` in convolutions; in linear ``f(1 / f(1 / ws))``, with ws rounded to float32 first
+  where it is per channel. p is ``f(f(A * f(X * W)) + b)`` in the AVX2 kernels (0 / 24M codes of
+  convolutions, 0 / 36M of linear differ) and ``f(f(f(A * X) * W) + b)`` in those for VNNI and in
+  the reference code, which divides by ``f(1 / f(1 / os))``.
+* qnnpack: ``rne(f(f(acc + bi) * m)) + zo``; the bias is an int32, ``bi = rne(b * f(1 / f(xs *
+  ws)))``, and ``m = f(f(ws * xs) * f(1 / os))``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fxqfix.engines._accumulate import Accumulator
+from fxqfix.engines._arithmetic import fma, to_codes
+from fxqfix.engines._base import Call
+from fxqfix.engines._layout import laid_out
+from fxqfix.engines.saturation import runs_reference
+
+__all__ = ["Fbgemm", "Onednn", "Qnnpack", "Weighted"]
+
+_INT32 = 2**31 - 1
+
+
+class Weighted(nn.Module):
+    """An op with a weight; subclasses requantize.
+
+    Attributes:
+        accumulate: Makes the exact sums.
+        lost: What the sums lose to saturation, or None.
+        bias: The float bias, shaped to broadcast, or None.
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self, call: Call, accumulate: Accumulator, dims: int, lost: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        if call.weight is None:
+            raise call.refuse("its weight can't be read")
+        self.accumulate, self.lost, self.dims = accumulate, lost, dims
+        self.key, self.isa, self.relu, self.grid = call.key, call.isa, call.relu, call.grid
+        self.point = int(call.grid.zero_points[0])
+        self.reference = runs_reference(call)
+        self.per_channel = call.weight.qparams.axis is not None
+        shape = [-1] + [1] * dims
+        scale = torch.tensor(call.weight.qparams.scales, dtype=torch.float64)
+        scale = scale.reshape(shape) if self.per_channel else scale
+        bias = call.weight.bias
+        self.register_buffer("bias", None if bias is None else bias.detach().reshape(shape))
+        self.prepare(_double(call.source.scales[0]), scale, _double(call.grid.scales[0]))
+        if accumulate.bound + self.largest_bias() > _INT32:
+            raise call.refuse("its sums may overflow int32, where the kernel wraps around")
+
+    def prepare(self, xs: Tensor, ws: Tensor, os: Tensor) -> None:
+        """Compute what the requantization needs, of scales in float64."""
+        raise NotImplementedError
+
+    def largest_bias(self) -> int:
+        """The largest integer that is added to the sums before they become floats."""
+        return 0
+
+    def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
+        """Whole numbers, not yet clamped, of exact sums in float32 or float64."""
+        raise NotImplementedError
+
+    def forward(self, codes: Tensor, *others: Tensor) -> Tensor:
+        """Codes in, codes out."""
+        sums = self.accumulate(codes)
+        if self.lost is not None:
+            sums = sums.double() - self.lost(codes)
+        found = to_codes(self.requantize(sums, *others), self.grid, relu=self.relu)
+        return laid_out(found, self.dims)
+
+
+class Fbgemm(Weighted):
+    """``rne(f(v * m)) + zo``; see the module's docstring."""
+
+    multiplier: Tensor
+    added: Tensor | None
+
+    def prepare(self, xs: Tensor, ws: Tensor, os: Tensor) -> None:
+        """Multiplier, and the bias in units of the accumulator."""
+        step = xs.float() * ws.float()
+        self.register_buffer("multiplier", step / os.float())
+        added = None
+        if self.bias is not None:
+            added = self.bias / step if self.per_channel else 1.0 / step
+        self.register_buffer("added", added)
+
+    def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
+        """One rounding per step, as in fbgemm's output processing."""
+        v = sums.float()
+        if self.added is not None and self.bias is not None:
+            v = v + self.added if self.per_channel else fma(self.bias, self.added, v)
+        return (v * self.multiplier).round_().add_(self.point)
+
+
+class Onednn(Weighted):
+    """``rne(f(f(p * O) + zo))``; see the module's docstring."""
+
+    factor: Tensor
+    scale: Tensor
+    output_scale: Tensor
+    inverse: Tensor
+
+    def prepare(self, xs: Tensor, ws: Tensor, os: Tensor) -> None:
+        """The scales as ideep hands them on, each inverted there and back."""
+        factor, scale = 1.0 / (1.0 / xs).float(), ws.float()
+        if self.key.startswith("linear"):
+            scale = 1.0 / (1.0 / (scale if self.per_channel else ws)).float()
+        if self.isa == "avx2" and not self.reference:
+            factor, scale = factor * scale, torch.ones(1)
+        self.register_buffer("factor", factor)
+        self.register_buffer("scale", scale)
+        self.register_buffer("output_scale", 1.0 / (1.0 / os).float())
+        self.register_buffer("inverse", 1.0 / self.output_scale)
+
+    def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
+        """Float values first, as oneDNN's post-ops compute them."""
+        p = (sums.float() * self.factor) * self.scale
+        if self.bias is not None:
+            p = p + self.bias
+        p = self.post(p, *others)
+        p = p / self.output_scale if self.reference else p * self.inverse
+        return p.add_(self.point).round_()
+
+    def post(self, p: Tensor, *others: Tensor) -> Tensor:
+        """What is fused behind."""
+        return p.clamp_(min=0) if self.relu else p
+
+
+class Qnnpack(Weighted):
+    """``rne(f(f(acc + bi) * m)) + zo``; see the module's docstring."""
+
+    multiplier: Tensor
+    bias_int32: Tensor | None
+
+    def prepare(self, xs: Tensor, ws: Tensor, os: Tensor) -> None:
+        """Multiplier and integer bias."""
+        step = ws.float() * xs.float()
+        self.register_buffer("multiplier", step * (1.0 / os.float()))
+        bias = None if self.bias is None else torch.round(self.bias * (1.0 / step)).double()
+        self.register_buffer("bias_int32", bias)
+
+    def largest_bias(self) -> int:
+        """That of the int32 bias."""
+        bias = self.bias_int32
+        return 0 if bias is None or not bias.numel() else int(bias.abs().max())
+
+    def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
+        """The bias is added to the integers, before they become float32."""
+        if self.bias_int32 is not None:
+            sums = sums.double() + self.bias_int32
+        return (sums.float() * self.multiplier).round_().add_(self.point)
+
+
+def _double(value: float) -> Tensor:
+    return torch.tensor([value], dtype=torch.float64)

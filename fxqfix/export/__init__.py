@@ -1,0 +1,8 @@
+"""What an engine of your own needs of a quantized model: its parameters and golden vectors."""
+
+from fxqfix.export.parameters import OpParameters, Parameters
+from fxqfix.export.step import Program, Step
+from fxqfix.export.steps import steps
+from fxqfix.export.vectors import GoldenVectors
+
+__all__ = ["GoldenVectors", "OpParameters", "Parameters", "Program", "Step", "steps"]

@@ -1,0 +1,100 @@
+"""The options of an op, whichever way it is spelled: of a module, a packed weight, or a call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxqfix.dialects.weights import WeightView
+
+__all__ = ["float_tensors", "options"]
+
+_OF_MODULES = (
+    *("kernel_size", "stride", "padding", "dilation", "groups", "output_padding", "padding_mode"),
+    *("ceil_mode", "count_include_pad", "divisor_override", "output_size", "return_indices"),
+    *("negative_slope", "alpha", "min_val", "max_val", "threshold", "value", "dim", "approximate"),
+    *("start_dim", "end_dim", "unflattened_size", "eps", "normalized_shape", "num_groups"),
+    *("num_features", "size", "scale_factor", "mode", "align_corners"),
+    *("upscale_factor", "downscale_factor", "mode", "include_last_offset"),
+)
+_OF_PACKED = ("stride", "padding", "dilation", "groups", "output_padding")
+# Grids are told apart from options; quantized schemas spell them in these ways.
+_GRIDS = ("scale", "zero_point", "output_scale", "output_zero_point", "scale_i", "zero_point_i")
+
+
+def options(
+    key: str, module: nn.Module | None, arguments: Mapping[str, Any], weight: WeightView | None
+) -> dict[str, Any]:
+    """Options by name, as plain values; those of convolutions and pools are complete."""
+    found: dict[str, Any] = {}
+    for name in _OF_MODULES if module is not None else ():
+        value = getattr(module, name, None)
+        if value is not None and _plain(value):
+            found[name] = _simple(value)
+    for name, value in arguments.items():
+        if hasattr(value, "unpack"):
+            found |= {n: _simple(getattr(value, n)()) for n in _OF_PACKED if hasattr(value, n)}
+        elif name not in _GRIDS and value is not None and _plain(value):
+            found[name] = _simple(value)
+    return _complete(key, found, weight)
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_plain(v) for v in value)
+    kinds = (bool, int, float, str, torch.dtype, torch.memory_format)
+    return value is None or isinstance(value, kinds)
+
+
+def _simple(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_simple(v) for v in value)
+    if isinstance(value, torch.dtype | torch.memory_format):
+        return str(value).removeprefix("torch.")
+    return value
+
+
+def _complete(key: str, found: dict[str, Any], weight: WeightView | None) -> dict[str, Any]:
+    """Defaults of convolutions and pools, one number per axis."""
+    dims = next((d for d in (1, 2, 3) if f"{d}d" in key), 0)
+    if not dims or not key.startswith(("conv", "max_pool", "avg_pool")):
+        return found
+    if weight is not None:
+        found["kernel_size"] = tuple(weight.codes.shape[2:])
+    conv = key.startswith("conv")
+    stride = 1 if conv else found.get("kernel_size", 1)
+    defaults: dict[str, Any] = {"stride": stride, "padding": 0}
+    if conv or key.startswith("max_pool"):
+        defaults["dilation"] = 1
+    if key.startswith("conv_transpose"):
+        defaults["output_padding"] = 0
+    if found.get("stride") == ():  # the functions' way to say "as the kernel"
+        del found["stride"]
+    complete = {**defaults, **({"groups": 1} if conv else {}), **found}
+    for name in (*defaults, "kernel_size"):
+        value = complete.get(name)
+        if isinstance(value, tuple) and len(value) > dims:  # conv1d is packed as conv2d
+            complete[name] = value[-dims:]
+        elif isinstance(value, tuple) and len(value) == 1:
+            complete[name] = value * dims
+        elif isinstance(value, int):
+            complete[name] = (value,) * dims
+    return complete
+
+
+def float_tensors(module: nn.Module | None, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Float tensors that an op computes with, by name (normalizations, PReLU)."""
+    held: dict[str, Any] = dict(arguments)
+    if module is not None:
+        held = {**dict(module.named_buffers()), **dict(module.named_parameters())}
+    return {
+        name.replace(".", "_"): value
+        for name, value in held.items()
+        if isinstance(value, Tensor)
+        and value.is_floating_point()
+        and not value.is_quantized
+        and name not in _GRIDS
+    }
