@@ -176,9 +176,9 @@ def engines_page() -> str:
     return "\n\n".join(
         [
             "# Engines",
-            "What `fxqfix.emulate` computes to the code, per op and engine; `fxqfix engines` prints "
-            "the same. An op that is not here, or has no engine, is refused by name. *moves codes*: "
-            "the op runs on the codes as it stands.",
+            "What `fxqfix.emulate` computes to the code, per op and engine; `fxqfix engines` "
+            "prints the same. An op that is not here, or has no engine, is refused by name. "
+            "*moves codes*: the op runs on the codes as it stands.",
             table(*engines.listing.coverage()),
             "x86 runs convolutions on onednn where the CPU has VNNI, groups <= 100 and no weight "
             "has a zero point; all else on fbgemm.",

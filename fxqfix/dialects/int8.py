@@ -267,7 +267,7 @@ def bound(node: fx.Node) -> dict[str, Any]:
     """
     if "quantized." not in str(node.target):
         return {}
-    for names, required, tensors in _signatures(node.target):
+    for names, required, tensors, _ in _signatures(node.target):
         given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         fits = len(node.args) <= len(names) and given.keys() <= set(names)
         numbers = [n for n in tensors & given.keys() if isinstance(given[n], (int, float))]
@@ -299,25 +299,39 @@ def _python_arguments(node: fx.Node) -> dict[str, Any]:
         target = node.target
     else:
         return {}
-    with contextlib.suppress(TypeError, ValueError):
-        return dict(inspect.signature(target).bind(*node.args, **node.kwargs).arguments)
+    dispatched = _dispatched(target)
+    if dispatched is not None:
+        target = dispatched
+    if not hasattr(target, "overloads"):  # an aten op's own signature is (*args, **kwargs)
+        with contextlib.suppress(TypeError, ValueError):
+            return dict(inspect.signature(target).bind(*node.args, **node.kwargs).arguments)
     target = getattr(torch.ops.aten, getattr(target, "__name__", ""), target)
-    for names, required, _ in _signatures(target):
+    for names, required, _, positional in _signatures(target):
         given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         # The functions say input where the schemas say self.
         given = {"self" if k == "input" and "self" in names else k: v for k, v in given.items()}
-        if len(node.args) <= len(names) and required <= given.keys() <= set(names):
+        fits = len(node.args) <= positional and required <= given.keys() <= set(names)
+        if fits:
             return given
     return {}
 
 
-def _signatures(target: Any) -> Iterator[tuple[list[str], set[str], set[str]]]:
-    """(names, those without a default, those of type Tensor) of each overload."""
+def _dispatched(target: Any) -> Any:
+    """Of a pool that may return indices: the function without them, which has the signature."""
+    name = getattr(target, "__name__", "")
+    if "max_pool" not in name or getattr(torch.nn.functional, name, None) is not target:
+        return None
+    return _torch.resolve(f"torch.nn.functional.{name}_with_indices")
+
+
+def _signatures(target: Any) -> Iterator[tuple[list[str], set[str], set[str], int]]:
+    """(names, those without a default, those of type Tensor, number of positional ones)."""
     for overload in getattr(target, "overloads", list)():
         arguments = getattr(target, overload)._schema.arguments
         names = [a.name for a in arguments]
         required = {a.name for a in arguments if not a.has_default_value()}
-        yield names, required, {a.name for a in arguments if str(a.type) == "Tensor"}
+        tensors = {a.name for a in arguments if str(a.type) == "Tensor"}
+        yield names, required, tensors, sum(not a.kwarg_only for a in arguments)
 
 
 def _scalar(node: fx.Node, found: ops.Match | None) -> float | None:

@@ -1,10 +1,12 @@
 """What the engines' kernels compute, in integers; one file per family of ops."""
 
 from fxqfix.engines import (  # noqa: F401  # they fill the table
+    activations,
     boundary,
     elementwise,
     listing,
     onednn_fused,
+    pools,
     weighted,
 )
 from fxqfix.engines._base import ENGINES, ISAS, Call, Kernel, table

@@ -46,7 +46,7 @@ def in_tail(result: Tensor, *operands: Tensor) -> Tensor:
 
 
 def _vectorized(steps: list[list[int]]) -> bool:
-    """The inner loop is vectorized where all operands advance by one, or one of them stands still."""
+    """Whether the inner loop is vectorized: all operands advance by one, or one stands still."""
     ahead = steps[0]
     return ahead[0] == 1 and all(s in (0, 1) for s in ahead[1:]) and ahead[1:].count(0) <= 1
 

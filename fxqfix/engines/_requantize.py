@@ -9,10 +9,12 @@ float bias.
   back: ``X = f(1 / f(1 / xs))`` and ``O = f(1 / f(1 / f(1 / os)))``, the innermost in double.
   ``W = f(ws)`` in convolutions; in linear ``f(1 / f(1 / ws))``, with ws rounded to float32 first
   where it is per channel. p is ``f(f(A * f(X * W)) + b)`` in the AVX2 kernels (0 / 24M codes of
-  convolutions, 0 / 36M of linear differ) and ``f(f(f(A * X) * W) + b)`` in those for VNNI and in
-  the reference code, which divides by ``f(1 / f(1 / os))``.
+  convolutions, 0 / 36M of linear differ) and ``f(f(f(A * X) * W) + b)`` in those for VNNI, in
+  transposed convolutions and in the reference code, which divides by ``f(1 / f(1 / os))``.
 * qnnpack: ``rne(f(f(acc + bi) * m)) + zo``; the bias is an int32, ``bi = rne(b * f(1 / f(xs *
-  ws)))``, and ``m = f(f(ws * xs) * f(1 / os))``.
+  ws)))`` with xs in double, and ``m = f(f(ws * xs) * f(1 / os))``.
+
+Where fbgemm's and qnnpack's products leave int32, the code is the lowest one, on either side.
 """
 
 from __future__ import annotations
@@ -103,7 +105,7 @@ class Fbgemm(Weighted):
         v = sums.float()
         if self.added is not None and self.bias is not None:
             v = v + self.added if self.per_channel else fma(self.bias, self.added, v)
-        return (v * self.multiplier).round_().add_(self.point)
+        return _whole(v * self.multiplier).add_(self.point)
 
 
 class Onednn(Weighted):
@@ -119,7 +121,7 @@ class Onednn(Weighted):
         factor, scale = 1.0 / (1.0 / xs).float(), ws.float()
         if self.key.startswith("linear"):
             scale = 1.0 / (1.0 / (scale if self.per_channel else ws)).float()
-        if self.isa == "avx2" and not self.reference:
+        if self.isa == "avx2" and not self.reference and "transpose" not in self.key:
             factor, scale = factor * scale, torch.ones(1)
         self.register_buffer("factor", factor)
         self.register_buffer("scale", scale)
@@ -150,19 +152,28 @@ class Qnnpack(Weighted):
         """Multiplier and integer bias."""
         step = ws.float() * xs.float()
         self.register_buffer("multiplier", step * (1.0 / os.float()))
-        bias = None if self.bias is None else torch.round(self.bias * (1.0 / step)).double()
+        inverse = 1.0 / (ws.float().double() * xs).float()
+        bias = None if self.bias is None else torch.round(self.bias * inverse).double()
         self.register_buffer("bias_int32", bias)
 
     def largest_bias(self) -> int:
         """That of the int32 bias."""
         bias = self.bias_int32
-        return 0 if bias is None or not bias.numel() else int(bias.abs().max())
+        if bias is None or not bias.numel():
+            return 0
+        largest = float(bias.abs().max())
+        return int(largest) if largest <= _INT32 else _INT32 + 1  # also NaN
 
     def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
         """The bias is added to the integers, before they become float32."""
         if self.bias_int32 is not None:
             sums = sums.double() + self.bias_int32
-        return (sums.float() * self.multiplier).round_().add_(self.point)
+        return _whole(sums.float() * self.multiplier).add_(self.point)
+
+
+def _whole(value: Tensor) -> Tensor:
+    """Rounded to int32 as x86 does it: what does not fit, on either side, is the lowest."""
+    return torch.where(value < 2.0**31, value, -(2.0**31)).round_()
 
 
 def _double(value: float) -> Tensor:

@@ -26,6 +26,7 @@ def calls(
     threads: int = 1,
     *,
     strict: bool = True,
+    dispatched: bool = True,
 ) -> dict[fx.Node, Call]:
     """Every op that takes or gives quantized values, or has an integer weight, in graph order.
 
@@ -34,6 +35,7 @@ def calls(
         engine: The engine that it was converted for; each call has the one that really runs it.
         isa: "vnni" or "avx2".
         threads: Number of threads.
+        dispatched: Name the engine that really runs each op, instead of the one asked for.
         strict: Refuse ops that no row knows, instead of leaving them out.
 
     Raises:
@@ -65,7 +67,7 @@ def calls(
             continue
         call = _call(node, match, inputs, qparams, graph_module, modules)
         call = replace(call, engine=engine, weight=weight, isa=isa, threads=threads)
-        found[node] = replace(call, engine=dispatch(call))
+        found[node] = replace(call, engine=dispatch(call)) if dispatched else call
     return found
 
 

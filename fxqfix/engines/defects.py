@@ -92,7 +92,7 @@ def _small_kernel(call: Call) -> bool:
         return False
     kernel = tuple(call.weight.codes.shape[2:])
     strides, padding = call.option("stride"), call.option("padding")
-    return kernel == (2, 2) and max(strides) <= 2 and not any(padding)
+    return kernel[0] == 2 and kernel[1] <= 6 and max(strides) <= 2 and not any(padding)
 
 
 def _per_channel(call: Call) -> bool:
@@ -234,7 +234,8 @@ DEFECTS: tuple[Defect, ...] = (
         "transposed-2x2",
         ("fbgemm",),
         ("conv_transpose2d",),
-        "kernel 2, padding 0, channels multiples of 8; stride 2, or stride 1 and several images",
+        "kernel height 2, width up to 6, padding 0, channels multiples of 8; stride 2, or several "
+        "images",
         "SQNR -10 to -20 dB",
         "qnnpack, or a float island",
         _small_kernel,

@@ -54,7 +54,7 @@ def _pair(call: Call) -> tuple[QParams, QParams]:
     if len(call.qparams) != 2 or None in call.qparams:
         raise call.refuse("it takes two quantized tensors")
     left, right = call.qparams
-    assert left is not None and right is not None  # noqa: PT018, S101  # just checked
+    assert left is not None and right is not None  # noqa: PT018  # just checked
     if left.storage != torch.uint8 and left.storage != torch.int8:
         raise call.refuse(f"its kernel takes no {left.dtype}")
     return left, right
@@ -182,7 +182,7 @@ class Cat(nn.Module):
         if self.relu:
             fused, plain = fused.clamp(min=0), plain.clamp(min=0)
         found = torch.round(fused * inverse) + point
-        tail = quantize_native(plain, self.grid).float()
+        tail = torch.round(plain * inverse + point)
         channel = torch.arange(codes.shape[1], device=codes.device).reshape(1, -1, 1, 1)
         return to_codes(torch.where(channel < codes.shape[1] // 8 * 8, found, tail), self.grid)
 

@@ -1,7 +1,7 @@
 """What only onednn fuses: convolution with an addition, linear with leaky relu or tanh.
 
-All work on p, the float value before the output scale (see `_requantize`), measured: the addition is
-``fma(q2 - z2, s2, p)`` with ``s2 = f(1 / f(1 / s2))``, then the relu; leaky relu ``f(p * slope)``
+All work on p, the float value before the output scale (see `_requantize`), measured: the addition
+is ``fma(q2 - z2, S, p)`` with ``S = f(1 / f(1 / s2))``, then the relu; leaky relu ``f(p * slope)``
 where p is negative.
 """
 

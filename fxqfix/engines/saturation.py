@@ -96,19 +96,24 @@ def saturated_sums(
         none = torch.zeros(0, dtype=torch.int64, device=codes.device)
         return none, none, none.bool()
     vertical, horizontal = geometry.padding
-    padded = F.pad(codes.int(), (horizontal, horizontal, vertical, vertical), value=zero_point)
+    sides = (horizontal, horizontal, vertical, vertical)
+    padded, bare = F.pad(codes.int(), sides, value=zero_point), F.pad(codes.int(), sides)
     rows = _ordered(weight.int(), by_channel)
     outputs, per_group = weight.shape[0], weight.shape[1]
     found, activations, saturated = [], [], []
-    step = max(1, _CHUNK // rows.shape[1])
-    for index in (where[k : k + step] for k in range(0, len(where), step)):
+    for index in torch.split(where, max(1, _CHUNK // rows.shape[1])):
         n, o, y, x = index.unbind(1)
         first = o // (outputs // geometry.groups) * per_group
         patch = _patches(padded, n, first, y, x, weight.shape, geometry)
         products = _ordered(patch, by_channel) * rows[o]
+        total = products.sum(-1, dtype=torch.int64)
+        if by_channel:  # oneDNN leaves padding out of the pairs
+            inside = _patches(bare, n, first, y, x, weight.shape, geometry)
+            products = _ordered(inside, by_channel) * rows[o]
         pairs = products.reshape(len(index), -1, 2).sum(-1)
-        found.append(pairs.clamp(_LOW, _HIGH).sum(-1, dtype=torch.int64))
-        saturated.append(((pairs < _LOW) | (pairs > _HIGH)).any(-1))
+        lost = pairs - pairs.clamp(_LOW, _HIGH)
+        found.append(total - lost.sum(-1, dtype=torch.int64))
+        saturated.append(lost.any(-1))
         activations.append(patch.sum((1, 2, 3), dtype=torch.int64))
     return torch.cat(found), torch.cat(activations), torch.cat(saturated)
 

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxqfix import _torch
 from fxqfix.engines._accumulate import Accumulator
 from fxqfix.engines._base import Call, kernel
 from fxqfix.engines._lost import Lost, Walk
@@ -61,7 +60,7 @@ def _convolution(call: Call, dims: int) -> Callable[[Tensor, Tensor], Tensor]:
     mode = call.option("padding_mode", "zeros")
     if mode == "zeros" or call.module is None:
         return functools.partial(_CONV[dims], **options)
-    padding = _torch.reversed_padding(call.module)
+    padding = [n for n in reversed(options["padding"]) for _ in range(2)]
     function = functools.partial(_CONV[dims], **{**options, "padding": 0})
     return functools.partial(_padded, function, padding, mode)
 
@@ -112,6 +111,8 @@ def _conv(call: Call) -> nn.Module:
 def _conv_transpose(call: Call) -> nn.Module:
     _check(call)
     dims, groups = int(call.key[-2]), call.option("groups", 1)
+    if groups > 1 and call.weight is not None and call.weight.qparams.axis is not None:
+        raise call.refuse("per-channel weights in groups have a scale for each output of one group")
     function = functools.partial(_TRANSPOSED[dims], **_options(call, dims, "output_padding"))
     weight = integer_weight(call)
     accumulate = Accumulator(function, weight, call.source, transposed=True, groups=groups)

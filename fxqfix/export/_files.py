@@ -56,7 +56,9 @@ class Stored(ABC):
         text = json.dumps({"format": self.KIND, "version": _VERSION, **header})
         try:
             write(Path(path), text, {k: v.detach().cpu().contiguous() for k, v in arrays.items()})
-        except OSError as error:
+        except FxqfixError:
+            raise
+        except Exception as error:  # safetensors has errors of its own
             raise DataError(
                 f"the file can't be written: {error}",
                 where=f"{type(self).__name__}.save",

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from fxqfix import ops
+from fxqfix.dialects import int8
+from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.weights import WeightView
 
-__all__ = ["float_tensors", "options"]
+__all__ = ["arguments_of", "float_tensors", "options", "sizes_of"]
 
 _OF_MODULES = (
     *("kernel_size", "stride", "padding", "dilation", "groups", "output_padding", "padding_mode"),
@@ -23,6 +26,56 @@ _OF_MODULES = (
 _OF_PACKED = ("stride", "padding", "dilation", "groups", "output_padding")
 # Grids are told apart from options; quantized schemas spell them in these ways.
 _GRIDS = ("scale", "zero_point", "output_scale", "output_zero_point", "scale_i", "zero_point_i")
+
+
+def arguments_of(node: fx.Node, graph_module: fx.GraphModule) -> dict[str, Any]:
+    """A call's arguments by name; see `int8.arguments`."""
+    given = int8.arguments(node, graph_module)
+    if node.op == "call_module" or not given.keys() <= {"args", "kwargs"}:
+        return given
+    # The signature says nothing (aten overloads, x.permute(0, 2, 1)): names are the schema's.
+    found_row = ops.match(node.target)
+    name = node.target if isinstance(node.target, str) else getattr(found_row, "key", "")
+    target: Any = getattr(torch.ops.aten, name, None)
+    for overload in target.overloads() if target is not None else ():
+        names = [argument.name for argument in getattr(target, overload)._schema.arguments]
+        if _fits(node, getattr(target, overload)._schema.arguments):
+            found = dict(zip(names, node.args, strict=False))
+            if len(names) == 2 and len(node.args) > 2:  # x.permute(0, 2, 1)
+                found[names[1]] = node.args[1:]
+            return {
+                name: int8.fetch(graph_module, value)
+                if isinstance(value, fx.Node) and value.op == "get_attr"
+                else value
+                for name, value in {**found, **node.kwargs}.items()
+            }
+    return given
+
+
+def _fits(node: fx.Node, arguments: Any) -> bool:
+    """Whether a schema takes the arguments, by their number, names and kinds."""
+    names = [argument.name for argument in arguments]
+    many = len(names) == 2 and str(arguments[1].type).startswith("List")
+    if (len(node.args) > len(names) and not many) or not node.kwargs.keys() <= set(names):
+        return False
+    kinds = {a.name: str(a.type).removeprefix("Optional[") for a in arguments}
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    wrong = ("Dimname", "str", "Tensor")
+    return not any(
+        kinds[name].startswith(wrong) and isinstance(value, int | float)
+        for name, value in given.items()
+    )
+
+
+def sizes_of(graph_module: fx.GraphModule) -> set[fx.Node]:
+    """Nodes that are sizes and what is computed of sizes alone; they are no tensors."""
+    modules, found = modules_of(graph_module), set[fx.Node]()
+    for node in graph_module.graph.nodes:
+        row = ops.match_node(node, modules)
+        asks = row is not None and row.spec.output == "none"
+        if asks or (node.all_input_nodes and found.issuperset(node.all_input_nodes)):
+            found.add(node)
+    return found - {graph_module.graph.output_node()}
 
 
 def options(

@@ -7,11 +7,11 @@ from dataclasses import replace
 from torch import Tensor, fx
 
 from fxqfix import ops
-from fxqfix.dialects import Reading, Tap, decomposed, int8
+from fxqfix.dialects import Reading, Tap, decomposed
 from fxqfix.dialects._base import modules_of, op_name, scope
-from fxqfix.dialects.weights import WeightView
+from fxqfix.dialects.weights import WeightView, holder
 from fxqfix.errors import UnsupportedError
-from fxqfix.export._options import float_tensors, options
+from fxqfix.export._options import arguments_of, float_tensors, options, sizes_of
 from fxqfix.export.step import Program, Step
 from fxqfix.qparams import QParams, dequantize
 
@@ -35,9 +35,11 @@ class _Walk:
         self.graph_module = reading.graph_module
         self.modules = modules_of(reading.graph_module)
         self.taps = {tap.node: tap for tap in reading.activations}
-        self.weights: dict[fx.Node, WeightView] = {
-            tap.producer: tap.weight() for tap in reading.weights if tap.weight is not None
-        }
+        # Of a constant, under its quantize or dequantize; of a reference module, under its call.
+        views = {tap.producer: tap.weight() for tap in reading.weights if tap.weight is not None}
+        self.held = {n: view for n, view in views.items() if n.op == "call_module"}
+        self.weights = {n: view for n, view in views.items() if n not in self.held}
+        self.sizes = sizes_of(reading.graph_module)
         self.steps: list[Step] = []
         self.names: dict[fx.Node, str] = {}  # of the step whose value a node has
         self.grids: dict[str, QParams | None] = {}
@@ -58,7 +60,7 @@ class _Walk:
 
     def visit(self, node: fx.Node) -> None:
         """Add the step of a node, where it begins or ends one."""
-        if node.op in ("output", "get_attr"):
+        if node.op in ("output", "get_attr") or node in self.sizes:
             return
         if node.op == "placeholder":
             self.names[node] = node.name
@@ -68,7 +70,7 @@ class _Walk:
             self.names[node] = self.names[node.all_input_nodes[0]]
         elif self._is_weight(node):
             self.weights[node] = self.weights[node.all_input_nodes[0]]
-        elif node not in self.inner:
+        elif node not in self.inner and node.users:  # PT2E leaves checks that nothing reads
             self._op(node)
 
     def _is_boundary(self, node: fx.Node) -> bool:
@@ -82,7 +84,7 @@ class _Walk:
     def _boundary(self, node: fx.Node) -> None:
         source = node.all_input_nodes[0]
         if node in self.weights or source in self.weights:
-            self.weights.setdefault(node, self.weights.get(source, self.weights.get(node)))  # type: ignore[arg-type]  # one of them has it
+            self.weights[node] = self.weights[node if node in self.weights else source]
             return
         if source not in self.names:
             raise self._dynamic(node)
@@ -119,15 +121,15 @@ class _Walk:
     def _op(self, node: fx.Node) -> None:
         head, tap = self.heads.get(node, node), self.owners.get(node)
         found = ops.match_node(head, self.modules)
-        if found is not None and found.spec.output == "none":
-            return
         flat: list[fx.Node] = []
         fx.map_arg((head.args, head.kwargs), flat.append)
         inputs = tuple(self.names[n] for n in flat if n in self.names)
         grids = tuple(self.grids.get(name) for name in inputs)
-        arguments = int8.arguments(head, self.graph_module)
+        arguments = arguments_of(head, self.graph_module)
         module = self.modules[str(head.target)] if head.op == "call_module" else None
         weight = self._weight(head, flat, arguments.get("bias"))
+        if module is not None and weight is not None:  # the convolution inside a fused module
+            module = holder(module)
         family, rule = (found.spec.family, found.spec.output) if found is not None else ("", "")
         step = Step(
             name=node.name,
@@ -149,7 +151,7 @@ class _Walk:
 
     def _weight(self, head: fx.Node, flat: list[fx.Node], bias: object) -> WeightView | None:
         held = [self.weights[n] for n in flat if n in self.weights]
-        view = self.weights.get(head) or (held[0] if held else None)
+        view = self.held.get(head) or (held[0] if held else None)
         if isinstance(bias, fx.Node) and bias in self.weights:  # quantized as well
             values = self.weights[bias]
             bias = dequantize(values.codes, values.qparams)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from fxqfix import dialects
+from fxqfix import dialects, engines
 from fxqfix.engines import ENGINES, ISAS
 from fxqfix.engines._base import check_name
+from fxqfix.engines.dispatch import check_packed
 from fxqfix.passes import EmulateEngine
 
 __all__ = ["emulate"]
@@ -37,7 +38,8 @@ def emulate(
     Raises:
         UnknownNameError: There is no such engine or isa.
         DialectError: The model is not an int8 model.
-        UnsupportedError: An op has no exact arithmetic on this engine.
+        UnsupportedError: An op has no exact arithmetic on this engine, or a weight is packed for
+            another one.
 
     Example:
         >>> import torch
@@ -55,5 +57,8 @@ def emulate(
     chosen = check_name("engine", engine or torch.backends.quantized.engine, ENGINES)
     check_name("isa", isa, ISAS)
     model = dialects.read(converted).graph_module
+    # Asked of the user's own model: a copy is packed anew, for the engine of the moment.
+    for call in engines.calls(model, chosen, isa, strict=False, dispatched=False).values():
+        check_packed(call)
     emulated: fx.GraphModule = EmulateEngine(chosen, isa, threads)(model).graph_module
     return emulated

@@ -64,7 +64,7 @@ def extract_parameters(model: nn.Module, *, ranges_from: Any = None) -> Paramete
     return Parameters(ops, program.inputs, program.outputs)
 
 
-def golden_vectors(model: nn.Module, inputs: Any) -> GoldenVectors:
+def golden_vectors(model: nn.Module, inputs: Any, *, ranges_from: Any = None) -> GoldenVectors:
     """Run a quantized model node by node, and keep the codes of every op.
 
     Args:
@@ -72,6 +72,7 @@ def golden_vectors(model: nn.Module, inputs: Any) -> GoldenVectors:
             a decomposed or prepared one in float arithmetic.
         inputs: What the model's forward takes: a tensor, a tuple of arguments, or a dict of
             keywords. They are not changed.
+        ranges_from: For a reference model: as for `to_decomposed`. An int8 model needs none.
 
     Returns:
         Integer codes under the names that `extract_parameters` gives; floats at the model's own
@@ -79,6 +80,7 @@ def golden_vectors(model: nn.Module, inputs: Any) -> GoldenVectors:
 
     Raises:
         DialectError: The model is not quantized.
+        RangeUnknownError: A reference model without `ranges_from`.
         DataError: The inputs are not those of the model.
         ModelRunError: The model raised.
 
@@ -86,16 +88,19 @@ def golden_vectors(model: nn.Module, inputs: Any) -> GoldenVectors:
         >>> import torch
         >>> class Net(torch.nn.Module):
         ...     def forward(self, x):
-        ...         return torch.quantize_per_tensor(x, 0.5, 3, torch.quint8).dequantize()
-        >>> golden_vectors(Net(), torch.tensor([1.0])).values["quantize_per_tensor"]
-        tensor([5], dtype=torch.uint8)
+        ...         q = torch.quantize_per_tensor(x, 0.5, 3, torch.quint8)
+        ...         return torch.ops.quantized.add(q, q, 1.0, 3).dequantize()
+        >>> golden = golden_vectors(Net(), torch.tensor([1.0]))
+        >>> [t.item() for t in golden.inputs_of("add")], golden.output_of("add")
+        ([5, 5], tensor([5], dtype=torch.uint8))
     """
     with torch.no_grad(), _torch.same_rng():
-        program = _program(model, None)
+        program = _program(model, ranges_from)
         names = {step.value.name: step for step in program.steps}
         grids = {step.value.name: step.output for step in program.steps}
-        recorder = _Recorder(copy.deepcopy(program.graph_module), {*program.inputs, *names})
-        recorder.feed(inputs)
+        with _torch.quiet():  # deepcopy and some kernels warn of what the caller can't change
+            recorder = _Recorder(copy.deepcopy(program.graph_module), {*program.inputs, *names})
+            recorder.feed(inputs)
     values: dict[str, Tensor] = {}
     for node, seen in recorder.seen.items():
         name = names[node].name if node in names else node

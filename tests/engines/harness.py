@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxqfix._torch import quiet
 from fxqfix.flows.emulate import emulate
 
 ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
@@ -50,7 +51,7 @@ def differing(
     The model is a plain module that quantizes its inputs, runs int8 ops and returns a quantized
     tensor (or a tuple of them); shapes, dtypes and strides have to be equal in any case.
     """
-    with running(engine), torch.no_grad():
+    with running(engine), torch.no_grad(), quiet():
         emulated = emulate(model, engine=engine, isa=isa or native_isa())
         wanted: Any = model(*inputs)
         found: Any = emulated(*inputs)

@@ -1,4 +1,4 @@
-"""Small architectures, with what makes each hard: residuals, depthwise, cat, shuffle, upsampling."""
+"""Small architectures, and what makes each hard: residuals, depthwise, cat, shuffle."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.down, self.bottom = _conv(3, 6), _conv(6, 6)
-        self.pool, self.up = nn.MaxPool2d(2), nn.ConvTranspose2d(6, 6, 3, 2, 1, 1)
+        self.pool, self.up = nn.MaxPool2d(2), nn.ConvTranspose2d(6, 6, 2, 2)
         self.join, self.out = _conv(12, 6), nn.Conv2d(6, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:

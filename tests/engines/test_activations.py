@@ -1,0 +1,84 @@
+"""Activations against the kernels: every code, many grids, bodies and tails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxqfix.errors import UnsupportedError
+from tests.engines.harness import differing, values
+from tests.engines.test_elementwise import LAST, OPS, Grid, codes
+
+# Function of a quantized tensor, and whether it takes an output grid of its own.
+ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], bool]] = {
+    "relu": (torch.relu, False),
+    "relu6": (OPS.relu6, False),
+    "functional relu6": (F.relu6, False),
+    "hardtanh": (lambda q: F.hardtanh(q, -1.0, 2.0), False),
+    "clamp": (lambda q: torch.clamp(q, -1.0, 2.0), False),
+    "quantized clamp": (lambda q: OPS.clamp(q, -1.0, 2.0), False),
+    "threshold": (lambda q: OPS.threshold(q, 0.5, 0.1), False),
+    "hardsigmoid": (F.hardsigmoid, False),
+    "tanh": (torch.tanh, False),
+    "sigmoid": (torch.sigmoid, False),
+    "hardswish": (OPS.hardswish, True),
+    "leaky_relu": (lambda q, s, z: OPS.leaky_relu(q, 0.1, False, s, z), True),
+    "elu": (OPS.elu, True),
+    "elu of 0.5": (lambda q, s, z: OPS.elu(q, s, z, 0.5), True),
+    "celu": (lambda q, s, z: OPS.celu(q, s, z, 0.5), True),
+}
+GRIDS: tuple[tuple[Grid, Grid], ...] = (
+    ((0.1, 10), (0.2, 20)),
+    ((0.07, 77), (0.13, 90)),
+    ((0.5, 3), (1.0, 11)),
+    ((0.03, 128), (0.0123, 128)),
+    ((1 / 16, 64), (1 / 32, 50)),
+    ((0.0417, 0), (0.0213, 255)),
+)
+SHAPES = (
+    ((4, 6, 37, 41), False),
+    ((4, 21, 17, 39), True),
+    ((1000, 77), False),
+    ((7,), False),
+    ((130,), False),
+    ((3, 1, 5, 5), True),
+    ((0, 3), False),
+)
+
+
+class Unary(nn.Module):
+    def __init__(self, op: Callable[..., Any], source: Grid, own: Grid | tuple[()]) -> None:
+        super().__init__()
+        self.op, self.source, self.own = op, source, own
+
+    def forward(self, x: Tensor) -> Any:
+        return self.op(torch.quantize_per_tensor(x, *self.source, torch.quint8), *self.own)
+
+
+@pytest.mark.parametrize("engine", ["fbgemm", "qnnpack"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation(name: str, engine: str) -> None:
+    """On qnnpack, clamps of channels-last tensors are the permuted ones that its kernels give."""
+    op, own = ACTIVATIONS[name]
+    bad = total = 0
+    for shape, last in SHAPES:
+        if engine == "qnnpack" and not all(shape):
+            continue  # some of its kernels raise or crash on empty tensors
+        for source, target in GRIDS:
+            x = values(codes(shape, 3), *source)
+            x = x.contiguous(memory_format=LAST) if last else x
+            found = differing(Unary(op, source, target if own else ()), x, engine=engine)
+            bad, total = bad + found[0], total + found[1]
+    assert bad == 0
+    assert total > 1_000_000
+
+
+def test_qnnpack_sigmoid_has_one_scale() -> None:
+    model = Unary(OPS.sigmoid, (0.1, 10), (0.2, 20))
+    with pytest.raises(UnsupportedError, match="output scale of 1/256 only"):
+        differing(model, torch.zeros(3), engine="qnnpack")
