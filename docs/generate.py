@@ -106,7 +106,8 @@ def passes_page() -> str:
 
 def _option(field: dataclasses.Field[Any]) -> str:
     if field.default is not dataclasses.MISSING:
-        return f"{field.name}={field.default!r}"
+        text = repr(field.default).replace("'", '"')  # as ruff writes it
+        return f"{field.name}={text}"
     if field.default_factory is not dataclasses.MISSING:
         return f"{field.name}={dict(field.default_factory()) or '{}'}"
     return field.name
