@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxqfix.errors import MissingDependencyError
+from fxqfix.errors import MissingDependencyError, UnknownNameError
 
 # ---------------------------------------------------------------- finding names
 
@@ -291,6 +291,29 @@ def packed_engine(packed: Any) -> str | None:
 def reversed_padding(module: nn.Module) -> list[int]:
     """The padding of a convolution as `F.pad` takes it (for padding modes other than zeros)."""
     return list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
+
+
+@contextmanager
+def quantized_engine(engine: str | None) -> Iterator[str]:
+    """Set torch.backends.quantized.engine for a while; None leaves it. Yields the one in force.
+
+    Raises:
+        UnknownNameError: This build of torch has no such engine.
+    """
+    before = torch.backends.quantized.engine
+    known = torch.backends.quantized.supported_engines
+    if engine is not None and engine not in known:
+        raise UnknownNameError(
+            f"no quantized engine is named {engine!r} in this torch",
+            where="engine",
+            expected=f"one of {sorted(known)}",
+        )
+    try:
+        if engine is not None:
+            torch.backends.quantized.engine = engine
+        yield str(torch.backends.quantized.engine)
+    finally:
+        torch.backends.quantized.engine = before
 
 
 def rng_state() -> tuple[Tensor, list[Tensor]]:

@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         command("passes", _passes, "list the passes"),
         command("causes", _causes, "list the causes, and what repairs each"),
         command("engines", _engines, "list what is emulated to the code, and known-wrong kernels"),
-        command("ops", _ops, "list the op families that are read, compared and emulated"),
+        command("ops", _ops, "list the op families that are read and compared"),
     )
     lists[2].add_argument(
         "--probe", action="store_true", help="run the known-wrong kernels: are they wrong here?"

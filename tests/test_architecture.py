@@ -216,7 +216,7 @@ def too_long(module: Module) -> list[str]:
 
 
 def unexplained_tolerances(module: Module) -> list[str]:
-    """Uses of allclose with no comment that holds `reason`, on the line or the one before."""
+    """Uses of allclose or approx with no comment that holds `reason`, there or the line before."""
     reasons = {
         token.start[0]
         for token in tokenize.generate_tokens(io.StringIO(module.source).readline)
@@ -225,7 +225,9 @@ def unexplained_tolerances(module: Module) -> list[str]:
     problems = []
     for node in ast.walk(module.tree):
         match node:
-            case ast.Name(id=name) | ast.Attribute(attr=name) if "allclose" in name:
+            case ast.Name(id=name) | ast.Attribute(attr=name) if (
+                "allclose" in name or name == "approx"
+            ):
                 line = node.end_lineno or node.lineno
                 if not reasons & {line, line - 1}:
                     problems.append(f"{module.name}:{line} {name} without a reason")
@@ -366,6 +368,7 @@ def test_long_function_and_module_are_found() -> None:
     ("source", "count"),
     [
         ("assert torch.allclose(a, b)", 1),
+        ("assert a == pytest.approx(b)", 1),
         ("# reason: too far away\n\nassert a.allclose(b)", 1),
         ("np.testing.assert_allclose(a, 'reason')", 1),
         ("# reason: other summation order\nassert torch.allclose(a, b)", 0),

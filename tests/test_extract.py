@@ -40,6 +40,7 @@ from fxqfix import (
     inspect,
     to_decomposed,
 )
+from fxqfix._torch import quantized_engine
 from fxqfix.errors import (
     DataError,
     DialectError,
@@ -50,7 +51,6 @@ from fxqfix.errors import (
     UnsupportedError,
 )
 from fxqfix.export.requantize import fixed_point
-from tests.engines.harness import running
 from tests.engines.nets import NETS, SHAPES
 from tests.states import fingerprint
 
@@ -62,7 +62,7 @@ def models(name: str, engine: str) -> tuple[nn.Module, nn.Module, Tensor]:
     """(prepared, converted, input) of a small architecture."""
     torch.manual_seed(1)
     x = torch.randn(SHAPES.get(name, (4, 3, 16, 16)))
-    with running(engine):
+    with quantized_engine(engine):
         mapping = get_default_qconfig_mapping(engine)
         prepared = prepare_fx(NETS[name]().eval(), mapping, (x,))
         prepared(x)
@@ -77,10 +77,8 @@ def cnn() -> tuple[nn.Module, nn.Module, Tensor]:
 @pytest.mark.parametrize("engine", ["qnnpack", "fbgemm"])
 @pytest.mark.parametrize("name", NETS)
 def test_every_net_is_extracted(name: str, engine: str) -> None:
-    if name == "UNet" and engine == "fbgemm":
-        pytest.skip("per-channel transposed convolutions can't be converted")
     prepared, converted, x = models(name, engine)
-    with running(engine):
+    with quantized_engine(engine):
         for model in (converted, prepared):
             parameters, golden = extract_parameters(model), golden_vectors(model, x)
             known = {*parameters.inputs, *(op.name for op in parameters)}
@@ -245,7 +243,7 @@ class Eager(nn.Module):
 
 def test_eager_model_with_1d_and_transposed_convolutions() -> None:
     x = torch.rand(2, 3, 8)
-    with running("qnnpack"):
+    with quantized_engine("qnnpack"):
         net = Eager().eval()
         net.qconfig = get_default_qconfig("qnnpack")
         prepared = eager_prepare(net)
@@ -296,7 +294,7 @@ def test_golden_vectors_are_what_the_model_computes(cnn: Any) -> None:
         for name, module in converted.named_modules()
         if name in ("body.0.0", "body.2.0", "head")
     ]
-    with running("qnnpack"):
+    with quantized_engine("qnnpack"):
         result = converted(x)
         for handle in handles:
             handle.remove()
@@ -315,7 +313,7 @@ def test_golden_vectors_are_what_the_model_computes(cnn: Any) -> None:
 def test_nothing_is_perturbed(cnn: Any) -> None:
     for model in cnn[:2]:
         before, state, x = fingerprint(model), torch.get_rng_state(), cnn[2].clone()
-        with running("qnnpack"):
+        with quantized_engine("qnnpack"):
             golden, parameters = golden_vectors(model, x), extract_parameters(model)
         golden.values[golden.inputs[0]].zero_()
         for op in parameters:
@@ -338,7 +336,7 @@ def test_round_trip(suffix: str, engine: str, tmp_path: Path) -> None:
         pytest.importorskip("safetensors")
     prepared, converted, x = models("PlainCNN", engine)
     path = tmp_path / f"file{suffix}"
-    with running(engine):
+    with quantized_engine(engine):
         for model in (prepared, converted):
             records = (extract_parameters(model), golden_vectors(model, x))
             for record in records:
@@ -416,7 +414,7 @@ def test_bad_names_are_refused(cnn: Any, tmp_path: Path, monkeypatch: pytest.Mon
         Parameters.load(tmp_path / "file.json")
     with pytest.raises(UnknownNameError, match="head"):
         parameters["nothing"]
-    with pytest.raises(UnknownNameError, match="head"), running("qnnpack"):
+    with pytest.raises(UnknownNameError, match="head"), quantized_engine("qnnpack"):
         golden_vectors(cnn[1], cnn[2]).output_of("nothing")
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
     with pytest.raises(MissingDependencyError, match=r"fxqfix\[export\]"):
@@ -438,7 +436,7 @@ def test_bad_models_are_refused(cnn: Any) -> None:
         extract_parameters(nn.Linear(2, 2))
     with pytest.raises(DialectError):
         golden_vectors(nn.Linear(2, 2), x)
-    with running("qnnpack"):
+    with quantized_engine("qnnpack"):
         reference = convert_to_reference_fx(copy.deepcopy(prepared))
         with pytest.raises(RangeUnknownError):
             extract_parameters(reference)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fxqfix import Report, compare, freeze, inspect, ops, to_decomposed, trace
+from fxqfix._torch import quantized_engine
 from fxqfix.dialects import Reading, read
 from fxqfix.dialects._base import modules_of
-from fxqfix.flows.convert import quantized_engine
 from fxqfix.pairing import Pairing, pair
 from fxqfix.qparams import QParams
 from tests.op_calls import CALLS, Handwritten

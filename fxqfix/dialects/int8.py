@@ -207,9 +207,10 @@ def _output(
     own = _own_qparams(node, graph_module, modules, source.dtype)
     if own is not None:
         return own
-    if rule == "fixed" and found.spec.fixed is not None and source.dtype == torch.quint8:
+    if rule == "fixed" and found.spec.fixed is not None and source.storage != torch.int32:
         scale, point = found.spec.fixed
-        return QParams(scale, point, 0, 255, torch.quint8)
+        low, high = source.container
+        return QParams(scale, point + low, low, high, source.dtype)
     scalar = _scalar(node, found)
     if scalar is not None:
         return _scalar_qparams(found, scalar, source)

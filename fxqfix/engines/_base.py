@@ -43,7 +43,7 @@ class Call:
         output: The grid of the result; None where it is a float.
         weight: The integer weight, or None.
         isa: "vnni" (sums of products are exact) or "avx2" (pairs saturate at 16 bits).
-        threads: Number of threads that the kernel is taken to run on.
+        threads: Number of threads that the kernel runs on.
     """
 
     node: str
@@ -67,9 +67,18 @@ class Call:
         Raises:
             UnsupportedError: It is a float.
         """
-        if not self.qparams or self.qparams[0] is None:
+        return self.grid_of(0)
+
+    def grid_of(self, index: int) -> QParams:
+        """The grid of an input.
+
+        Raises:
+            UnsupportedError: It is a float, or there is none.
+        """
+        found = self.qparams[index] if index < len(self.qparams) else None
+        if found is None:
             raise self.refuse("its input is not quantized")
-        return self.qparams[0]
+        return found
 
     @property
     def grid(self) -> QParams:

@@ -1,8 +1,9 @@
 """Which elements a vectorized kernel leaves to its scalar tail.
 
-torch's element-wise kernels walk memory in one loop where all operands lie alike, 64 codes a step
-and the rest one by one; with broadcasting they walk it in several loops. Body and tail may round
-differently, so the emulation has to know which is which. Measured in tests/engines.
+torch's element-wise kernels share the elements among threads, 32,768 each at least, and walk memory
+in one loop where all operands lie alike, 64 codes a step and the rest one by one; with broadcasting
+they walk it in several loops. Body and tail may round differently, so the emulation has to know
+which is which. Measured in tests/engines.
 """
 
 from __future__ import annotations
@@ -10,39 +11,49 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["in_tail", "result_like"]
+__all__ = ["result_like", "tail_positions"]
 
 _STEP = 64
+_GRAIN = 32768
 
 
-def result_like(*operands: Tensor) -> Tensor:
+def result_like(*operands: Tensor, dtype: torch.dtype) -> Tensor:
     """An empty tensor of the broadcast shape, laid out as torch's element-wise ops do it."""
     total = operands[0]
     for other in operands[1:]:
         # bool "or" is cheap, allocates as every element-wise op does, and works for all dtypes.
         total = torch.logical_or(total, other)
-    return torch.empty_like(total, dtype=operands[0].dtype)
+    return torch.empty_like(total, dtype=dtype)
 
 
-def in_tail(result: Tensor, *operands: Tensor) -> Tensor:
-    """Mask of the elements of `result` that the scalar tail computes, in its shape.
+def tail_positions(result: Tensor, *operands: Tensor, threads: int) -> Tensor:
+    """Where in the memory of `result` the elements lie that the scalar tail computes.
 
     Args:
         result: The (dense) output.
         operands: The inputs, before broadcasting.
+        threads: Number of threads that the kernel runs on.
+
+    Returns:
+        Positions in storage order, int64.
     """
     tensors = [result, *(t.expand(result.shape) for t in operands)]
     dims = sorted(
         (d for d in range(result.dim()) if result.shape[d] > 1), key=lambda d: result.stride(d)
     )
     sizes, steps = _coalesced([(result.shape[d], [t.stride(d) for t in tensors]) for d in dims])
-    position = torch.arange(result.numel(), device=result.device)
+    total = result.numel()
+    if sizes and not _vectorized(steps):
+        return torch.arange(total, device=result.device)
     inner = sizes[0] if sizes else 1
-    straight = not sizes or _vectorized(steps)
-    last = inner // _STEP * _STEP if straight else 0
-    mask = torch.empty_like(result, dtype=torch.bool)
-    mask.as_strided((result.numel(),), (1,)).copy_(position % inner >= last)
-    return mask
+    share = -(-total // max(1, min(threads, -(-total // _GRAIN))))
+    starts = torch.cat([torch.arange(0, total, inner), torch.arange(0, total, max(share, 1))])
+    starts = torch.unique(starts).to(result.device)
+    ends = torch.cat([starts[1:], starts.new_full((1,) if total else (0,), total)])
+    left = (ends - starts) % _STEP
+    before = left.cumsum(0) - left
+    first = torch.repeat_interleave(ends - left - before, left)
+    return first + torch.arange(len(first), device=result.device)
 
 
 def _vectorized(steps: list[list[int]]) -> bool:

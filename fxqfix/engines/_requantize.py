@@ -19,6 +19,8 @@ Where fbgemm's and qnnpack's products leave int32, the code is the lowest one, o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +35,7 @@ __all__ = ["Fbgemm", "Onednn", "Qnnpack", "Weighted"]
 _INT32 = 2**31 - 1
 
 
-class Weighted(nn.Module):
+class Weighted(nn.Module, ABC):
     """An op with a weight; subclasses requantize.
 
     Attributes:
@@ -64,17 +66,17 @@ class Weighted(nn.Module):
         if accumulate.bound + self.largest_bias() > _INT32:
             raise call.refuse("its sums may overflow int32, where the kernel wraps around")
 
+    @abstractmethod
     def prepare(self, xs: Tensor, ws: Tensor, os: Tensor) -> None:
         """Compute what the requantization needs, of scales in float64."""
-        raise NotImplementedError
 
     def largest_bias(self) -> int:
         """The largest integer that is added to the sums before they become floats."""
         return 0
 
+    @abstractmethod
     def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
         """Whole numbers, not yet clamped, of exact sums in float32 or float64."""
-        raise NotImplementedError
 
     def forward(self, codes: Tensor, *others: Tensor) -> Tensor:
         """Codes in, codes out."""

@@ -26,7 +26,6 @@ def calls(
     threads: int = 1,
     *,
     strict: bool = True,
-    dispatched: bool = True,
 ) -> dict[fx.Node, Call]:
     """Every op that takes or gives quantized values, or has an integer weight, in graph order.
 
@@ -34,8 +33,7 @@ def calls(
         graph_module: A model of dialect "fx-int8".
         engine: The engine that it was converted for; each call has the one that really runs it.
         isa: "vnni" or "avx2".
-        threads: Number of threads.
-        dispatched: Name the engine that really runs each op, instead of the one asked for.
+        threads: Number of threads of the kernels.
         strict: Refuse ops that no row knows, instead of leaving them out.
 
     Raises:
@@ -67,7 +65,7 @@ def calls(
             continue
         call = _call(node, match, inputs, qparams, graph_module, modules)
         call = replace(call, engine=engine, weight=weight, isa=isa, threads=threads)
-        found[node] = replace(call, engine=dispatch(call)) if dispatched else call
+        found[node] = replace(call, engine=dispatch(call))
     return found
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +99,9 @@ def _per_channel(call: Call) -> bool:
 
 
 def _excludes_padding(call: Call) -> bool:
-    return not call.option("count_include_pad", True)
+    padding = call.option("padding", 0)
+    padded = any(padding) if isinstance(padding, list | tuple) else bool(padding)
+    return padded and not call.option("count_include_pad", True)
 
 
 def _odd_groups(call: Call) -> bool:
@@ -110,16 +111,6 @@ def _odd_groups(call: Call) -> bool:
 
 
 # ---------------------------------------------------------------------------- probes
-
-
-@contextmanager
-def _engine(name: str) -> Iterator[None]:
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = name
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = before
 
 
 def _quantized(x: Tensor, scale: float = 1 / 16, point: int = 64) -> Tensor:
@@ -142,7 +133,7 @@ def _transposed(engine: str, inputs: int, outputs: int, kernel: int, stride: int
     weight = torch.quantize_per_tensor(w, 1 / 16, 0, torch.qint8)
     ops: Any = torch.ops.quantized
     steps = [stride, stride], [0, 0], [0, 0], [1, 1]
-    with _engine(engine):
+    with _torch.quantized_engine(engine):
         packed = ops.conv_transpose2d_prepack(weight, None, *steps, 1)
         found = ops.conv_transpose2d(x, packed, 1.0, 128)
     wanted = F.conv_transpose2d(x.dequantize(), weight.dequantize(), stride=stride)
@@ -154,7 +145,7 @@ def _refuses_per_channel() -> bool:
         _noise(2, 2, 2, 2), torch.ones(2), torch.zeros(2, dtype=torch.long), 1, torch.qint8
     )
     ops: Any = torch.ops.quantized
-    with _engine("fbgemm"):
+    with _torch.quantized_engine("fbgemm"):
         try:
             ops.conv_transpose2d_prepack(weight, None, [1, 1], [0, 0], [0, 0], [1, 1], 1)
         except RuntimeError:
@@ -165,14 +156,14 @@ def _refuses_per_channel() -> bool:
 def _counts_padding() -> bool:
     x = _quantized(_noise(1, 2, 4, 4))
     options: Any = {"padding": 1, "count_include_pad": False}
-    with _engine("qnnpack"):
+    with _torch.quantized_engine("qnnpack"):
         found = F.avg_pool2d(x, 3, **options)
     return _far(found, F.avg_pool2d(x.dequantize(), 3, **options))
 
 
 def _relu6_moves() -> bool:
     x = _quantized(_noise(1, 3, 4, 4)).contiguous(memory_format=torch.channels_last)
-    with _engine("qnnpack"):
+    with _torch.quantized_engine("qnnpack"):
         found = F.relu6(x)
     return _far(found, F.relu6(x.dequantize()))
 
@@ -182,7 +173,7 @@ def _depthwise_saturates() -> bool:
     x = torch.full((1, 8, 5, 5), 255.0)
     weight = torch.quantize_per_tensor(torch.full((8, 1, 3, 3), 127.0), 1.0, 0, torch.qint8)
     ops: Any = torch.ops.quantized
-    with _engine("fbgemm"):
+    with _torch.quantized_engine("fbgemm"):
         packed = ops.conv2d_prepack(weight, None, [1, 1], [1, 1], [1, 1], 8)
         found = ops.conv2d(_quantized(x, 1.0, 0), packed, 9 * 127.0 * 255 / 250, 0)
     return int(found.int_repr()[0, 0, 2, 2]) != 250

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from fxqfix import _torch
 from fxqfix.engines._base import Call
 
@@ -19,10 +21,14 @@ def dispatch(call: Call) -> str:
     Returns:
         "fbgemm", "onednn" or "qnnpack". x86 takes onednn for a convolution where the CPU has VNNI,
         groups <= 100, no weight has a zero point and there is no output padding; else fbgemm.
+        qnnpack's own kernels without weights take quint8 only; all else runs on those that fbgemm
+        and onednn share.
 
     Source:
         torch's should_use_onednn_quant; measured in tests/engines.
     """
+    if call.engine == "qnnpack" and call.weight is None and not _all_quint8(call):
+        return "fbgemm"
     if call.engine != "x86":
         return call.engine
     symmetric = call.weight is not None and not any(call.weight.qparams.zero_points)
@@ -31,16 +37,22 @@ def dispatch(call: Call) -> str:
     return "onednn" if conv and fits and call.isa == "vnni" else "fbgemm"
 
 
+def _all_quint8(call: Call) -> bool:
+    grids = [q for q in (*call.qparams, call.output) if q is not None]
+    return all(q.dtype == torch.quint8 for q in grids)
+
+
 def _output_padding(call: Call) -> bool:
     found = call.option("output_padding", 0)
     return any(found) if isinstance(found, list | tuple) else bool(found)
 
 
-def check_packed(call: Call) -> None:
+def check_packed(call: Call, engine: str) -> None:
     """Refuse a weight that another engine packed: its kernel is what runs, whatever is asked for.
 
     Args:
-        call: The op; its `engine` is the one asked for, not dispatched yet.
+        call: The op.
+        engine: The engine that is asked for.
 
     Raises:
         UnsupportedError: The weight is packed for another engine.
@@ -49,7 +61,7 @@ def check_packed(call: Call) -> None:
         Measured: the kernel follows the packed weight, not torch.backends.quantized.engine.
     """
     packed = _torch.packed_engine(_packed(call))
-    runs = ("fbgemm", "onednn") if call.engine == "x86" else (call.engine,)
+    runs = ("fbgemm", "onednn") if engine == "x86" else (engine,)
     if packed is not None and packed not in runs:
         raise call.refuse(f"its weight is packed for {packed}, whose kernel is what runs")
 

@@ -1,195 +1,149 @@
-"""Add, multiply and cat.
-
-Vector body: ``x = fma(s, q, f(-(zp * s)))``, result ``rne(f(v * f(1/os))) + zo``; scalar tail:
-``x = f(s * (q - zp))``, result ``rne(f(f(v * f(1/os)) + zo))``. mul is one formula for both.
-"""
+"""Add, multiply and cat: functions of one or two codes (see `_lookup`)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from fxqfix.engines._arithmetic import fma, real, single, to_codes
+from fxqfix.engines._arithmetic import real, single, to_codes
 from fxqfix.engines._base import Call, kernel
-from fxqfix.engines._loops import in_tail, result_like
+from fxqfix.engines._lookup import Lookup, Rounding, codes_of, fused, select, vectorized
 from fxqfix.qparams import QParams, quantize_native
 
-__all__ = ["Add", "Mul", "Scalar"]
+__all__ = ["Cat", "Qnnadd"]
 
-_SHARED = ("fbgemm", "onednn")
-
-
-class Add(nn.Module):
-    """The sum of two quantized tensors, on the path that fbgemm and onednn share."""
-
-    def __init__(self, call: Call) -> None:
-        super().__init__()
-        self.left, self.right = _pair(call)
-        self.grid, self.relu = call.grid, call.relu
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Codes in, codes out."""
-        inverse = single(1.0 / single(self.grid.scales[0]))
-        point = int(self.grid.zero_points[0])
-        result = result_like(a, b)
-        body = self._relu(_fused(a, self.left) + _fused(b, self.right))
-        found = torch.round(body * inverse) + point
-        tail = in_tail(result, a, b)
-        if bool(tail.any()):
-            plain = self._relu(real(a, self.left) + real(b, self.right))
-            found = torch.where(tail, torch.round(plain * inverse + point), found)
-        return result.copy_(to_codes(found, self.grid))
-
-    def _relu(self, x: Tensor) -> Tensor:
-        return x.clamp(min=0) if self.relu else x
+_ALL = ("fbgemm", "onednn", "qnnpack")
 
 
-def _fused(codes: Tensor, qparams: QParams) -> Tensor:
-    scale = single(qparams.scales[0])
-    start = single(-(qparams.zero_points[0] * scale))
-    return fma(codes.float(), scale, torch.tensor(start, device=codes.device))
-
-
-def _pair(call: Call) -> tuple[QParams, QParams]:
-    if len(call.qparams) != 2 or None in call.qparams:
-        raise call.refuse("it takes two quantized tensors")
-    left, right = call.qparams
-    assert left is not None and right is not None  # noqa: PT018  # just checked
-    if left.storage != torch.uint8 and left.storage != torch.int8:
-        raise call.refuse(f"its kernel takes no {left.dtype}")
-    return left, right
-
-
-class Mul(nn.Module):
-    """``rne(f(f(product of the integers) * f(sa * sb * (1 / so)))) + zo``."""
-
-    def __init__(self, call: Call) -> None:
-        super().__init__()
-        self.left, self.right = _pair(call)
-        self.grid, self.relu = call.grid, call.relu
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Codes in, codes out."""
-        sa, sb, so = (single(q.scales[0]) for q in (self.left, self.right, self.grid))
-        multiplier = single(single(sa * sb) * single(1.0 / so))
-        x = a.int() - int(self.left.zero_points[0])
-        y = b.int() - int(self.right.zero_points[0])
-        found = torch.round((x * y).float() * multiplier) + int(self.grid.zero_points[0])
-        return result_like(a, b).copy_(to_codes(found, self.grid, relu=self.relu))
-
-
-class Scalar(nn.Module):
-    """Add or multiply by a number: codes stay (or are mirrored), scale and zero point move."""
-
-    def __init__(self, source: QParams, grid: QParams, relu: bool, negative: bool) -> None:
-        super().__init__()
-        self.source, self.grid, self.relu, self.negative = source, grid, relu, negative
-
-    def forward(self, codes: Tensor) -> Tensor:
-        """Codes in, codes out."""
-        found = codes.int()
-        if self.negative:
-            low, high = self.source.container
-            found = high + low - found
-        return to_codes(found, self.grid, relu=self.relu)
-
-
-def _number(call: Call) -> float | None:
-    found = call.arguments.get("b")
-    return float(found) if isinstance(found, int | float) else None
-
-
-@kernel("add", "mul", engines=(*_SHARED, "qnnpack"))
+@kernel("add", "mul", engines=_ALL)
 def _binary(call: Call) -> nn.Module:
-    if len(call.inputs) == 1 and call.output is not None and _number(call) is not None:
+    if len(call.inputs) == 1:
         return _scalar(call)
+    if len(call.inputs) != 2:
+        raise call.refuse("it takes two quantized tensors")
     if call.key == "mul":
-        return Mul(call)
-    return Qnnadd(call) if call.engine == "qnnpack" and _uint8(call) else Add(call)
+        return Lookup(call, _product(call))
+    shared = vectorized(call, torch.add, count=2)
+    return Qnnadd(call, shared) if call.engine == "qnnpack" else shared
 
 
-def _uint8(call: Call) -> bool:
-    return all(q is not None and q.storage == torch.uint8 for q in (*call.qparams, call.output))
+def _centered(call: Call) -> list[Tensor]:
+    """``q - z`` of two inputs, int64."""
+    points = (int(call.grid_of(index).zero_points[0]) for index in (0, 1))
+    return [codes - point for codes, point in zip(codes_of(call, 2), points, strict=True)]
 
 
-class Qnnadd(Add):
+def _product(call: Call) -> Tensor:
+    """``rne(f(f(product of the integers) * f(sa * sb * (1 / so)))) + zo``."""
+    x, y = _centered(call)
+    sa, sb, so = (single(q.scales[0]) for q in (call.grid_of(0), call.grid_of(1), call.grid))
+    multiplier = single(single(sa * sb) * single(1.0 / so))
+    found = torch.round((x * y).float() * multiplier) + int(call.grid.zero_points[0])
+    return to_codes(found, call.grid, relu=call.relu)
+
+
+class Qnnadd(nn.Module):
     """qnnpack's add of quint8: 22-bit fixed point, rounded half away from zero.
 
     Broadcasting goes to the shared kernel.
     """
 
-    def __init__(self, call: Call) -> None:
-        super().__init__(call)
-        so = single(self.grid.scales[0])
-        ratios = [torch.tensor(single(q.scales[0])) / so for q in (self.left, self.right)]
-        largest = max(float(r) for r in ratios)
-        exponent = torch.frexp(torch.tensor(largest)).exponent.item() - 1
-        self.shift = int(21 - exponent)
-        self.factors = [int(torch.round(r.double() * 2.0**self.shift)) for r in ratios]
+    def __init__(self, call: Call, shared: Lookup) -> None:
+        super().__init__()
+        self.shared, self.own = shared, Lookup(call, _fixed_point_sum(call))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Codes in, codes out."""
-        if a.shape != b.shape:
-            return super().forward(a, b)
-        x = (a.long() - int(self.left.zero_points[0])) * self.factors[0]
-        y = (b.long() - int(self.right.zero_points[0])) * self.factors[1]
-        total = x + y
-        half = 1 << (self.shift - 1)
-        away = torch.sign(total) * ((total.abs() + half) >> self.shift)
-        found = away + int(self.grid.zero_points[0])
-        return result_like(a, b).copy_(to_codes(found, self.grid, relu=self.relu))
+        found: Tensor = (self.own if a.shape == b.shape else self.shared)(a, b)
+        return found
 
 
-@kernel("add_scalar", "mul_scalar", engines=(*_SHARED, "qnnpack"))
+def _fixed_point_sum(call: Call) -> Tensor:
+    so = torch.tensor(single(call.grid.scales[0]))
+    ratios = [torch.tensor(single(call.grid_of(i).scales[0])) / so for i in (0, 1)]
+    exponent = torch.frexp(torch.stack(ratios).max()).exponent.item() - 1
+    shift = int(21 - exponent)
+    factors = [int(torch.round(r.double() * 2.0**shift)) for r in ratios]
+    x, y = _centered(call)
+    total = x * factors[0] + y * factors[1]
+    away = torch.sign(total) * ((total.abs() + (1 << (shift - 1))) >> shift)
+    return to_codes(away + int(call.grid.zero_points[0]), call.grid, relu=call.relu)
+
+
+@kernel("add_scalar", "mul_scalar", engines=_ALL)
 def _scalar(call: Call) -> nn.Module:
-    number = _number(call)
-    if number is None:
+    number = call.arguments.get("b", call.arguments.get("other"))
+    if not isinstance(number, int | float):
         raise call.refuse("its number is not a constant")
-    negative = call.key.startswith("mul") and number < 0
-    return Scalar(call.source, call.grid, call.relu, negative)
+    make = _plus if call.key.startswith("add") else _times
+    found = make(call, codes_of(call)[0], float(number))
+    return Lookup(call, to_codes(found, call.grid, relu=call.relu))
+
+
+def _plus(call: Call, codes: Tensor, number: float) -> Tensor:
+    """``rne(f((q - z + rne(c / s)) * m)) + z'`` with ``m = f(s * f(1 / s'))``.
+
+    Codes stay and the zero point moves, as long as it stays in the container; else the grid widens.
+    """
+    source, grid = call.source, call.grid
+    steps = round(number / source.scales[0]) - int(source.zero_points[0])
+    multiplier = single(single(source.scales[0]) * single(1.0 / single(grid.scales[0])))
+    return torch.round((codes + steps).float() * multiplier) + int(grid.zero_points[0])
+
+
+def _times(call: Call, codes: Tensor, number: float) -> Tensor:
+    """Codes stay, are mirrored by a negative number, and are all the zero point for 0."""
+    if number == 0:
+        return torch.full_like(codes, int(call.grid.zero_points[0]))
+    return sum(call.source.container) - codes if number < 0 else codes
 
 
 class Cat(nn.Module):
-    """Values of several grids on one.
+    """Values of several grids on one: a table of codes for each input.
 
-    Channels-last and along the channels: vector body and scalar tail of each input's channels;
-    else dequantized, joined and quantized anew.
+    Channels-last and along the channels: body and tail of each input's channels, and codes of the
+    result's own grid are copied; else dequantized, joined and quantized anew.
     """
 
-    def __init__(self, sources: tuple[QParams, ...], grid: QParams, dim: int, relu: bool) -> None:
+    tables: Tensor
+
+    def __init__(self, call: Call, sources: tuple[QParams, ...], dim: int) -> None:
         super().__init__()
-        self.sources, self.grid, self.dim, self.relu = sources, grid, dim, relu
+        self.dim, self.lows = dim, [q.container[0] for q in sources]
+        tables = [self._tables(call, q) for q in sources]
+        self.register_buffer("tables", torch.stack(tables))
+
+    @staticmethod
+    def _tables(call: Call, source: QParams) -> Tensor:
+        """Rows: vector body, scalar tail, quantized anew; a column per code."""
+        low, high = source.container
+        codes, rounding = torch.arange(low, high + 1), Rounding(call.grid)
+        body, plain = fused(codes, source), real(codes, source)
+        if call.relu:
+            body, plain = body.clamp(min=0), plain.clamp(min=0)
+        anew = quantize_native(plain, call.grid).to(call.grid.storage)
+        if source.same_grid(call.grid) and not call.relu:
+            return torch.stack([codes.to(anew.dtype), codes.to(anew.dtype), anew])
+        return torch.stack([rounding.body(body), rounding.tail(plain), anew])
 
     def forward(self, *codes: Tensor) -> Tensor:
         """Codes in, codes out."""
-        dim = self.dim % codes[0].dim()
-        last = torch.channels_last
+        dim, last = self.dim % codes[0].dim(), torch.channels_last
         image = codes[0].dim() == 4 and dim == 1
-        if image and all(c.is_contiguous(memory_format=last) for c in codes):
-            parts = [self._channels(c, q) for c, q in zip(codes, self.sources, strict=True)]
-            return torch.cat(parts, 1).contiguous(memory_format=last)
-        values = [real(c, q) for c, q in zip(codes, self.sources, strict=True)]
-        joined = torch.cat(values, dim)
-        joined = joined.clamp(min=0) if self.relu else joined
-        return quantize_native(joined, self.grid).to(self.grid.storage)
-
-    def _channels(self, codes: Tensor, source: QParams) -> Tensor:
-        if source.same_grid(self.grid) and not self.relu:
-            return codes
-        inverse = single(1.0 / single(self.grid.scales[0]))
-        point = int(self.grid.zero_points[0])
-        fused, plain = _fused(codes, source), real(codes, source)
-        if self.relu:
-            fused, plain = fused.clamp(min=0), plain.clamp(min=0)
-        found = torch.round(fused * inverse) + point
-        tail = torch.round(plain * inverse + point)
-        channel = torch.arange(codes.shape[1], device=codes.device).reshape(1, -1, 1, 1)
-        return to_codes(torch.where(channel < codes.shape[1] // 8 * 8, found, tail), self.grid)
+        if not image or not all(c.is_contiguous(memory_format=last) for c in codes):
+            whole = zip(self.tables, codes, self.lows, strict=True)
+            return torch.cat([select(t[2], c, low) for t, c, low in whole], dim)
+        parts = []
+        for tables, given, low in zip(self.tables, codes, self.lows, strict=True):
+            vectors = given.shape[1] // 8 * 8
+            parts.append(select(tables[0], given[:, :vectors], low))
+            parts.append(select(tables[1], given[:, vectors:], low))
+        return torch.cat(parts, 1).contiguous(memory_format=last)
 
 
-@kernel("cat", engines=(*_SHARED, "qnnpack"))
+@kernel("cat", engines=_ALL)
 def _cat(call: Call) -> nn.Module:
     sources = tuple(q for q in call.qparams if q is not None)
     if len(sources) != len(call.inputs):
         raise call.refuse("one of its inputs is not quantized")
-    return Cat(sources, call.grid, int(call.option("dim", 0)), call.relu)
+    return Cat(call, sources, int(call.option("dim", 0)))

@@ -54,8 +54,7 @@ def _options(call: Call, *names: str) -> dict[str, Any]:
 @kernel("max_pool1d", "max_pool2d", "max_pool3d", engines=_ALL)
 def _max_pool(call: Call) -> nn.Module:
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    qnnpack = call.engine == "qnnpack" and call.source.storage == torch.uint8
-    qnnpack = qnnpack and not call.option("ceil_mode")
+    qnnpack = call.engine == "qnnpack" and not call.option("ceil_mode")
     return MaxPool(int(call.key[-2]), _options(call, *names), qnnpack)
 
 
@@ -207,7 +206,7 @@ def _counts(size: int, target: int, like: Tensor) -> Tensor:
 
 @kernel("adaptive_avg_pool2d", engines=_ALL)
 def _adaptive(call: Call) -> nn.Module:
-    qnnpack = call.engine == "qnnpack" and call.source.storage == torch.uint8
+    qnnpack = call.engine == "qnnpack"
     return AdaptiveAveragePool2d(call.source, call.option("output_size"), qnnpack)
 
 
@@ -245,5 +244,5 @@ def _mean(call: Call) -> nn.Module:
     if dims is None:
         raise call.refuse("a mean over everything")
     listed = [dims] if isinstance(dims, int) else list(dims)
-    qnnpack = call.engine == "qnnpack" and call.source.storage == torch.uint8
+    qnnpack = call.engine == "qnnpack"
     return Mean(call.source, listed, bool(call.option("keepdim", False)), qnnpack)

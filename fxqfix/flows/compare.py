@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from fxqfix import dialects
+from fxqfix import _torch, dialects
 from fxqfix.dialects import Reading
 from fxqfix.errors import DeviceError, DialectError, PairingError, UncalibratedError
 from fxqfix.flows._session import Session
-from fxqfix.flows.convert import convert_by_torch, quantized_engine
+from fxqfix.flows.convert import convert_by_torch
 from fxqfix.measure import run
 from fxqfix.pairing import pair
 from fxqfix.passes import InsertShadows
@@ -71,7 +71,7 @@ def compare(
         >>> sorted(report.row("input_1").causes)
         ['range-lost']
     """
-    with quantized_engine(engine) as name:
+    with _torch.quantized_engine(engine) as name:
         mine = _prepared_reading(prepared)
         theirs = dialects.read(convert_by_torch(prepared) if converted is None else converted)
         pairing = pair(mine, theirs)

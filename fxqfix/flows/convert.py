@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
 
-import torch
 from torch import fx, nn
 
 from fxqfix import _torch
-from fxqfix.errors import DialectError, FxqfixError, PassError, UnknownNameError
+from fxqfix.errors import DialectError, FxqfixError, PassError
 
-__all__ = ["convert_by_torch", "quantized_engine"]
-
-
-@contextlib.contextmanager
-def quantized_engine(engine: str | None) -> Iterator[str]:
-    """Set torch.backends.quantized.engine for a while; None leaves it as it is.
-
-    Args:
-        engine: "fbgemm", "x86", "onednn", "qnnpack" or None.
-
-    Yields:
-        The name of the engine in force.
-
-    Raises:
-        UnknownNameError: This build of torch has no such engine.
-    """
-    before = torch.backends.quantized.engine
-    known = torch.backends.quantized.supported_engines
-    if engine is not None and engine not in known:
-        raise UnknownNameError(
-            f"no quantized engine is named {engine!r} in this torch",
-            where="engine",
-            expected=f"one of {sorted(known)}",
-        )
-    try:
-        if engine is not None:
-            torch.backends.quantized.engine = engine
-        yield str(torch.backends.quantized.engine)
-    finally:
-        torch.backends.quantized.engine = before
+__all__ = ["convert_by_torch"]
 
 
 def convert_by_torch(prepared: nn.Module) -> nn.Module:

@@ -19,18 +19,19 @@ def emulate(
 ) -> fx.GraphModule:
     """Rewrite an int8 model to its engine's integer arithmetic in ordinary tensor ops.
 
-    The result gives the codes that the engine's kernels give, on any machine and on CUDA; it does
-    not need the engine. Quantized values are integer tensors of their codes (uint8 for quint8,
+    The result gives the codes that the engine's kernels give on any machine; it
+    does not need the engine. Quantized values are integer tensors of their codes (uint8 for quint8,
     int8 for qint8); what the model dequantizes, it returns as floats.
 
     Args:
         converted: What `convert_fx` or eager `convert` returned. It is not changed.
         engine: "fbgemm", "x86", "onednn" or "qnnpack": the one that the model was converted for.
             None means torch.backends.quantized.engine.
-        isa: "vnni": sums of products are exact, as on CPUs with VNNI. "avx2": pairs of products
+        isa: "vnni": sums of products are exact, as on CPUs with VNNI (from measurements that our
+            own tests re-check only where they run on such a CPU). "avx2": pairs of products
             saturate at 16 bits, as fbgemm and onednn have it on CPUs without.
-        threads: Number of threads of the kernels; some round the elements at the ends of a
-            thread's share in another way.
+        threads: Number of threads that the kernels run on: each has its own scalar tail, where
+            element-wise ops round exact ties in another way.
 
     Returns:
         A new GraphModule with one module per op.
@@ -58,7 +59,7 @@ def emulate(
     check_name("isa", isa, ISAS)
     model = dialects.read(converted).graph_module
     # Asked of the user's own model: a copy is packed anew, for the engine of the moment.
-    for call in engines.calls(model, chosen, isa, strict=False, dispatched=False).values():
-        check_packed(call)
+    for call in engines.calls(model, chosen, isa, strict=False).values():
+        check_packed(call, chosen)
     emulated: fx.GraphModule = EmulateEngine(chosen, isa, threads)(model).graph_module
     return emulated

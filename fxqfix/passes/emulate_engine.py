@@ -25,7 +25,7 @@ class EmulateEngine(Pass):
     Attributes:
         engine: The engine that the model was converted for.
         isa: "vnni" or "avx2"; see `fxqfix.emulate`.
-        threads: Number of threads that the kernels are taken to run on.
+        threads: Number of threads that the kernels run on.
 
     Example:
         >>> from fxqfix.passes import EmulateEngine

@@ -560,11 +560,14 @@ def test_the_kernel_against_the_observer(low: float, high: float, case: str) -> 
     assert state.baked is not None
     assert (state.used.scale, state.used.zero_point) == found
     if case == "min < 0 < max":
+        # reason: the formulas are in double here, and in float32 in the kernel and the observer
         assert scale == pytest.approx(max(abs(low / -128), abs(high / 127)), rel=1e-6)
         assert zero_point == 0
+        # reason: as above
         assert state.baked.scale == pytest.approx(max(-low, high) / 127.5, rel=1e-6)
     elif case == "min >= 0":  # user report 000: 1/255 and -128 against 2/255 and 0
         assert (scale, zero_point) == (float(torch.tensor(1 / 255)), -128)
+        # reason: as above
         assert state.baked.scale == pytest.approx(2 / 255, rel=1e-6)
         assert state.baked.zero_point == 0
     elif case == "max <= 0":

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxqfix._torch import quiet
+from fxqfix._torch import quantized_engine, quiet
 from fxqfix.flows.emulate import emulate
 
 ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
-
-
-@contextlib.contextmanager
-def running(engine: str) -> Iterator[None]:
-    """Make an engine the current one for a while."""
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = engine
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = before
 
 
 def values(
@@ -44,15 +31,15 @@ def native_isa() -> str:
 
 
 def differing(
-    model: nn.Module, *inputs: Tensor, engine: str, isa: str | None = None
+    model: nn.Module, *inputs: Tensor, engine: str, isa: str | None = None, threads: int = 1
 ) -> tuple[int, int]:
     """(codes that differ, codes compared) between a model's int8 ops and their emulation.
 
     The model is a plain module that quantizes its inputs, runs int8 ops and returns a quantized
     tensor (or a tuple of them); shapes, dtypes and strides have to be equal in any case.
     """
-    with running(engine), torch.no_grad(), quiet():
-        emulated = emulate(model, engine=engine, isa=isa or native_isa())
+    with quantized_engine(engine), torch.no_grad(), quiet():
+        emulated = emulate(model, engine=engine, isa=isa or native_isa(), threads=threads)
         wanted: Any = model(*inputs)
         found: Any = emulated(*inputs)
     wanted = wanted if isinstance(wanted, tuple) else (wanted,)

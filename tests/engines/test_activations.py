@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxqfix.errors import UnsupportedError
-from tests.engines.harness import differing, values
-from tests.engines.test_elementwise import LAST, OPS, Grid, codes
+from tests.engines.harness import differing
+from tests.engines.test_elementwise import DTYPES, OPS, Grid, given
 
 # Function of a quantized tensor, and whether it takes an output grid of its own.
 ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], bool]] = {
@@ -52,17 +52,26 @@ SHAPES = (
 
 
 class Unary(nn.Module):
-    def __init__(self, op: Callable[..., Any], source: Grid, own: Grid | tuple[()]) -> None:
+    def __init__(
+        self,
+        op: Callable[..., Any],
+        source: Grid,
+        own: Grid | tuple[()],
+        dtype: torch.dtype = torch.quint8,
+    ) -> None:
         super().__init__()
-        self.op, self.source, self.own = op, source, own
+        down = 128 * (dtype == torch.qint8)
+        self.op, self.dtype, self.source = op, dtype, (source[0], source[1] - down)
+        self.own = (own[0], own[1] - down) if own else ()
 
     def forward(self, x: Tensor) -> Any:
-        return self.op(torch.quantize_per_tensor(x, *self.source, torch.quint8), *self.own)
+        return self.op(torch.quantize_per_tensor(x, *self.source, self.dtype), *self.own)
 
 
+@DTYPES
 @pytest.mark.parametrize("engine", ["fbgemm", "qnnpack"])
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activation(name: str, engine: str) -> None:
+def test_activation(name: str, engine: str, dtype: torch.dtype) -> None:
     """On qnnpack, clamps of channels-last tensors are the permuted ones that its kernels give."""
     op, own = ACTIVATIONS[name]
     bad = total = 0
@@ -70,12 +79,23 @@ def test_activation(name: str, engine: str) -> None:
         if engine == "qnnpack" and not all(shape):
             continue  # some of its kernels raise or crash on empty tensors
         for source, target in GRIDS:
-            x = values(codes(shape, 3), *source)
-            x = x.contiguous(memory_format=LAST) if last else x
-            found = differing(Unary(op, source, target if own else ()), x, engine=engine)
+            x = given(shape, source, last, 3, dtype)
+            model = Unary(op, source, target if own else (), dtype)
+            found = differing(model, x, engine=engine)
             bad, total = bad + found[0], total + found[1]
     assert bad == 0
     assert total > 1_000_000
+
+
+@pytest.mark.parametrize("bounds", [{"min": -1.0}, {"max": 2.0}], ids=str)
+def test_clamp_with_one_bound(bounds: dict[str, float]) -> None:
+    def clamp(q: Tensor) -> Tensor:
+        return torch.clamp(q, **bounds)
+
+    x = given((3, 77), GRIDS[0][0], False, 3)
+    assert differing(Unary(clamp, GRIDS[0][0], ()), x, engine="fbgemm")[0] == 0
+    with pytest.raises(UnsupportedError, match="one bound only"):
+        differing(Unary(clamp, GRIDS[0][0], ()), x, engine="qnnpack")
 
 
 def test_qnnpack_sigmoid_has_one_scale() -> None:

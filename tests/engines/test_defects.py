@@ -29,11 +29,14 @@ def test_rows_name_ops_and_engines_that_exist() -> None:
 
 
 def test_a_call_finds_its_row() -> None:
-    pool = {"node": "pool", "key": "avg_pool2d", "arguments": {"count_include_pad": False}}
+    options: dict[str, object] = {"count_include_pad": False, "padding": 1}
+    pool = {"node": "pool", "key": "avg_pool2d", "arguments": options}
     found = find_defect(Call(engine="qnnpack", **pool))
     assert found is not None
     assert found.name == "average-counts-padding"
     assert find_defect(Call(engine="fbgemm", **pool)) is None
+    options["padding"] = 0
+    assert find_defect(Call(engine="qnnpack", **pool)) is None  # nothing is padded
 
 
 def test_listings() -> None:

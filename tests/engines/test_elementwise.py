@@ -36,25 +36,41 @@ SHAPES = (
 
 
 class Binary(nn.Module):
-    def __init__(self, op: Callable[..., Tensor], grids: tuple[Grid, Grid, Grid]) -> None:
+    def __init__(
+        self, op: Callable[..., Tensor], grids: tuple[Grid, Grid, Grid], dtype: torch.dtype
+    ) -> None:
         super().__init__()
-        self.op, self.grids = op, grids
+        self.op, self.dtype = op, dtype
+        self.grids = [(s, z - 128 * (dtype == torch.qint8)) for s, z in grids]
+
+    def quantized(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        a = torch.quantize_per_tensor(x, *self.grids[0], self.dtype)
+        return a, torch.quantize_per_tensor(y, *self.grids[1], self.dtype)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        a = torch.quantize_per_tensor(x, *self.grids[0], torch.quint8)
-        b = torch.quantize_per_tensor(y, *self.grids[1], torch.quint8)
+        a, b = self.quantized(x, y)
         return self.op(a, b, *self.grids[2])
 
 
 class Joined(Binary):
-    def __init__(self, op: Any, grids: tuple[Grid, Grid, Grid], dim: int) -> None:
-        super().__init__(op, grids)
+    def __init__(
+        self, op: Any, grids: tuple[Grid, Grid, Grid], dtype: torch.dtype, dim: int
+    ) -> None:
+        super().__init__(op, grids, dtype)
         self.dim = dim
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        a = torch.quantize_per_tensor(x, *self.grids[0], torch.quint8)
-        b = torch.quantize_per_tensor(y, *self.grids[1], torch.quint8)
-        return self.op([a, b], self.dim, *self.grids[2])
+        return self.op([*self.quantized(x, y)], self.dim, *self.grids[2])
+
+
+class Scalar(nn.Module):
+    def __init__(self, op: Callable[..., Tensor], number: float, source: Any, dtype: Any) -> None:
+        super().__init__()
+        self.op, self.number, self.source, self.dtype = op, number, source, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = torch.quantize_per_tensor(x, *self.source, self.dtype)
+        return self.op(q, self.number)
 
 
 def codes(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -62,35 +78,82 @@ def codes(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
-def given(shape: tuple[int, ...], grid: Grid, last: bool, seed: int) -> Tensor:
-    x = values(codes(shape, seed), *grid)
+def given(
+    shape: tuple[int, ...], grid: Grid, last: bool, seed: int, dtype: torch.dtype = torch.quint8
+) -> Tensor:
+    """Values of random codes; of qint8, codes and zero point are 128 lower."""
+    scale, point = grid
+    down = 128 if dtype == torch.qint8 else 0
+    found = codes(shape, seed).int() - down
+    x = values(found.to(torch.int8 if down else torch.uint8), scale, point - down, dtype)
     return x.contiguous(memory_format=LAST) if last and x.dim() == 4 else x
 
 
+DTYPES = pytest.mark.parametrize("dtype", [torch.quint8, torch.qint8], ids=str)
+
+
+@DTYPES
 @pytest.mark.parametrize("engine", ["fbgemm", "qnnpack"])
 @pytest.mark.parametrize("name", ["add", "add_relu", "mul", "mul_relu"])
-def test_two_tensors(name: str, engine: str) -> None:
+def test_two_tensors(name: str, engine: str, dtype: torch.dtype) -> None:
     bad = total = 0
     for one, other, last in SHAPES:
         for grids in GRIDS:
-            inputs = given(one, grids[0], last, 1), given(other, grids[1], last, 2)
-            found = differing(Binary(getattr(OPS, name), grids), *inputs, engine=engine)
+            inputs = given(one, grids[0], last, 1, dtype), given(other, grids[1], last, 2, dtype)
+            found = differing(Binary(getattr(OPS, name), grids, dtype), *inputs, engine=engine)
             bad, total = bad + found[0], total + found[1]
     assert bad == 0
     assert total > 900_000
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["add", "add_relu"])
+def test_each_thread_has_its_tail(name: str, threads: int) -> None:
+    """Grids of powers of two are full of ties, which body and tail round apart."""
+    shapes = ((2, 6, 70, 81), (1, 65_537), (7, 16_411), (3, 32_768 + 33), (32_700,))
+    kernel, before = getattr(OPS, name), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for shape in shapes:
+            inputs = given(shape, GRIDS[2][0], False, 1), given(shape, GRIDS[2][1], False, 2)
+            model = Binary(kernel, GRIDS[2], torch.quint8)
+            assert differing(model, *inputs, engine="fbgemm", threads=threads)[0] == 0
+            row = inputs[1][..., :1] if len(shape) == 2 else inputs[1]
+            assert differing(model, inputs[0], row, engine="fbgemm", threads=threads)[0] == 0
+    finally:
+        torch.set_num_threads(before)
+
+
+@DTYPES
+@pytest.mark.parametrize("engine", ["fbgemm", "qnnpack"])
+@pytest.mark.parametrize("name", ["add_scalar", "add_scalar_relu", "mul_scalar", "mul_scalar_relu"])
+def test_a_number(name: str, engine: str, dtype: torch.dtype) -> None:
+    """Zero, and numbers that push the zero point out of the container, too."""
+    bad = total = 0
+    for number in (0, 0.3, -0.3, 2, -2.0, 50.0, -50.0, 1e-3, 0.05, 1e4):
+        for scale, point in ((0.1, 10), (0.07, 77), (0.5, 3), (0.25, 128), (0.013, 255)):
+            x = given((5, 1031), (scale, point), False, 1, dtype)
+            source = (scale, point - 128 * (dtype == torch.qint8))
+            model = Scalar(getattr(OPS, name), number, source, dtype)
+            found = differing(model, x, engine=engine)
+            bad, total = bad + found[0], total + found[1]
+    assert bad == 0
+    assert total > 250_000
+
+
+@DTYPES
 @pytest.mark.parametrize("engine", ["fbgemm", "qnnpack"])
 @pytest.mark.parametrize("name", ["cat", "cat_relu"])
-def test_cat(name: str, engine: str) -> None:
+def test_cat(name: str, engine: str, dtype: torch.dtype) -> None:
     cases = [((4, 21, 37, 19), (4, 64, 37, 19), 1), ((4, 5, 7), (4, 9, 7), 1)]
     cases += [((3, 4, 5, 6), (3, 4, 5, 6), -1), ((3, 4), (5, 4), 0)]
     bad = total = 0
     for one, other, dim in cases:
         for grids in (*GRIDS, ((0.1, 10),) * 3):
             for last in (False, True):
-                inputs = given(one, grids[0], last, 1), given(other, grids[1], last, 2)
-                model = Joined(getattr(OPS, name), grids, dim)
+                left = given(one, grids[0], last, 1, dtype)
+                inputs = left, given(other, grids[1], last, 2, dtype)
+                model = Joined(getattr(OPS, name), grids, dtype, dim)
                 found = differing(model, *inputs, engine=engine)
                 bad, total = bad + found[0], total + found[1]
     assert bad == 0

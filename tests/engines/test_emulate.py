@@ -13,9 +13,9 @@ from torch.ao.quantization import default_weight_observer, get_default_qconfig_m
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import fxqfix
-from fxqfix._torch import quiet
+from fxqfix._torch import quantized_engine, quiet
 from fxqfix.errors import DialectError, UnknownNameError, UnsupportedError
-from tests.engines.harness import ENGINES, native_isa, running
+from tests.engines.harness import ENGINES, native_isa
 from tests.engines.nets import NETS, SHAPES
 
 
@@ -50,7 +50,7 @@ def converted(name: str, engine: str) -> fx.GraphModule:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 2)
             nn.init.normal_(module.bias)
-    with running(engine), quiet():
+    with quantized_engine(engine), quiet():
         mapping = get_default_qconfig_mapping(engine)
         if name == "UNet":  # no engine but qnnpack packs per-channel transposed weights
             observer = default_weight_observer
@@ -67,7 +67,7 @@ def test_every_code_of_every_site(name: str, engine: str) -> None:
     if engine not in torch.backends.quantized.supported_engines:
         pytest.skip(f"this torch has no engine {engine}")
     model = converted(name, engine)
-    with running(engine), torch.no_grad(), quiet():
+    with quantized_engine(engine), torch.no_grad(), quiet():
         emulated = fxqfix.emulate(model, isa=native_isa())
         for gain in (1.0, 2.0):
             x = _data(name, gain)
@@ -81,7 +81,7 @@ def test_every_code_of_every_site(name: str, engine: str) -> None:
 
 def test_nothing_is_perturbed() -> None:
     model, x = converted("Residual", "qnnpack"), _data("Residual")
-    with running("qnnpack"), torch.no_grad():  # add asks for the engine when it runs
+    with quantized_engine("qnnpack"), torch.no_grad():  # add asks for the engine when it runs
         code, wanted = model.code, model(x)
         given, state = x.clone(), torch.get_rng_state()
         fxqfix.emulate(model)(x)
@@ -97,7 +97,7 @@ def test_it_needs_no_engine() -> None:
     emulated = fxqfix.emulate(model, engine="fbgemm")
     wanted = emulated(x)
     assert "quantized." not in emulated.code
-    with running("qnnpack"):
+    with quantized_engine("qnnpack"):
         assert torch.equal(emulated(x), wanted)
 
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 import fxqfix
-from fxqfix._torch import quiet
+from fxqfix._torch import quantized_engine, quiet
 from fxqfix.errors import UnsupportedError
-from fxqfix.flows.convert import quantized_engine
 from tests.engines.harness import native_isa
 from tests.op_flows import batches, convert, prepare
 from tests.op_samples import SAMPLES, Sample

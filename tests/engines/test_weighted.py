@@ -12,6 +12,7 @@ import torch.ao.nn.intrinsic.quantized as nniq
 import torch.ao.nn.quantized as nnq
 from torch import Tensor, nn
 
+from fxqfix._torch import quantized_engine
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Call, dispatch, saturation_possible, table
 from fxqfix.engines._accumulate import Accumulator
@@ -20,7 +21,7 @@ from fxqfix.engines.dispatch import check_packed
 from fxqfix.errors import UnsupportedError
 from fxqfix.flows.emulate import emulate
 from fxqfix.qparams import QParams
-from tests.engines.harness import ENGINES, differing, native_isa, running, values
+from tests.engines.harness import ENGINES, differing, native_isa, values
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 # (inputs, outputs, groups): vector bodies and tails, grouped, depthwise, with a multiplier.
@@ -126,7 +127,7 @@ def layer(
         more = [rng.choice([0, 1]) if s > 1 and engine != "onednn" else 0 for s in stride]
         last = [padding, more, dilation, groups]
     options = [stride, *last] if dims else []
-    with running(engine):
+    with quantized_engine(engine):
         prepack = getattr(torch.ops.quantized, f"{op}_prepack")
         packed = prepack(packed_weight, bias if rng.random() < 0.7 else None, *options)
     low, high = (0, 255) if dtype == torch.quint8 else (-128, 127)
@@ -178,7 +179,7 @@ def test_linear_of_qint8_is_onednn_s(seed: int) -> None:
 def _module(kind: Any, engine: str, per_channel: bool, **options: Any) -> nn.Module:
     """A module of torch.ao.nn with random weights and output qparams."""
     linear = issubclass(kind, nnq.Linear)
-    with running(engine):
+    with quantized_engine(engine):
         module = kind(8, 16) if linear else kind(8, 16, 3, **options)
         shape = tuple(module.weight().shape)
         axis = (0 if linear or "Transpose" not in kind.__name__ else 1) if per_channel else None
@@ -256,7 +257,7 @@ def test_extreme_scales(
     if not per_channel:
         packed_weight = torch._make_per_tensor_quantized_tensor(found, ws, 0)
     options = [[1, 1], [0, 0], [1, 1], 1] if conv else []
-    with running(engine):
+    with quantized_engine(engine):
         prepack = getattr(torch.ops.quantized, f"{op}_prepack")
         packed = prepack(packed_weight, torch.linspace(-1, 1, 17) * bias, *options)
     codes = torch.randint(0, 256, (3, 33, 9, 9) if conv else (300, 33))
@@ -282,7 +283,7 @@ class Added(nn.Module):
 @pytest.mark.parametrize("last", [False, True])
 def test_convolution_that_adds(op: str, groups: int, last: bool) -> None:
     skip_without("onednn")
-    with running("onednn"):
+    with quantized_engine("onednn"):
         packed = torch.ops.quantized.conv2d_prepack(
             weight(random.Random(1), [12, 12 // groups, 3, 3], 0, "onednn", ties=False),
             torch.linspace(-2, 2, 12),
@@ -312,7 +313,7 @@ class Fused(nn.Module):
 )
 def test_linear_with_an_activation(op: str, rest: tuple[float, ...]) -> None:
     skip_without("onednn")
-    with running("onednn"):
+    with quantized_engine("onednn"):
         found = weight(random.Random(2), [33, 24], 0, "onednn", ties=False)
         packed = torch.ops.quantized.linear_prepack(found, torch.linspace(-1, 1, 33))
     x = values(torch.randint(0, 256 if "relu" in op else 6, (30_000, 24)), 0.0371, 3)
@@ -368,7 +369,7 @@ def test_which_kernels_saturate(
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 def test_depthwise_of_fbgemm_saturates_on_any_cpu(engine: str, kernel: int) -> None:
     skip_without(engine)
-    with running("fbgemm"):
+    with quantized_engine("fbgemm"):
         found = weight(random.Random(3), [16, 1, kernel, kernel], 0, "fbgemm", ties=False)
         packed = torch.ops.quantized.conv2d_prepack(
             found, None, [1, 1], [kernel // 2] * 2, [1, 1], 16
@@ -377,7 +378,7 @@ def test_depthwise_of_fbgemm_saturates_on_any_cpu(engine: str, kernel: int) -> N
     x = values(torch.randint(150, 256, (2, 16, 30, 30)), 0.0371, 200)
     for isa in {"avx2", native_isa()}:
         assert differing(model, x, engine="fbgemm", isa=isa)[0] == 0
-    with running("fbgemm"):
+    with quantized_engine("fbgemm"):
         exact = emulate(model, engine="fbgemm", isa="vnni")
     losing = [m for m in exact.modules() if isinstance(m, Lost)]
     assert len(losing) == 1
@@ -420,16 +421,16 @@ def test_a_weight_tells_its_engine(engine: str, op: str) -> None:
     ones = [1] * (1 if "1d" in op else 2)
     zeros = [0] * len(ones)
     more = [ones, zeros, *([zeros] if "transpose" in op else []), ones, 1] if op != "linear" else []
-    with running(engine):
+    with quantized_engine(engine):
         packed = getattr(torch.ops.quantized, f"{op}_prepack")(found, None, *more)
-    check_packed(Call("n", engine, op, arguments={"packed": packed}))
+    check_packed(Call("n", engine, op, arguments={"packed": packed}), engine)
     for other in {"fbgemm", "onednn", "qnnpack"} - {engine}:
         if engine == "x86" and other != "qnnpack":
             continue
         with pytest.raises(
             UnsupportedError, match=f"packed for {engine if engine != 'x86' else ''}"
         ):
-            check_packed(Call("n", other, op, arguments={"packed": packed}))
+            check_packed(Call("n", other, op, arguments={"packed": packed}), other)
 
 
 def test_dispatch_of_x86() -> None:

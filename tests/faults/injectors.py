@@ -25,7 +25,7 @@ from torch.ao.quantization import (
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
 import fxqfix
-from fxqfix.flows.convert import quantized_engine
+from fxqfix._torch import quantized_engine
 
 SHAPE = (8, 3, 8, 8)
 

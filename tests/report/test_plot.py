@@ -56,6 +56,7 @@ def test_stacks_add_up_to_the_differing_share() -> None:
             assert bar.get_y() == heights[place]
             heights[place] += bar.get_height()
     for height, row in zip(heights, report.rows, strict=True):
+        # reason: bars are stacked one by one, and their heights rounded in double each time
         assert height == pytest.approx(100 * row.differing / row.cumulative.elements)
     legend = [text.get_text() for text in lower.get_legend().get_texts()]
     assert legend == list(report.causes)
