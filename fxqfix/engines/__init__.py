@@ -2,9 +2,11 @@
 
 from fxqfix.engines import (  # noqa: F401  # they fill the table
     activations,
+    batch_norm,
     boundary,
     elementwise,
     listing,
+    norms,
     onednn_fused,
     pools,
     weighted,
