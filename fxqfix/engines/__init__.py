@@ -8,7 +8,9 @@ from fxqfix.engines import (  # noqa: F401  # they fill the table
     listing,
     norms,
     onednn_fused,
+    pads,
     pools,
+    resize,
     weighted,
 )
 from fxqfix.engines._base import ENGINES, ISAS, Call, Kernel, table
