@@ -2,6 +2,7 @@
 
 from fxqfix.engines import (  # noqa: F401  # they fill the table
     activations,
+    adaptive_pools,
     batch_norm,
     boundary,
     elementwise,
@@ -10,6 +11,7 @@ from fxqfix.engines import (  # noqa: F401  # they fill the table
     onednn_fused,
     pads,
     pools,
+    pools_1d_3d,
     resize,
     weighted,
 )

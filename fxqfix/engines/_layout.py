@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["laid_out", "suggested"]
+__all__ = ["laid_out", "passes_for_last", "stored", "suggested", "suggested_format"]
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -24,15 +24,37 @@ def laid_out(found: Tensor, dims: int) -> Tensor:
     return torch.empty_like(found, memory_format=layout).copy_(found)
 
 
-def suggested(found: Tensor, like: Tensor) -> Tensor:
-    """A copy in the layout that torch suggests for a tensor that lies as `like` does.
+def suggested_format(like: Tensor) -> torch.memory_format:
+    """What torch suggests for a tensor that lies as `like` does.
 
     Channels-last where the strides alone say so, which sizes of 1 leave open.
     """
     layout = _CHANNELS_LAST.get(like.dim())
     if layout is None or not _strides_say_last(like):
-        layout = torch.contiguous_format
-    return torch.empty_like(found, memory_format=layout).copy_(found)
+        return torch.contiguous_format
+    return layout
+
+
+def suggested(found: Tensor, like: Tensor) -> Tensor:
+    """A copy in the layout that torch suggests for `like`."""
+    return torch.empty_like(found, memory_format=suggested_format(like)).copy_(found)
+
+
+def passes_for_last(codes: Tensor) -> bool:
+    """Whether a tensor lies channels-last, as images of one channel or one pixel always do."""
+    layout = _CHANNELS_LAST.get(codes.dim())
+    return layout is not None and codes.is_contiguous(memory_format=layout)
+
+
+def stored(found: Tensor, like: Tensor) -> Tensor:
+    """What channels-last kernels store into memory laid out as torch suggests for `like`.
+
+    An image of one pixel passes for channels-last, and yet its result is laid out contiguous: the
+    kernels write the channels last all the same, and so mix them up.
+    """
+    result = suggested(found, like)
+    result.as_strided((found.numel(),), (1,)).copy_(found.movedim(1, -1).flatten())
+    return result
 
 
 def _strides_say_last(like: Tensor) -> bool:

@@ -7,8 +7,7 @@ With the weights ``w0 = f(1 - w1)`` of two columns and ``h0``, ``h1`` of two row
 * channels-last: the source index is fused; whole vectors of 8 channels fuse the second product
   with each sum, the channels behind them the first
 
-An image of one pixel passes for channels-last and is given a contiguous result, in which the
-kernels write the channels last: they come out mixed up, and so they do here.
+An image of one pixel passes for channels-last; see `_layout.stored`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch import Tensor, fx, nn
 from fxqfix.engines._arithmetic import to_codes
 from fxqfix.engines._base import Call, kernel
 from fxqfix.engines._blend import line, weighted
-from fxqfix.engines._layout import suggested
+from fxqfix.engines._layout import passes_for_last, stored, suggested
 from fxqfix.qparams import QParams
 
 __all__ = ["Bilinear", "Nearest"]
@@ -64,7 +63,8 @@ class Nearest(_Resize):
         """Codes and sizes in, codes out."""
         codes: Tensor = given[0]
         found = F.interpolate(codes.float(), **self.options_of(given))
-        return _stored(found.to(codes.dtype), codes)
+        place = stored if passes_for_last(codes) else suggested
+        return place(found.to(codes.dtype), codes)
 
 
 class Bilinear(_Resize):
@@ -80,7 +80,7 @@ class Bilinear(_Resize):
         options = self.options_of(given)
         size = F.interpolate(codes[:1, :1].float(), **options).shape[2:]
         scales = _scales(options)
-        last = codes.is_contiguous(memory_format=torch.channels_last)
+        last = passes_for_last(codes)
         lines = [
             line(codes.shape[2 + i], size[i], bool(options["align_corners"]), scales[i], last)
             for i in (0, 1)
@@ -95,16 +95,7 @@ class Bilinear(_Resize):
                 [weighted(x[:, :vectors], lines, 1), weighted(x[:, vectors:], lines, 0)], 1
             )
         rounded = torch.round(found - self.point + self.point)
-        return _stored(to_codes(rounded, self.source), codes)
-
-
-def _stored(found: Tensor, codes: Tensor) -> Tensor:
-    """In the memory of the result, channels last where the input passes for it."""
-    stored = suggested(found, codes)
-    layout = torch.channels_last if found.dim() == 4 else torch.channels_last_3d
-    if codes.is_contiguous(memory_format=layout):
-        stored.as_strided((found.numel(),), (1,)).copy_(found.movedim(1, -1).flatten())
-    return stored
+        return (stored if last else suggested)(to_codes(rounded, self.source), codes)
 
 
 def _scales(options: dict[str, Any]) -> tuple[float | None, float | None]:

@@ -25,6 +25,7 @@ POOLS: dict[str, Callable[[Tensor], Any]] = {
     "average ceil": nn.AvgPool2d(3, 2, 1, ceil_mode=True),
     "average by 5": lambda q: F.avg_pool2d(q, 3, 2, 1, divisor_override=5),
     "adaptive 1": lambda q: F.adaptive_avg_pool2d(q, 1),
+    "adaptive 2": lambda q: F.adaptive_avg_pool2d(q, 2),
     "adaptive 3": lambda q: F.adaptive_avg_pool2d(q, 3),
     "adaptive 4, 5": nn.AdaptiveAvgPool2d((4, 5)),
     "mean of the image": lambda q: q.mean([2, 3]),
@@ -48,6 +49,9 @@ SHAPES = (
     ((64, 33, 7, 7), True),
     ((64, 33, 7, 7), False),
     ((64, 33, 8, 8), True),
+    ((64, 9, 8, 8), False),
+    ((40, 1, 12, 35), False),
+    ((40, 1, 12, 35), True),
 )
 
 
