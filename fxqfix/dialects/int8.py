@@ -217,6 +217,8 @@ def _output(
     out = bound(node).get("out")  # written to a tensor that has its qparams already
     if isinstance(out, fx.Node):
         return known[out] if out in known else tensor_weight(fetch(graph_module, out)).qparams
+    if found.key == "gelu":  # its kernel rounds the scale to float32
+        return replace(source, scale=float(torch.tensor(source.scales[0]).float()))
     return source
 
 

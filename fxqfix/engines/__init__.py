@@ -13,6 +13,8 @@ from fxqfix.engines import (  # noqa: F401  # they fill the table
     pools,
     pools_1d_3d,
     resize,
+    slopes,
+    softmax,
     weighted,
 )
 from fxqfix.engines._base import ENGINES, ISAS, Call, Kernel, table
