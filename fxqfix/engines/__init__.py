@@ -6,6 +6,7 @@ from fxqfix.engines import (  # noqa: F401  # they fill the table
     batch_norm,
     boundary,
     elementwise,
+    embedding,
     listing,
     norms,
     onednn_fused,

@@ -70,7 +70,8 @@ class QnnSoftmax(nn.Module):
         return found
 
 
-@kernel("softmax", engines=_ALL)
+@kernel("softmax", engines=_SHARED, inexact="exp and sums are torch's own; 0 of 4.1 M differed")
+@kernel("softmax", engines=("qnnpack",))
 def _softmax(call: Call) -> nn.Module:
     dim: Any = call.option("dim")
     if not isinstance(dim, int):
@@ -94,6 +95,10 @@ class Matmul(nn.Module):
         return quantize_native(found, self.grid).to(self.grid.storage)
 
 
-@kernel("matmul", engines=_ALL)
+@kernel(
+    "matmul",
+    engines=_ALL,
+    inexact="float sums are in the order of torch's own; 0 of 3.3 M differed",
+)
 def _matmul(call: Call) -> nn.Module:
     return Matmul((call.grid_of(0), call.grid_of(1)), call.grid)

@@ -19,12 +19,6 @@ from tests.op_samples import SAMPLES, Sample
 # Samples that are refused, by what the error says. One that is emulated all the same fails.
 REFUSED: dict[str, tuple[str, ...]] = {
     "no exact arithmetic": (
-        "embedding-fbgemm",
-        "embedding-qnnpack",
-        "embedding_bag-fbgemm",
-        "embedding_bag-qnnpack",
-        "embedding_bag-4bit-fbgemm",
-        "embedding_bag-4bit-qnnpack",
         "lstm-fbgemm",
         "lstm-qnnpack",
         "lstm_eager-fbgemm",
