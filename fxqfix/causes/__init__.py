@@ -17,10 +17,11 @@ from fxqfix.causes import (
     upstream,
 )
 from fxqfix.causes._base import Attribution, Cause, attribute
+from fxqfix.causes._emulated import Emulated
 from fxqfix.causes._recompute import Recompute
 from fxqfix.causes._view import View
 
-__all__ = ["Attribution", "Cause", "Recompute", "View", "attribute", "registry"]
+__all__ = ["Attribution", "Cause", "Emulated", "Recompute", "View", "attribute", "registry"]
 
 _ORDER = (
     range_lost,
@@ -29,10 +30,10 @@ _ORDER = (
     bn_folding,
     rounding,
     scale_formula,
-    requantization,
     bias_int32,
     int16_saturation,
     kernel_defect,
+    requantization,
     upstream,
     unexplained,
 )

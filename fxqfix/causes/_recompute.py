@@ -53,6 +53,11 @@ class Recompute:
     def _region(self) -> Region:
         return cut(self.graph_module, self.end, self.starts)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the nodes that the region starts from, in the shadow's order."""
+        return tuple(node.name for node in self._region.inputs)
+
     @cached_property
     def _paths(self) -> tuple[str, ...]:
         """Paths of the modules that the region calls."""

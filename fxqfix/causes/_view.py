@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fxqfix.causes._emulated import Emulated
 from fxqfix.causes._recompute import Recompute
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Defect
@@ -47,6 +48,7 @@ class View:
         recompute: Recomputations; None for weights.
         weight: For a weight site, the prepared weight.
         defect: The known-wrong kernel that the converted op runs on, or None.
+        emulated: The converted op in its engine's integers; None where it has none.
         left: Mask of the codes that no cause before the present one explained.
         problem: Why a recomputation failed, "" where none did.
     """
@@ -62,6 +64,7 @@ class View:
     recompute: Recompute | None = None
     weight: WeightView | None = None
     defect: Defect | None = None
+    emulated: Emulated | None = None
     left: Tensor = field(init=False)
     problem: str = field(default="", init=False)
 
@@ -104,6 +107,32 @@ class View:
         if self.recompute is None or not self.recompute.own_inner:
             return None
         return self.recomputed({path: b for path, (_, b) in self._weights.items()}, inner=True)
+
+    @cached_property
+    def _integers(self) -> Tensor | None:
+        """The codes that the engine's integers give from the converted model's own inputs."""
+        if self.emulated is None or self.local is None:
+            return None
+        return self.emulated.codes(self.local)
+
+    def owed_to(self, effect: str = "") -> Tensor | None:
+        """Codes that the engine's integers give, and without one of its effects don't.
+
+        Args:
+            effect: Name of the effect's cause; "" for all codes that the engine's integers give.
+
+        Returns:
+            The mask; None where the engine has no exact arithmetic for the op, or no such effect.
+        """
+        if self._integers is None or self.emulated is None or self.local is None:
+            return None
+        mine = self._integers == self.raw
+        if not effect:
+            return mine
+        if not self.emulated.weighted:
+            return None
+        without = self.emulated.codes(self.local, without=effect)
+        return mine & (without != self.raw) if without is not None else None
 
     def recomputed(self, weights: Mapping[str, WeightView], *, inner: bool = False) -> Tensor:
         """The site's value in float64 with these weights; the float32 value where that fails."""

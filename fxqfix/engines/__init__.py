@@ -19,11 +19,13 @@ from fxqfix.engines import (  # noqa: F401  # they fill the table
     weighted,
 )
 from fxqfix.engines._base import ENGINES, ISAS, Call, Kernel, table
+from fxqfix.engines._requantize import Qnnpack, Weighted
 from fxqfix.engines.calls import calls
 from fxqfix.engines.defects import DEFECTS, Defect
 from fxqfix.engines.defects import find as find_defect
 from fxqfix.engines.dispatch import dispatch
-from fxqfix.engines.saturation import Geometry, saturated_sums, saturation_possible
+from fxqfix.engines.saturation import saturation_possible
+from fxqfix.engines.weighted import accumulator_bound
 
 __all__ = [
     "DEFECTS",
@@ -31,12 +33,13 @@ __all__ = [
     "ISAS",
     "Call",
     "Defect",
-    "Geometry",
     "Kernel",
+    "Qnnpack",
+    "Weighted",
+    "accumulator_bound",
     "calls",
     "dispatch",
     "find_defect",
-    "saturated_sums",
     "saturation_possible",
     "table",
 ]

@@ -54,7 +54,7 @@ class Lost(nn.Module):
         zero_point: The activations' zero point.
         lift: What is added to the activations' codes to make them unsigned.
         walk: Strides and the like.
-        by_channel: Which neighbours make a pair; see `saturated_sums`.
+        by_channel: Which neighbours make a pair; see `pairs_of_weights`.
     """
 
     outputs: Tensor

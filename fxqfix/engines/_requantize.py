@@ -41,10 +41,12 @@ class Weighted(nn.Module, ABC):
     Attributes:
         accumulate: Makes the exact sums.
         lost: What the sums lose to saturation, or None.
+        without: An effect to leave out, by the name of its cause, to tell what it does; "".
         bias: The float bias, shaped to broadcast, or None.
     """
 
     bias: Tensor | None
+    without = ""
 
     def __init__(
         self, call: Call, accumulate: Accumulator, dims: int, lost: nn.Module | None = None
@@ -81,7 +83,7 @@ class Weighted(nn.Module, ABC):
     def forward(self, codes: Tensor, *others: Tensor) -> Tensor:
         """Codes in, codes out."""
         sums = self.accumulate(codes)
-        if self.lost is not None:
+        if self.lost is not None and self.without != "int16-saturation":
             sums = sums.double() - self.lost(codes)
         found = to_codes(self.requantize(sums, *others), self.grid, relu=self.relu)
         return laid_out(found, self.dims)
@@ -148,28 +150,34 @@ class Qnnpack(Weighted):
     """``rne(f(f(acc + bi) * m)) + zo``; see the module's docstring."""
 
     multiplier: Tensor
-    bias_int32: Tensor | None
+    steps: Tensor | None
 
     def prepare(self, xs: Tensor, ws: Tensor, os: Tensor) -> None:
-        """Multiplier and integer bias."""
+        """Multiplier, and the bias in steps of the accumulator, not rounded yet."""
         step = ws.float() * xs.float()
         self.register_buffer("multiplier", step * (1.0 / os.float()))
         inverse = 1.0 / (ws.float().double() * xs).float()
-        bias = None if self.bias is None else torch.round(self.bias * inverse).double()
-        self.register_buffer("bias_int32", bias)
+        self.register_buffer("steps", None if self.bias is None else self.bias * inverse)
+
+    @property
+    def bias_error(self) -> Tensor:
+        """How far rounding moves each bias, in codes of the output."""
+        if self.steps is None:
+            return torch.zeros(1)
+        return (self.steps - torch.round(self.steps)).abs() * self.multiplier
 
     def largest_bias(self) -> int:
         """That of the int32 bias."""
-        bias = self.bias_int32
-        if bias is None or not bias.numel():
+        if self.steps is None or not self.steps.numel():
             return 0
-        largest = float(bias.abs().max())
+        largest = float(self.steps.abs().max())
         return int(largest) if largest <= _INT32 else _INT32 + 1  # also NaN
 
     def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
         """The bias is added to the integers, before they become float32."""
-        if self.bias_int32 is not None:
-            sums = sums.double() + self.bias_int32
+        if self.steps is not None:
+            exact = self.without == "bias-int32"
+            sums = sums.double() + (self.steps if exact else torch.round(self.steps))
         return _whole(sums.float() * self.multiplier).add_(self.point)
 
 

@@ -15,8 +15,6 @@ VNNI in a subprocess whose instruction set is capped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,97 +23,15 @@ from fxqfix.engines._accumulate import by_output
 from fxqfix.engines._base import Call
 
 __all__ = [
-    "Geometry",
     "pairing",
     "pairs_of_weights",
     "raw_rows",
     "runs_reference",
-    "saturated_sums",
     "saturating",
     "saturation_possible",
 ]
 
 _LOW, _HIGH = -(2**15), 2**15 - 1
-_CHUNK = 2**22  # products held at once
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How a convolution walks its input; a linear layer is a 1x1 convolution of 1x1 images.
-
-    Attributes:
-        stride: (vertical, horizontal) step.
-        padding: (vertical, horizontal) zeros on each side; they hold the zero point's code.
-        dilation: (vertical, horizontal) distance of kernel positions.
-        groups: Number of groups.
-    """
-
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-
-
-def saturated_sums(
-    codes: Tensor,
-    zero_point: int,
-    weight: Tensor,
-    geometry: Geometry,
-    where: Tensor,
-    *,
-    by_channel: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of raw products at chosen outputs, each pair of products saturated to int16.
-
-    Args:
-        codes: Raw activation codes, uint8, of shape (N, C, H, W).
-        zero_point: Their zero point; padding holds it.
-        weight: Raw weight codes, int8, of shape (O, C / groups, kernel height, kernel width).
-        geometry: Stride, padding, dilation and groups.
-        where: Indices (n, o, y, x) of the outputs to compute, of shape (K, 4).
-        by_channel: Pair neighbouring input channels of one kernel position (onednn); else
-            neighbours of the flattened kernel (fbgemm).
-
-    Returns:
-        K sums (int64) before any correction for zero points; the K sums of the activation codes,
-        which that correction needs where weights have a zero point; and whether any pair of each
-        saturated.
-
-    Source:
-        Measured; see the module's docstring.
-
-    Example:
-        >>> hot = torch.full((1, 2, 1, 1), 255, dtype=torch.uint8)
-        >>> large = torch.full((1, 2, 1, 1), 127, dtype=torch.int8)
-        >>> at = torch.tensor([[0, 0, 0, 0]])
-        >>> sums, _, saturated = saturated_sums(hot, 0, large, Geometry(), at, by_channel=False)
-        >>> sums.item(), 2 * 255 * 127, saturated.item()
-        (32767, 64770, True)
-    """
-    if not len(where):
-        none = torch.zeros(0, dtype=torch.int64, device=codes.device)
-        return none, none, none.bool()
-    vertical, horizontal = geometry.padding
-    sides = (horizontal, horizontal, vertical, vertical)
-    padded, bare = F.pad(codes.int(), sides, value=zero_point), F.pad(codes.int(), sides)
-    rows = _ordered(weight.int(), by_channel)
-    outputs, per_group = weight.shape[0], weight.shape[1]
-    found, activations, saturated = [], [], []
-    for index in torch.split(where, max(1, _CHUNK // rows.shape[1])):
-        n, o, y, x = index.unbind(1)
-        first = o // (outputs // geometry.groups) * per_group
-        patch = _patches(padded, n, first, y, x, weight.shape, geometry)
-        products = _ordered(patch, by_channel) * rows[o]
-        total = products.sum(-1, dtype=torch.int64)
-        if by_channel:  # oneDNN leaves padding out of the pairs
-            inside = _patches(bare, n, first, y, x, weight.shape, geometry)
-            products = _ordered(inside, by_channel) * rows[o]
-        pairs = products.reshape(len(index), -1, 2).sum(-1)
-        lost = pairs - pairs.clamp(_LOW, _HIGH)
-        found.append(total - lost.sum(-1, dtype=torch.int64))
-        saturated.append(lost.any(-1))
-        activations.append(patch.sum((1, 2, 3), dtype=torch.int64))
-    return torch.cat(found), torch.cat(activations), torch.cat(saturated)
 
 
 def pairs_of_weights(weight: Tensor, *, by_channel: bool) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -123,7 +39,8 @@ def pairs_of_weights(weight: Tensor, *, by_channel: bool) -> tuple[Tensor, list[
 
     Args:
         weight: Raw weight codes, (outputs, inputs / groups, *kernel).
-        by_channel: See `saturated_sums`.
+        by_channel: Pair neighbouring input channels of one kernel position (onednn); else
+            neighbours of the flattened kernel (fbgemm).
 
     Returns:
         The pairs of every output, int32 of shape (outputs, pairs, 2), 0 where a weight has no
@@ -210,23 +127,28 @@ def _fbgemm_depthwise(call: Call) -> bool:
     return per_group == 1 and groups % 8 == 0 and outputs // groups <= 2 and same and steps
 
 
-def saturation_possible(call: Call, highest: int | None = None) -> int:
+def saturation_possible(call: Call, highest: int | None = None) -> int | None:
     """How many pairs of a call's weights can saturate; 0 means that no input can make one.
 
     Args:
         call: A call with a weight, its engine dispatched.
         highest: The largest activation code; default: the container's, 255 for quint8.
 
+    Returns:
+        The number; None for ops without a weight.
+
     Source:
         ``highest * (sum of a pair's weights of one sign)`` beyond 16 bits.
 
     Example:
         >>> from fxqfix.engines import Call, saturation_possible
-        >>> saturation_possible(Call("n", "qnnpack", "linear"))
-        0
+        >>> saturation_possible(Call("n", "qnnpack", "relu")) is None
+        True
     """
+    if call.weight is None or not call.qparams or call.qparams[0] is None:
+        return None
     kind = pairing(call)
-    if kind is None or call.weight is None:
+    if kind is None:
         return 0
     pairs, _ = pairs_of_weights(raw_rows(call), by_channel=kind == "channel")
     low, high = call.source.container
@@ -239,31 +161,3 @@ def raw_rows(call: Call) -> Tensor:
         raise call.refuse("its weight can't be read")
     codes = call.weight.codes
     return by_output(codes, call.option("groups", 1)) if "transpose" in call.key else codes
-
-
-def _patches(
-    padded: Tensor,
-    n: Tensor,
-    first: Tensor,
-    y: Tensor,
-    x: Tensor,
-    shape: torch.Size,
-    geometry: Geometry,
-) -> Tensor:
-    """The inputs of each chosen output, of shape (K, channels, kernel height, kernel width)."""
-    _, channels, height, width = shape
-    device = padded.device
-    c = torch.arange(channels, device=device).reshape(1, -1, 1, 1)
-    i = torch.arange(height, device=device).reshape(1, 1, -1, 1) * geometry.dilation[0]
-    j = torch.arange(width, device=device).reshape(1, 1, 1, -1) * geometry.dilation[1]
-    n, first, y, x = (t.reshape(-1, 1, 1, 1) for t in (n, first, y, x))
-    return padded[n, first + c, y * geometry.stride[0] + i, x * geometry.stride[1] + j]
-
-
-def _ordered(values: Tensor, by_channel: bool) -> Tensor:
-    """(K, channels, height, width) -> (K, flattened), so that pairs are neighbours."""
-    last = values.permute(0, 2, 3, 1)
-    if by_channel:
-        last = F.pad(last, (0, -last.shape[-1] % 4))
-    flat = last.reshape(values.shape[0], -1)
-    return F.pad(flat, (0, flat.shape[1] % 2))

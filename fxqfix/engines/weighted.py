@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxqfix.engines._accumulate import Accumulator
+from fxqfix.engines._accumulate import Accumulator, by_output, largest_sum
 from fxqfix.engines._base import Call, kernel
 from fxqfix.engines._lost import Lost, Walk
 from fxqfix.engines._requantize import Fbgemm, Onednn, Qnnpack, Weighted
 from fxqfix.engines.saturation import pairing, raw_rows, saturation_possible
 
-__all__ = ["build_conv", "build_linear", "integer_weight"]
+__all__ = ["accumulator_bound", "build_conv", "build_linear", "integer_weight"]
 
 _ALL = ("fbgemm", "onednn", "qnnpack")
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -37,6 +37,23 @@ def integer_weight(call: Call) -> Tensor:
     shape = [1] * codes.dim()
     shape[qparams.axis] = -1
     return codes - points.reshape(shape)
+
+
+def accumulator_bound(call: Call) -> int | None:
+    """Largest sum of products, in absolute value, that a call's integers allow; None without one.
+
+    Source:
+        ``max |q - zp| * max over outputs of sum |w|``, with every code of the container.
+
+    Example:
+        >>> accumulator_bound(Call("n", "qnnpack", "relu")) is None
+        True
+    """
+    if call.weight is None or not call.qparams or call.qparams[0] is None:
+        return None
+    weight = integer_weight(call)
+    rows = by_output(weight, call.option("groups", 1)) if "transpose" in call.key else weight
+    return largest_sum(rows, call.source)
 
 
 def _options(call: Call, dims: int, *more: str) -> dict[str, Any]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch, causes, dialects, engines, ops
-from fxqfix.causes import Attribution, Recompute, View
+from fxqfix.causes import Attribution, Emulated, Recompute, View
 from fxqfix.dialects import Reading, Tap, decomposed, int8
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.quantizer import read_quantizer
 from fxqfix.dialects.weights import WeightView
 from fxqfix.measure import Probe, Run, discrepancy
 from fxqfix.pairing import Pair, Pairing
-from fxqfix.passes import FoldBatchNorm, FreezeQParams
+from fxqfix.passes import EmulateEngine, FoldBatchNorm, FreezeQParams
 from fxqfix.passes._region import functional_uses
 from fxqfix.passes.insert_shadows import Probing
 from fxqfix.qparams import QParams
@@ -52,13 +53,15 @@ class Session:
             for tap in self.converted.activations
             if tap not in paired and tap.site.used is not None
         }
-
         self.calls: dict[str, engines.Call] = {}  # by node: shadows are woven into a copy
-        if self.attribute and self.converted.dialect == int8.NAME:
-            graph_module = self.converted.graph_module
-            isa = _torch.native_isa()
-            found = engines.calls(graph_module, self.engine, isa, strict=False)
+        self.emulation: fx.GraphModule | None = None
+        if self.converted.dialect == int8.NAME:
+            options = self.engine, _torch.native_isa(), torch.get_num_threads()
+            found = engines.calls(self.converted.graph_module, *options, strict=False)
             self.calls = {node.name: call for node, call in found.items()}
+            if self.attribute and self.engine in engines.ENGINES:
+                emulate = EmulateEngine(*options, strict=False)
+                self.emulation = emulate(self.converted.graph_module).graph_module
 
     def _weight_pairs(self) -> dict[str, tuple[WeightView, WeightView]]:
         """Module path in the prepared graph -> both weights."""
@@ -98,14 +101,26 @@ class Session:
         recompute = Recompute(
             self.folded, end, starts, self.weights, self.frozen, self.inner, native
         )
+        emulated = self._emulated(p, call, recompute) if call is not None else None
 
         def judge(local: Any, converted: Tensor, prepared: Tensor, target: QParams) -> None:
             own = prepared.int()
             args = (p, used, target, local.value, local.expected, converted, own)
-            view = View(*args, local=local, recompute=recompute, defect=defect)
+            view = View(*args, local=local, recompute=recompute, defect=defect, emulated=emulated)
             causes.attribute(view, causes.registry(), share)
 
         return judge
+
+    def _emulated(self, p: Pair, call: engines.Call, recompute: Recompute) -> Emulated | None:
+        """The same site in the emulated graph, and where its inputs come from."""
+        if self.emulation is None:
+            return None
+        nodes = {n.name.removeprefix("emulated_"): n for n in self.emulation.graph.nodes}
+        end = nodes[p.converted.node.name]
+        pairs = [x for x in self.pairing.pairs if x.prepared.site.kind == "activation"]
+        starts = {nodes[x.converted.node.name]: x.prepared.node.name for x in pairs}
+        del starts[end]
+        return Emulated(self.emulation, end, starts, recompute.inputs, call)
 
     def report(self, result: Run) -> Report:
         """Turn the probes' numbers into rows."""
@@ -130,6 +145,7 @@ class Session:
         share = self.shares[site.name]
         taps = {t.node: t for t in self.reading.activations}
         ups = dialects.parents(p.prepared.node.all_input_nodes, taps)
+        call = self.calls.get(p.converted.node.name)
         return Row(
             name=site.name,
             kind=site.kind,
@@ -145,7 +161,15 @@ class Session:
             evidence=MappingProxyType(dict(share.evidence)),
             inputs=tuple(u.site.name for u in ups),
             note="" if site.quantizes else site.source,
+            engine=call.engine if call is not None else "",
+            accumulator=engines.accumulator_bound(call) if call is not None else None,
+            saturation=self._saturation(call) if call is not None else None,
         )
+
+    def _saturation(self, call: engines.Call) -> int | None:
+        """Of the kernel that a CPU without VNNI runs: what is deployed may meet one."""
+        capped = replace(call, engine=self.engine, isa="avx2")
+        return engines.saturation_possible(replace(capped, engine=engines.dispatch(capped)))
 
     def _weight_row(self, p: Pair) -> Row | None:
         site, mine, theirs = p.prepared.site, p.prepared.weight, p.converted.weight

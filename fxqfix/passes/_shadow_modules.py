@@ -25,12 +25,14 @@ class Local:
     Attributes:
         inputs: The values that it started from, as floats.
         codes: Integer inputs and their grids, where the input is a site (None for placeholders).
+        raw: The same integers, laid out as the converted model has them.
         value: The value before quantization.
         expected: The codes that the prepared op gives.
     """
 
     inputs: tuple[Any, ...]
     codes: tuple[tuple[Tensor, QParams] | None, ...]
+    raw: tuple[Tensor | None, ...]
     value: Tensor
     expected: Tensor
 
@@ -114,7 +116,10 @@ class Shadow(nn.Module):
         )
         given = tuple(_clone(v) for v in values) if self.mutates else values
         value = self.region(*given)
-        return Local(values, codes, value, quantize(value, self.qparams))
+        raw = tuple(
+            None if source is None else x for x, source in zip(inputs, self._sources, strict=True)
+        )
+        return Local(values, codes, raw, value, quantize(value, self.qparams))
 
 
 class Nudge(nn.Module):

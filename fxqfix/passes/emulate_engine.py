@@ -26,6 +26,12 @@ class EmulateEngine(Pass):
         engine: The engine that the model was converted for.
         isa: "vnni" or "avx2"; see `fxqfix.emulate`.
         threads: Number of threads that the kernels run on.
+        strict: Refuse a model with an op that can't be emulated, instead of leaving the op as it
+            is: the result then runs in parts only.
+
+    Raises:
+        DialectError: The model is not an int8 model.
+        UnsupportedError: An op can't be emulated (if strict).
 
     Example:
         >>> from fxqfix.passes import EmulateEngine
@@ -36,6 +42,7 @@ class EmulateEngine(Pass):
     engine: str
     isa: str = "vnni"
     threads: int = 1
+    strict: bool = True
     name: ClassVar[str] = "emulate-engine"
 
     def rewrite(self, rewriter: Rewriter) -> None:
@@ -50,9 +57,14 @@ class EmulateEngine(Pass):
                 remedy="pass what convert_fx returned",
             )
         done: dict[fx.Node, fx.Node] = {}
-        for node, call in engines.calls(model, self.engine, self.isa, self.threads).items():
+        options = self.engine, self.isa, self.threads
+        for node, call in engines.calls(model, *options, strict=self.strict).items():
             inputs = tuple(done.get(n, n) for n in call.inputs)
-            done[node] = self._replace(rewriter, node, call, inputs)
+            try:
+                done[node] = self._replace(rewriter, node, call, inputs)
+            except UnsupportedError:
+                if self.strict:
+                    raise
         for node in reversed(model.graph.nodes):  # scales and packed weights that nothing reads
             if node.op == "get_attr" and not node.users:
                 model.graph.erase_node(node)

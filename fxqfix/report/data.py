@@ -91,6 +91,12 @@ class Row:
         evidence: Cause name -> the numbers that it rests on, as a sentence.
         inputs: Names of the sites that this one is computed from.
         note: What is special about this row, "" as a rule.
+        engine: The engine whose kernel computes the value: what "x86" picks, or what qnnpack
+            leaves to the shared kernels; "" where no quantized kernel does.
+        accumulator: Largest sum of products, in absolute value, that the integer weights and the
+            container of the input's codes allow; None for ops without a weight.
+        saturation: Pairs of weights whose products can leave int16 on CPUs without VNNI; 0: no
+            input can make one saturate, on any CPU. None for ops without a weight.
 
     Example:
         >>> import torch
@@ -114,6 +120,9 @@ class Row:
     evidence: Mapping[str, str] = field(default_factory=dict, hash=False)
     inputs: tuple[str, ...] = ()
     note: str = ""
+    engine: str = ""
+    accumulator: int | None = None
+    saturation: int | None = None
 
     def __post_init__(self) -> None:
         """Copy the mappings: plain dicts pickle, so that reports come back from workers."""

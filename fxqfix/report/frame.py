@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["columns", "inspection_to_csv", "records", "to_csv", "to_pandas"]
 
 _QPARAMS = tuple(f.name for f in fields(QParams))
+_KERNEL = ("engine", "accumulator", "saturation")
 _DISCREPANCY = tuple(Discrepancy().to_dict())
 
 
@@ -34,10 +35,11 @@ def columns(report: Report) -> list[str]:
 
     Example:
         >>> columns(Report(rows=()))[:6]
-        ['name', 'kind', 'module', 'op', 'kernel', 'inputs']
+        ['name', 'kind', 'module', 'op', 'kernel', 'engine']
     """
     return [
-        *("name", "kind", "module", "op", "kernel", "inputs", "note", "exact", "differing"),
+        *("name", "kind", "module", "op", "kernel", *_KERNEL, "inputs", "note"),
+        *("exact", "differing"),
         *(f"{side}_{name}" for side in ("prepared", "converted") for name in _QPARAMS),
         *(f"{side}_{name}" for side in ("local", "cumulative") for name in _DISCREPANCY),
         "noise_floor_db",
@@ -72,7 +74,7 @@ def records(report: Report) -> list[dict[str, Any]]:
 def _record(row: Row) -> dict[str, Any]:
     return {
         **{name: getattr(row, name) for name in ("name", "kind", "module", "op", "kernel", "note")},
-        **{name: getattr(row, name) for name in ("exact", "differing")},
+        **{name: getattr(row, name) for name in (*_KERNEL, "exact", "differing")},
         "inputs": " ".join(row.inputs),
         **_qparams("prepared", row.prepared),
         **_qparams("converted", row.converted),

@@ -26,6 +26,7 @@ __all__ = [
     "evidence",
     "how_paired",
     "inspection_table",
+    "kernels",
     "listing",
     "render",
     "render_inspection",
@@ -272,6 +273,38 @@ def how_paired(coverage: Coverage) -> str:
     return f"{_counted(len(coverage.paired), 'site')} paired" + (f": {by}" if by else "")
 
 
+def kernels(report: Report) -> list[str]:
+    """What is known of the kernels without any data: where they run, how far their sums may go.
+
+    Example:
+        >>> kernels(Report(rows=()))
+        []
+    """
+    lines = []
+    others = [row for row in report.rows if row.engine not in ("", report.engine)]
+    for engine in dict.fromkeys(row.engine for row in others):
+        names = [row.name for row in others if row.engine == engine]
+        lines.append(f"on {engine}: {_some(names)}")
+    sums = [row for row in report.rows if row.accumulator is not None]
+    if sums:
+        largest = max(sums, key=lambda row: row.accumulator or 0)
+        lines.append(
+            f"sums of products in {_counted(len(sums), 'op')}, at most {largest.accumulator} "
+            f"({largest.name}) of the {2**31 - 1} that int32 holds"
+        )
+    hot = {row.name: row.saturation for row in report.rows if row.saturation}
+    if hot:
+        listed = [f"{name} ({_counted(count, 'pair')} of weights)" for name, count in hot.items()]
+        lines.append(f"int16 saturation is possible on CPUs without VNNI: {_some(listed)}")
+    return lines
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
 def _counted(count: int, noun: str, ending: str = "s") -> str:
     return f"{count} {noun}{'' if count == 1 else ending}"
 
@@ -317,7 +350,8 @@ def render(
     ]
     notes = [f"- {note}" for note in report.notes]
     notes += [f"- {row.name}: {row.note}" for row in report.rows if row.note]
-    for head, lines in (("causes", causes), ("coverage", coverage), ("notes", notes)):
+    sections = {"causes": causes, "kernels": [f"- {line}" for line in kernels(report)]}
+    for head, lines in {**sections, "coverage": coverage, "notes": notes}.items():
         if lines:
             parts.append("\n".join([f"{head}:", *lines]))
     return "\n\n".join(parts)

@@ -10,12 +10,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.ao.nn.quantized as nnq
+from torch import Tensor, nn
 
-from fxqfix.engines import Geometry, saturated_sums
+from fxqfix import emulate
+from fxqfix._torch import quantized_engine, quiet
+from fxqfix.dialects.weights import WeightView
+from fxqfix.engines import Call, saturation_possible
+from fxqfix.qparams import QParams
 
 CAPS = {"FBGEMM_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
@@ -68,47 +75,44 @@ def _kernel_codes(engine: str) -> list[tuple[torch.Tensor, torch.Tensor, torch.T
     return [tuple(torch.tensor(t) for t in case) for case in json.loads(done.stdout)]
 
 
-def _codes(sums: torch.Tensor, zx: int, weight: torch.Tensor) -> torch.Tensor:
-    """Requantize (N, O, H, W) raw sums: symmetric weights, all scales powers of two."""
-    corrected = sums - zx * weight.sum((1, 2, 3)).reshape(1, -1, 1, 1)
-    return (torch.round(corrected.double() * 2.0**-13) + 128).clamp(0, 255)
+class Conv(nn.Module):
+    """The layer of one case, as the child process has it."""
+
+    def __init__(self, case: tuple[int, ...], weight: Tensor) -> None:
+        super().__init__()
+        cin, cout, k, s, p, d, g, self.zx = case
+        self.conv = nnq.Conv2d(cin, cout, k, s, p, d, g)
+        make = torch._make_per_tensor_quantized_tensor
+        self.conv.set_weight_bias(make(weight.to(torch.int8), 0.5, 0), None)
+        self.conv.scale, self.conv.zero_point = 2.0**11, 128
+
+    def forward(self, x: Tensor) -> Any:
+        return self.conv(torch.quantize_per_tensor(x, 0.5, self.zx, torch.quint8))
 
 
 @pytest.mark.parametrize("engine", ["fbgemm", "onednn"])
-def test_pair_sums_are_the_capped_kernels(engine: str) -> None:
+def test_emulation_gives_the_codes_of_the_capped_kernels(engine: str) -> None:
     if engine not in torch.backends.quantized.supported_engines:
         pytest.skip(f"this torch has no engine {engine}")
     missed_by_exact = 0
     for case, (w, x, y) in zip(CASES, _kernel_codes(engine), strict=True):
-        _, _, _, s, p, d, g, zx = case
-        geometry = Geometry((s, s), (p, p), (d, d), g)
-        at = torch.ones_like(y).nonzero()
-        sums, _, _ = saturated_sums(x, zx, w, geometry, at, by_channel=engine == "onednn")
-        assert torch.equal(_codes(sums.reshape(y.shape), zx, w), y.double()), case
-        padded = F.pad(x.double(), (p, p, p, p), value=zx)
-        exact = F.conv2d(padded, w.double(), None, s, 0, d, g)
-        missed_by_exact += int((_codes(exact, zx, w) != y).sum())
+        values = (x.int() - case[-1]) * 0.5
+        with quantized_engine(engine), quiet():
+            layer = Conv(case, w)
+            capped, exact = (emulate(layer, engine=engine, isa=isa) for isa in ("avx2", "vnni"))
+            assert torch.equal(capped(values).int(), y.int()), case
+            missed_by_exact += int((exact(values).int() != y.int()).sum())
     assert missed_by_exact > 0  # the inputs are hot enough to saturate at all
 
 
-def test_without_overflow_the_sums_are_exact() -> None:
-    x = torch.randint(0, 128, (2, 6, 5, 5), dtype=torch.uint8)
-    w = torch.randint(-128, 128, (4, 3, 3, 3), dtype=torch.int8)
-    geometry = Geometry((2, 1), (1, 0), (1, 1), 2)
-    wanted = F.conv2d(F.pad(x.double(), (0, 0, 1, 1), value=7), w.double(), None, (2, 1), 0, 1, 2)
-    at = torch.ones_like(wanted).nonzero()
-    for by_channel in (False, True):
-        sums, activations, saturated = saturated_sums(x, 7, w, geometry, at, by_channel=by_channel)
-        assert torch.equal(sums.reshape(wanted.shape), wanted.long())
-        assert not saturated.any()
-        ones = torch.ones_like(w).double()
-        padded = F.pad(x.double(), (0, 0, 1, 1), value=7)
-        plain = F.conv2d(padded, ones, None, (2, 1), 0, 1, 2)
-        assert torch.equal(activations.reshape(wanted.shape), plain.long())
-
-
-def test_nothing_asked_for() -> None:
-    x, w = torch.zeros(1, 1, 1, 1, dtype=torch.uint8), torch.zeros(1, 1, 1, 1, dtype=torch.int8)
-    none = torch.zeros(0, 4, dtype=torch.int64)
-    sums, activations, _ = saturated_sums(x, 0, w, Geometry(), none, by_channel=False)
-    assert sums.shape == activations.shape == (0,)
+@pytest.mark.parametrize("engine", ["fbgemm", "onednn"])
+def test_the_bound_is_sound_and_tight(engine: str) -> None:
+    """No input saturates where the bound says so; one more step of a weight, and one does."""
+    for weights, pairs in (((64, 64), 0), ((65, 64), 1), ((-64, -64), 0), ((-65, -64), 1)):
+        codes = torch.tensor([[*weights, 127, -128]], dtype=torch.int8)
+        grid = QParams(1.0, 0, -128, 127, torch.qint8)
+        source = QParams(1.0, 0, 0, 255, torch.quint8)
+        call = Call("n", engine, "linear", qparams=(source,), isa="avx2")
+        assert saturation_possible(replace(call, weight=WeightView(codes, grid))) == pairs
+        products = 255 * sum(weights)
+        assert (not -(2**15) <= products < 2**15) == bool(pairs)

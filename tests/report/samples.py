@@ -57,7 +57,7 @@ def sample() -> Report:
             local=apart(16384, 57, 2, 3), cumulative=apart(16384, 95, 3, 5),
             noise_floor=apart(16384, 2), causes={"rounding": 1, "range-lost": 56, "upstream": 38},
             evidence={"rounding": "1 code sits on a tie"},
-            inputs=("x", "conv1.weight"),
+            inputs=("x", "conv1.weight"), engine="onednn", accumulator=874_800, saturation=12,
         ),
         Row(
             "fc.weight", "weight", "fc", "linear", "", CHANNELS, CHANNELS,
@@ -67,6 +67,7 @@ def sample() -> Report:
             "fc", "activation", "fc", "linear", "quantized.linear", WIDE, WIDE,
             local=apart(10, 0), cumulative=apart(10, 2), noise_floor=apart(10, 0),
             causes={"upstream": 2}, inputs=("conv1", "fc.weight", "gone"), note="the output",
+            engine="fbgemm", accumulator=10_444_800, saturation=0,
         ),
     )  # fmt: skip
     coverage = Coverage(

@@ -1,0 +1,80 @@
+"""A converted op computed anew in its engine's integers, on the converted model's own codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxqfix.engines import Call, Weighted
+from fxqfix.passes._region import Region, cut
+from fxqfix.passes._shadow_modules import Local
+
+__all__ = ["Emulated"]
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """One site of the emulated model.
+
+    Attributes:
+        graph_module: What `emulate-engine` made; ops that it refused stand in it as they were.
+        end: The node that gives the site's codes.
+        starts: Emulated node of every other site -> its node in the prepared graph.
+        inputs: Nodes of the prepared graph that the site's shadow takes, in its order.
+        call: The converted op.
+    """
+
+    graph_module: fx.GraphModule
+    end: fx.Node
+    starts: Mapping[fx.Node, str]
+    inputs: tuple[str, ...]
+    call: Call
+
+    @cached_property
+    def _region(self) -> Region:
+        return cut(self.graph_module, self.end, self.starts)
+
+    @cached_property
+    def _order(self) -> list[int] | None:
+        """Place of each input of the region among the shadow's; None where one is not there."""
+        names = [self.starts.get(node, node.name) for node in self._region.inputs]
+        known = all(name in self.inputs for name in names)
+        return [self.inputs.index(name) for name in names] if known else None
+
+    @cached_property
+    def weighted(self) -> tuple[Weighted, ...]:
+        """The modules with weights that compute this site."""
+        nodes = (n for n in self._region.graph.nodes if n.op == "call_module")
+        modules = (self.graph_module.get_submodule(str(n.target)) for n in nodes)
+        return tuple(m for m in modules if isinstance(m, Weighted))
+
+    def codes(self, local: Local, without: str = "") -> Tensor | None:
+        """The codes that the engine gives; None where an op of the region can't be emulated.
+
+        Args:
+            local: The shadow's inputs.
+            without: An effect of the kernel to leave out, by the name of its cause.
+        """
+        if self._order is None:
+            return None
+        given = [local.inputs[i] if local.raw[i] is None else local.raw[i] for i in self._order]
+        with self._leaving_out(without):
+            found: Any = fx.Interpreter(self.graph_module, graph=self._region.graph).run(*given)
+        integers = isinstance(found, Tensor) and found.dtype in (torch.uint8, torch.int8)
+        return found if integers else None
+
+    @contextmanager
+    def _leaving_out(self, effect: str) -> Iterator[None]:
+        for module in self.weighted:
+            module.without = effect
+        try:
+            yield
+        finally:
+            for module in self.weighted:
+                module.without = ""
