@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from fxqfix.qparams import QParams
 
-__all__ = ["Accumulator", "by_output", "largest_sum"]
+__all__ = ["EXACT", "Accumulator", "by_output", "largest_sum"]
 
-_EXACT = 2**24
+EXACT = 2**24
 
 Function = Callable[[Tensor, Tensor], Tensor]
 
@@ -93,10 +93,10 @@ class Accumulator(nn.Module):
 
 def _split(rows: Tensor, source: QParams, bound: int, groups: int) -> list[int]:
     """Sizes of the parts, along the input channels; [] where float64 is needed."""
-    if bound < _EXACT:
+    if bound < EXACT:
         return [0]  # all in one
     for parts in range(2, rows.shape[1] + 1) if groups == 1 else ():
         chunks = rows.tensor_split(parts, dim=1)
-        if all(largest_sum(c, source) < _EXACT for c in chunks):
+        if all(largest_sum(c, source) < EXACT for c in chunks):
             return [c.shape[1] for c in chunks]
     return []

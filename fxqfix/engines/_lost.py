@@ -58,8 +58,8 @@ class Lost(nn.Module):
     """
 
     outputs: Tensor
-    first: Tensor
-    second: Tensor
+    weights: Tensor
+    inputs: Tensor
 
     def __init__(
         self, weight: Tensor, zero_point: int, lift: int, walk: Walk, *, by_channel: bool
@@ -69,23 +69,32 @@ class Lost(nn.Module):
         # oneDNN leaves padding out and corrects for it afterwards, exactly.
         self.point = 0 if by_channel else zero_point
         self.kernel, self.channels = tuple(weight.shape[2:]), weight.shape[1]
-        self.per_group = weight.shape[0] // walk.groups
         self.count = weight.shape[0]
         values, places = pairs_of_weights(weight, by_channel=by_channel)
-        hot = saturating(values).reshape(walk.groups, self.per_group, -1)
-        groups, columns = hot.any(1).nonzero().unbind(1)
-        self.pairs: list[tuple[int, int, int]] = []  # (group, place, place)
-        self.sizes: list[int] = []
-        outputs = []
-        for group, column in zip(groups.tolist(), columns.tolist(), strict=True):
-            found = hot[group, :, column].nonzero().flatten() + group * self.per_group
-            outputs.append(torch.stack([found, torch.full_like(found, column)]))
-            self.pairs.append((group, *places[column]))
-            self.sizes.append(len(found))
-        chosen = torch.cat(outputs, 1) if outputs else torch.zeros(2, 0, dtype=torch.int64)
-        self.register_buffer("outputs", chosen[0])
-        self.register_buffer("first", values[chosen[0], chosen[1], 0].unsqueeze(1))
-        self.register_buffer("second", values[chosen[0], chosen[1], 1].unsqueeze(1))
+        hot = saturating(values)
+        groups = torch.arange(len(weight)) // (len(weight) // walk.groups)
+        self.pairs: list[tuple[int, int]] = []  # kernel positions of both
+        self.limits: list[float] = []  # activation codes up to which none of them saturates
+        # A plain depthwise layer: all channels at once, each reads its own.
+        self.depthwise = weight.shape[1] == 1 and walk.groups == len(weight)
+        chosen, left, right = [], list[Tensor](), list[Tensor]()
+        for column in hot.any(0).nonzero().flatten().tolist():
+            found = (hot[:, column] | self.depthwise).nonzero().flatten()
+            taps, channels = zip(*(divmod(i, self.channels) for i in places[column]), strict=True)
+            self.pairs.append((taps[0], taps[1]))
+            largest = int(values[:, column].clamp(min=0).sum(-1).max())
+            smallest = int(values[:, column].clamp(max=0).sum(-1).min())
+            self.limits.append(min(_HIGH / max(largest, 1), _LOW / min(smallest, -1)))
+            chosen.append(torch.stack([found, torch.full_like(found, column)]))
+            for into, channel in zip((left, right), channels, strict=True):
+                into.append(groups[found] * self.channels + channel)
+        self.sizes = [c.shape[1] for c in chosen]
+        none = torch.zeros(0, dtype=torch.int64)
+        both = torch.cat([none.expand(2, 0), *chosen], 1)
+        self.register_buffer("outputs", both[0])
+        self.register_buffer("weights", values[both[0], both[1]].T.contiguous())
+        sides = torch.cat([none, *left]), torch.cat([none, *right])
+        self.register_buffer("inputs", torch.stack(sides))
 
     def forward(self, codes: Tensor) -> Tensor:
         """What each output's sum loses, (N, outputs, ...)."""
@@ -111,17 +120,27 @@ class Lost(nn.Module):
         """Of padded images; (N, C, 1) for linear."""
         taps = [self._window(x, at, size) for at in self._positions()] if size else [x]
         shape = taps[0].shape
-        lost = torch.zeros(self.count, taps[0][:, 0].numel(), dtype=torch.int32, device=x.device)
-        split = [torch.split(t, self.sizes) for t in (self.outputs, self.first, self.second)]
-        for (group, a, b), outputs, first, second in zip(self.pairs, *split, strict=True):
-            start = group * self.channels
-            left, right = (
-                taps[i // self.channels][:, start + i % self.channels].reshape(1, -1)
-                for i in (a, b)
-            )
-            pair = first * left + second * right
-            lost.index_add_(0, outputs, pair.sub_(pair.clamp(_LOW, _HIGH)))
-        return lost.reshape(self.count, shape[0], *shape[2:]).transpose(0, 1)
+        lost = torch.zeros(shape[0], self.count, *shape[2:], dtype=torch.int32, device=x.device)
+        tail = [1] * (x.dim() - 2)
+        split = (torch.split(t, self.sizes, -1) for t in (self.outputs, self.weights, self.inputs))
+        highest = int(x.max()) if x.numel() else 0
+        for (a, b), limit, outputs, weights, inputs in zip(
+            self.pairs, self.limits, *split, strict=True
+        ):
+            if highest <= limit:  # as with reduce_range, where nothing leaves [0, 127]
+                continue
+            first, second = weights.reshape(2, -1, *tail)
+            pair = first * self._picked(taps[a], inputs[0])
+            pair += second * self._picked(taps[b], inputs[1])
+            pair -= pair.clamp(_LOW, _HIGH)
+            lost = lost.add_(pair) if self.depthwise else lost.index_add_(1, outputs, pair)
+        return lost
+
+    def _picked(self, x: Tensor, channels: Tensor) -> Tensor:
+        """The channels that the outputs read; without groups it is the same one for all."""
+        if self.depthwise:
+            return x
+        return x.index_select(1, channels if self.walk.groups > 1 else channels[:1])
 
     def _positions(self) -> Iterator[tuple[int, ...]]:
         """Offset of each kernel position in the padded image; a transposed kernel is mirrored."""

@@ -19,12 +19,13 @@ Where fbgemm's and qnnpack's products leave int32, the code is the lowest one, o
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
-from fxqfix.engines._accumulate import Accumulator
+from fxqfix.engines._accumulate import EXACT, Accumulator
 from fxqfix.engines._arithmetic import fma, to_codes
 from fxqfix.engines._base import Call
 from fxqfix.engines._layout import laid_out
@@ -72,6 +73,12 @@ class Weighted(nn.Module, ABC):
     def prepare(self, xs: Tensor, ws: Tensor, os: Tensor) -> None:
         """Compute what the requantization needs, of scales in float64."""
 
+    def reach(self, steps: Tensor, multiplier: Tensor) -> float:
+        """Upper bound of what is rounded, from biases in steps of the accumulator; inf for NaN."""
+        sums = 3 * self.accumulate.bound + float(steps.abs().max()) if steps.numel() else 0.0
+        found = sums * float(multiplier.max()) if multiplier.numel() else 0.0
+        return found if found < math.inf else math.inf
+
     def largest_bias(self) -> int:
         """The largest integer that is added to the sums before they become floats."""
         return 0
@@ -84,7 +91,9 @@ class Weighted(nn.Module, ABC):
         """Codes in, codes out."""
         sums = self.accumulate(codes)
         if self.lost is not None and self.without != "int16-saturation":
-            sums = sums.double() - self.lost(codes)
+            # In float32 only where sums, and what they lose of raw codes, stay exact.
+            sums = sums.double() if 3 * self.accumulate.bound >= EXACT else sums
+            sums = sums - self.lost(codes).to(sums.dtype)
         found = to_codes(self.requantize(sums, *others), self.grid, relu=self.relu)
         return laid_out(found, self.dims)
 
@@ -103,13 +112,15 @@ class Fbgemm(Weighted):
         if self.bias is not None:
             added = self.bias / step if self.per_channel else 1.0 / step
         self.register_buffer("added", added)
+        steps = torch.zeros(1) if self.bias is None else self.bias / step
+        self.largest = self.reach(steps, self.multiplier)
 
     def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
         """One rounding per step, as in fbgemm's output processing."""
         v = sums.float()
         if self.added is not None and self.bias is not None:
             v = v + self.added if self.per_channel else fma(self.bias, self.added, v)
-        return _whole(v * self.multiplier).add_(self.point)
+        return _whole(v * self.multiplier, self.largest).add_(self.point)
 
 
 class Onednn(Weighted):
@@ -158,6 +169,9 @@ class Qnnpack(Weighted):
         self.register_buffer("multiplier", step * (1.0 / os.float()))
         inverse = 1.0 / (ws.float().double() * xs).float()
         self.register_buffer("steps", None if self.bias is None else self.bias * inverse)
+        self.largest = self.reach(
+            torch.zeros(1) if self.steps is None else self.steps, self.multiplier
+        )
 
     @property
     def bias_error(self) -> Tensor:
@@ -178,12 +192,19 @@ class Qnnpack(Weighted):
         if self.steps is not None:
             exact = self.without == "bias-int32"
             sums = sums.double() + (self.steps if exact else torch.round(self.steps))
-        return _whole(sums.float() * self.multiplier).add_(self.point)
+        return _whole(sums.float() * self.multiplier, self.largest).add_(self.point)
 
 
-def _whole(value: Tensor) -> Tensor:
-    """Rounded to int32 as x86 does it: what does not fit, on either side, is the lowest."""
-    return torch.where(value < 2.0**31, value, -(2.0**31)).round_()
+def _whole(value: Tensor, largest: float) -> Tensor:
+    """Rounded to int32 as x86 does it: what does not fit, on either side, is the lowest.
+
+    Args:
+        value: What to round.
+        largest: Upper bound of it, in absolute value: most ops need not look.
+    """
+    if largest >= 2.0**30:
+        value = torch.where(value < 2.0**31, value, -(2.0**31))
+    return value.round_()
 
 
 def _double(value: float) -> Tensor:
