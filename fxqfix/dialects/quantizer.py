@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,7 +73,7 @@ def read_quantizer(module: nn.Module, path: str = "") -> QuantizerState:
     """
     kind = type(module).__name__
     try:
-        return _read(copy.deepcopy(module), kind)  # calculate_qparams may write to the module
+        return _read(_torch.light_copy(module), kind)  # calculate_qparams may write to the module
     except NonFiniteError as error:
         raise NonFiniteError(
             f"the qparams of this {kind} are not finite and positive",

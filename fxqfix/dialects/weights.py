@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -128,7 +127,7 @@ def prepared_weight(
 
 def _baked(module: nn.Module, quantizer: nn.Module, path: str) -> QParams | None:
     """What conversion bakes: with the observer on, it shows it the folded weight once more."""
-    moved = copy.deepcopy(quantizer)
+    moved = _torch.light_copy(quantizer)
     with torch.no_grad(), _torch.quiet():
         moved(_torch.converted_weight(module))
     return read_quantizer(moved, path).baked

@@ -10,6 +10,7 @@ from torch import fx, nn
 from fxqfix import _torch, dialects, ops
 from fxqfix.dialects import Reading
 from fxqfix.dialects._base import modules_of, scope
+from fxqfix.dialects.qconfig import qconfig_range
 from fxqfix.errors import RangeUnknownError
 from fxqfix.flows.freeze import freeze
 from fxqfix.pairing import pair
@@ -105,7 +106,7 @@ def _from_qconfig(reading: Reading, qconfig: Any) -> dict[str, tuple[int, int]]:
             continue
         declaring = _observed_for(tap.producer, tap.node, modules)
         module = scope(declaring, reading.graph_module)
-        limits = _torch.qconfig_range(qconfig, module, _spelled(declaring, modules))
+        limits = qconfig_range(qconfig, module, _spelled(declaring, modules))
         if limits is not None:
             found[tap.site.name] = limits
     return found
