@@ -9,8 +9,8 @@ float bias.
   back: ``X = f(1 / f(1 / xs))`` and ``O = f(1 / f(1 / f(1 / os)))``, the innermost in double.
   ``W = f(ws)`` in convolutions; in linear ``f(1 / f(1 / ws))``, with ws rounded to float32 first
   where it is per channel. p is ``f(f(A * f(X * W)) + b)`` in the AVX2 kernels (0 / 24M codes of
-  convolutions, 0 / 36M of linear differ) and ``f(f(f(A * X) * W) + b)`` in those for VNNI, in
-  transposed convolutions and in the reference code, which divides by ``f(1 / f(1 / os))``.
+  convolutions, 0 / 36M of linear differ) and ``f(f(f(A * X) * W) + b)`` in those for VNNI and in
+  the reference code, which divides by ``f(1 / f(1 / os))``.
 * qnnpack: ``rne(f(f(acc + bi) * m)) + zo``; the bias is an int32, ``bi = rne(b * f(1 / f(xs *
   ws)))`` with xs in double, and ``m = f(f(ws * xs) * f(1 / os))``.
 
@@ -29,7 +29,7 @@ from fxqfix.engines._accumulate import EXACT, Accumulator
 from fxqfix.engines._arithmetic import fma, to_codes
 from fxqfix.engines._base import Call
 from fxqfix.engines._layout import laid_out
-from fxqfix.engines.saturation import runs_reference
+from fxqfix.engines.saturation import reference_from
 
 __all__ = ["Fbgemm", "Onednn", "Qnnpack", "Weighted"]
 
@@ -58,7 +58,6 @@ class Weighted(nn.Module, ABC):
         self.accumulate, self.lost, self.dims = accumulate, lost, dims
         self.key, self.isa, self.relu, self.grid = call.key, call.isa, call.relu, call.grid
         self.point = int(call.grid.zero_points[0])
-        self.reference = runs_reference(call)
         self.per_channel = call.weight.qparams.axis is not None
         shape = [-1] + [1] * dims
         scale = torch.tensor(call.weight.qparams.scales, dtype=torch.float64)
@@ -128,24 +127,37 @@ class Onednn(Weighted):
 
     factor: Tensor
     scale: Tensor
+    both: Tensor
     output_scale: Tensor
     inverse: Tensor
+
+    def __init__(
+        self, call: Call, accumulate: Accumulator, dims: int, lost: nn.Module | None = None
+    ) -> None:
+        super().__init__(call, accumulate, dims, lost)
+        self.reference_from = reference_from(call)
+        self.reference = False
+
+    def forward(self, codes: Tensor, *others: Tensor) -> Tensor:
+        """Codes in, codes out; which kernel runs depends on the width."""
+        self.reference = self.reference_from is not None and codes.shape[-1] >= self.reference_from
+        return super().forward(codes, *others)
 
     def prepare(self, xs: Tensor, ws: Tensor, os: Tensor) -> None:
         """The scales as ideep hands them on, each inverted there and back."""
         factor, scale = 1.0 / (1.0 / xs).float(), ws.float()
         if self.key.startswith("linear"):
             scale = 1.0 / (1.0 / (scale if self.per_channel else ws)).float()
-        if self.isa == "avx2" and not self.reference and "transpose" not in self.key:
-            factor, scale = factor * scale, torch.ones(1)
         self.register_buffer("factor", factor)
         self.register_buffer("scale", scale)
+        self.register_buffer("both", factor * scale)
         self.register_buffer("output_scale", 1.0 / (1.0 / os).float())
         self.register_buffer("inverse", 1.0 / self.output_scale)
 
     def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
         """Float values first, as oneDNN's post-ops compute them."""
-        p = (sums.float() * self.factor) * self.scale
+        joined = self.isa == "avx2" and not self.reference
+        p = sums.float() * self.both if joined else (sums.float() * self.factor) * self.scale
         if self.bias is not None:
             p = p + self.bias
         p = self.post(p, *others)

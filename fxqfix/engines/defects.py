@@ -94,6 +94,14 @@ def _small_kernel(call: Call) -> bool:
     return kernel[0] == 2 and kernel[1] <= 6 and max(strides) <= 2 and not any(padding)
 
 
+def _skips_rows(call: Call) -> bool:
+    if call.weight is None:
+        return False
+    kernel = call.weight.codes.shape[2:]
+    strides = list(call.option("stride"))[-len(kernel) :]
+    return any(s >= k + 2 for s, k in zip(strides[:-1], kernel[:-1], strict=True))
+
+
 def _per_channel(call: Call) -> bool:
     return call.weight is not None and call.weight.qparams.axis is not None
 
@@ -138,6 +146,23 @@ def _transposed(engine: str, inputs: int, outputs: int, kernel: int, stride: int
         found = ops.conv_transpose2d(x, packed, 1.0, 128)
     wanted = F.conv_transpose2d(x.dequantize(), weight.dequantize(), stride=stride)
     return _far(found, wanted.clamp(-128, 127))
+
+
+def _leaves_rows() -> bool:
+    """What is never written holds what was there before: each time something else."""
+    x = _quantized(_noise(2, 8, 9, 9))
+    weight = torch.quantize_per_tensor(_noise(8, 8, 1, 1), 1 / 16, 0, torch.qint8)
+    ops: Any = torch.ops.quantized
+    with _torch.quantized_engine("onednn"):
+        packed = ops.conv_transpose2d_prepack(weight, None, [3, 3], [0, 0], [0, 0], [1, 1], 1)
+        size = ops.conv_transpose2d(x, packed, 1.0, 128).numel()
+        for filled in range(0, 256, 15):
+            before = [torch.full((size,), filled, dtype=torch.uint8) for _ in range(8)]
+            del before  # freed memory is what the kernel gets next
+            found = ops.conv_transpose2d(x, packed, 1.0, 128).int_repr()
+            if bool((found[:, :, 2::3] != 128).any()):
+                return True
+    return False
 
 
 def _refuses_per_channel() -> bool:
@@ -220,6 +245,16 @@ DEFECTS: tuple[Defect, ...] = (
         "qnnpack, or a float island",
         _permutes,
         lambda: _transposed("onednn", 2, 3, 3, 1),
+    ),
+    Defect(
+        "transposed-skips-rows",
+        ("onednn",),
+        _TRANSPOSED,
+        "stride >= kernel + 2 along any axis but the last",
+        "rows that no input reaches are not written: they hold whatever memory held",
+        "a stride of at most kernel + 1, another engine, or a float island",
+        _skips_rows,
+        _leaves_rows,
     ),
     Defect(
         "transposed-2x2",

@@ -26,6 +26,7 @@ __all__ = [
     "pairing",
     "pairs_of_weights",
     "raw_rows",
+    "reference_from",
     "runs_reference",
     "saturating",
     "saturation_possible",
@@ -106,6 +107,53 @@ def runs_reference(call: Call) -> bool:
     if call.engine != "onednn" or call.isa != "avx2" or call.option("groups", 1) == 1:
         return False
     return not _depthwise(call) and any(n % 4 for n in _group(call))
+
+
+def reference_from(call: Call) -> int | None:
+    """Input width from which onednn rounds as its reference code does.
+
+    Transposed convolutions that its own kernel refuses are a matrix product, which saturates all
+    the same, and then the reference's roundings.
+
+    Args:
+        call: A call of onednn.
+
+    Returns:
+        0 for any width; None for never.
+
+    Source:
+        What oneDNN's AVX2 kernel for transposed convolutions refuses: the registers that hold one
+        stretch of outputs have to reach as far as the kernel does.
+    """
+    if runs_reference(call):
+        return 0
+    if call.weight is None or call.isa != "avx2" or "transpose" not in call.key:
+        return None
+    kernel = list(call.weight.codes.shape[2:])
+    stride, padding, dilation = (
+        list(call.option(name))[-len(kernel) :] for name in ("stride", "padding", "dilation")
+    )
+    extent = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    steps = any(d > 1 and s > 1 for d, s in zip(dilation, stride, strict=True))
+    outside = any(e <= p for e, p in zip(extent, padding, strict=True))
+    if steps or outside or (_depthwise(call) and len(kernel) == 3):
+        return 0
+    held = _outputs_held(call, int(padding[-1]))
+    reach = max(0, (extent[-1] - 1 - padding[-1]) // stride[-1]) * stride[-1]
+    if 0 < reach <= held // stride[-1] * stride[-1] or (not reach and held >= stride[-1]):
+        return None
+    more = int(call.option("output_padding", [0])[-1])
+    return int(max(1, -(-(held + 2 * padding[-1] - extent[-1] - more) // stride[-1]) + 1))
+
+
+def _outputs_held(call: Call, padding: int) -> int:
+    """Outputs along the width that one round of oneDNN's kernel keeps in registers."""
+    inputs, outputs = _group(call)
+    grouped = call.option("groups", 1) > 1
+    block = 4 if grouped and (inputs % 8 or outputs % 8) else 8
+    blocks = 1 if _depthwise(call) else -(-outputs // block)
+    fits = (n for n in range(min(4, blocks), 1, -1) if not blocks % n and padding <= 12 // (n + 1))
+    return 12 // (next(fits, 1) + 1)
 
 
 def _plain_gemm(call: Call) -> bool:

@@ -10,7 +10,9 @@ from fxqfix.engines.listing import coverage, known_wrong
 from fxqfix.ops import TABLE
 
 # Wrong on some CPUs only: what the row says of them.
-_MACHINE = {"three-groups-crash": torch.backends.cpu.get_cpu_capability() == "AVX2"}
+_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+_MACHINE = {"three-groups-crash": _AVX2}
+_ONLY_MEASURED_ON_AVX2 = {"transposed-skips-rows"}
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda d: d.name)
@@ -18,6 +20,8 @@ def test_the_kernel_is_still_wrong(defect) -> None:
     """A torch that repairs one fails here: give the row its end, or drop it."""
     if defect.present is None:
         pytest.skip(f"this torch has none of the engines {defect.engines}")
+    if defect.name in _ONLY_MEASURED_ON_AVX2 and not _AVX2:
+        pytest.skip("not measured on CPUs of this kind")
     assert defect.present is _MACHINE.get(defect.name, True)
 
 

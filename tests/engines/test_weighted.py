@@ -461,7 +461,9 @@ def test_wide_sums_are_split_or_float64() -> None:
         ("qnnpack", "conv2d", 1108),
         ("qnnpack", "conv_transpose1d", 1015),
         ("onednn", "conv_transpose1d", 1062),
-        ("onednn", "conv_transpose2d", 1027),
+        ("onednn", "conv_transpose2d", 5108),
+        ("onednn", "conv_transpose1d", 5140),
+        ("onednn", "conv_transpose1d", 5228),
     ],
 )
 def test_layers_that_other_orders_of_rounding_miss(engine: str, op: str, seed: int) -> None:
