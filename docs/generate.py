@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fxqfix
-from fxqfix import causes, dialects, engines, errors, ops, passes
+from fxqfix import causes, checks, dialects, engines, errors, ops, passes
 
 DOCS = Path(__file__).resolve().parent
 NOTICE = "<!-- Written by docs/generate.py: edit the source, then run it again. -->\n"
@@ -135,6 +135,20 @@ def causes_page() -> str:
             f"{repaired}- What to do: {cause.advice}",
         ]
     return "\n\n".join(parts)
+
+
+def checks_page() -> str:
+    rows = [(f"`{check.code}`", _code(check.summary)) for check in checks.registry()]
+    return "\n\n".join(
+        [
+            "# Checks",
+            "What `fxqfix.lint` looks for, and `fxqfix lint` on the command line, which exits with "
+            "1 where it finds an error. No data, no forward. *error*: the converted model will "
+            "compute something else, or will not run; *warning*: it may, on some data or CPUs; "
+            "*info*: worth knowing. A code that is also a [cause](causes.md) leads to it.",
+            table(("code", "what it finds"), rows),
+        ]
+    )
 
 
 def ops_page() -> str:
@@ -274,6 +288,7 @@ def _member(name: str, member: object) -> str:
 REFERENCE: dict[str, Callable[[], str]] = {
     "passes": passes_page,
     "causes": causes_page,
+    "checks": checks_page,
     "ops": ops_page,
     "engines": engines_page,
     "dialects": dialects_page,

@@ -1,5 +1,6 @@
 """fxqfix: the quantized model that you deploy computes what you trained, or you learn why not."""
 
+from fxqfix.checks import Finding
 from fxqfix.dialects import Inspection, Site, inspect, trace
 from fxqfix.errors import FxqfixError
 from fxqfix.export import GoldenVectors, OpParameters, Parameters
@@ -9,20 +10,23 @@ from fxqfix.flows import (
     extract_parameters,
     freeze,
     golden_vectors,
+    lint,
     to_decomposed,
 )
 from fxqfix.measure import Discrepancy
 from fxqfix.qparams import QParams
-from fxqfix.report import Coverage, Report, Row, Uncovered
+from fxqfix.report import Coverage, LintReport, Report, Row, Uncovered
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Coverage",
     "Discrepancy",
+    "Finding",
     "FxqfixError",
     "GoldenVectors",
     "Inspection",
+    "LintReport",
     "OpParameters",
     "Parameters",
     "QParams",
@@ -37,6 +41,7 @@ __all__ = [
     "freeze",
     "golden_vectors",
     "inspect",
+    "lint",
     "to_decomposed",
     "trace",
 ]

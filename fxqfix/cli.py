@@ -1,4 +1,4 @@
-"""The command line: `fxqfix demo | compare | inspect | passes | causes | engines | ops`.
+"""The command line: `fxqfix demo | compare | inspect | lint | passes | causes | engines | ops`.
 
 Models come from a function that the user names, so nothing is ever unpickled. What goes wrong in
 the user's hands ends in one line on stderr and exit code 2, never in a traceback.
@@ -103,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     inspect = command("inspect", _inspect, "list every site where values become quantized")
     inspect.add_argument("target", help="pkg.module:function that returns a model")
 
+    lint = command("lint", _lint, "look for state that will make the conversion differ; no data")
+    lint.add_argument("target", help="pkg.module:function that returns a prepared model")
+    lint.add_argument("--engine", help="the engine to convert for; the current one by default")
+
     lists = (
         command("passes", _passes, "list the passes"),
         command("causes", _causes, "list the causes, and what repairs each"),
@@ -112,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     lists[2].add_argument(
         "--probe", action="store_true", help="run the known-wrong kernels: are they wrong here?"
     )
-    for found in (compare, inspect, *lists):
+    for found in (compare, inspect, lint, *lists):
         found.add_argument("--format", metavar="FMT", help="print only the table, in this format")
     for found in (compare, inspect):
         found.add_argument(
@@ -282,6 +286,16 @@ def _inspect(args: argparse.Namespace) -> int:
     _write(args.output, found)
     print(render(found, fmt=args.format or "simple"))
     return 0
+
+
+def _lint(args: argparse.Namespace) -> int:
+    from fxqfix import lint
+
+    text.check(args.format or "simple")
+    models = _models(args.target, _call(args.target))
+    found = lint(models.prepared, engine=args.engine or models.engine)
+    print(found.table(args.format) if args.format else found)
+    return 0 if found.ok else 1
 
 
 def _passes(args: argparse.Namespace) -> int:

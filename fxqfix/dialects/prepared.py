@@ -28,8 +28,14 @@ def matches(graph_module: fx.GraphModule) -> bool:
     return any(_torch.is_quantizer(m) for root in called for m in root.modules())
 
 
-def read(graph_module: fx.GraphModule) -> Reading:
-    """Read every observer, fake-quant and quantized weight as a site."""
+def read(graph_module: fx.GraphModule, *, settled: bool = True) -> Reading:
+    """Read every observer, fake-quant and quantized weight as a site.
+
+    Args:
+        graph_module: A prepared graph.
+        settled: Whether weights' observers that are on are moved as conversion moves them; without
+            it, `baked` is what they hold now, in half the time.
+    """
     modules = modules_of(graph_module)
     observed = _torch.observed_attributes(graph_module)
     taken: set[str] = set()
@@ -54,7 +60,7 @@ def read(graph_module: fx.GraphModule) -> Reading:
             or hasattr(module, "weight_fake_quant")
             or node.name in observed.observed_node_names
         ):
-            weight = prepared_weight(module, f"{node.target}.weight")
+            weight = prepared_weight(module, f"{node.target}.weight", settled=settled)
             if weight is not None:
                 taps.append(_weight_tap(node, module, weight, modules, taken))
     return Reading(graph_module, NAME, tuple(taps), tuple(hidden))

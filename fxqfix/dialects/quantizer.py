@@ -12,7 +12,7 @@ from fxqfix import _torch
 from fxqfix.errors import NonFiniteError
 from fxqfix.qparams import QParams
 
-__all__ = ["QuantizerState", "qparams_of", "read_quantizer"]
+__all__ = ["QuantizerState", "observing", "qparams_of", "read_quantizer"]
 
 
 @dataclass(frozen=True)
@@ -93,22 +93,27 @@ def _read(module: nn.Module, kind: str) -> QuantizerState:
     baked = _qparams(module, *_calculate(module))
     if not _torch.is_fake_quant(module):
         return QuantizerState(baked, baked, f"observer ({kind})", False, calibrated, True)
-    learnable = _torch.is_learnable_fake_quant(module)
-    switch = "static_enabled" if learnable else "observer_enabled"
-    observing = bool(_flag(module, switch)) and not _is_fixed(module)
-    if not observing and not _torch.is_fused_fake_quant(module):
+    learnable, moving = _torch.is_learnable_fake_quant(module), observing(module)
+    if not moving and not _torch.is_fused_fake_quant(module):
         calibrated = calibrated or _was_set(module)
     if not _flag(module, "fake_quant_enabled"):
         source = f"observer (the fake-quant of {kind} is switched off)"
-        return QuantizerState(baked, baked, source, False, calibrated, observing)
+        return QuantizerState(baked, baked, source, False, calibrated, moving)
     used, source = baked, f"calculate_qparams ({kind})"
     if _torch.is_fused_fake_quant(module) and calibrated:
         used, source = _qparams(module, *_torch.fused_qparams(module)), f"fused kernel ({kind})"
     elif learnable:
         used, source = _learned(baked, module), f"parameters ({kind})"
-    elif not observing and _has_buffers(module):
+    elif not moving and _has_buffers(module):
         used, source = _qparams(module, module.scale, module.zero_point), f"buffers ({kind})"
-    return QuantizerState(used, baked, source, True, calibrated, observing)
+    return QuantizerState(used, baked, source, True, calibrated, moving)
+
+
+def observing(module: nn.Module) -> bool:
+    """Whether a fake-quant's forward would still move its range."""
+    learnable = _torch.is_learnable_fake_quant(module)
+    switch = "static_enabled" if learnable else "observer_enabled"
+    return bool(_flag(module, switch)) and not _is_fixed(module)
 
 
 def _calculate(module: nn.Module) -> tuple[Tensor, Tensor]:

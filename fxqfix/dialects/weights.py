@@ -103,9 +103,15 @@ def weight_quantizer(module: nn.Module) -> nn.Module | None:
 
 
 def prepared_weight(
-    module: nn.Module, path: str = ""
+    module: nn.Module, path: str = "", *, settled: bool = True
 ) -> tuple[QuantizerState, Callable[[], WeightView]] | None:
-    """State and codes of a prepared module's weight; None where it stays float."""
+    """State and codes of a prepared module's weight; None where it stays float.
+
+    Args:
+        module: The module that holds the weight.
+        path: Where it stands in the model, for messages.
+        settled: Whether an observer that is on is shown the folded weight, as conversion does.
+    """
     quantizer = weight_quantizer(module)
     if quantizer is None:
         return None
@@ -113,7 +119,7 @@ def prepared_weight(
     used = state.used
     if used is None:
         return None
-    if state.observing and hasattr(module, "weight_fake_quant"):
+    if settled and state.observing and hasattr(module, "weight_fake_quant"):
         state = replace(state, baked=_baked(module, quantizer, path))
 
     def view() -> WeightView:

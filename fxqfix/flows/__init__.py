@@ -6,6 +6,7 @@ from fxqfix.flows.decompose import to_decomposed
 from fxqfix.flows.emulate import emulate
 from fxqfix.flows.extract import extract_parameters, golden_vectors
 from fxqfix.flows.freeze import freeze
+from fxqfix.flows.lint import lint
 
 __all__ = [
     "compare",
@@ -14,5 +15,6 @@ __all__ = [
     "extract_parameters",
     "freeze",
     "golden_vectors",
+    "lint",
     "to_decomposed",
 ]

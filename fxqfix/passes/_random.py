@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import fx, nn
 
 from fxqfix.dialects._base import modules_of
 
-__all__ = ["draws"]
+__all__ = ["draws", "draws_in"]
 
 _WORDS = ("dropout", "rand", "bernoulli", "multinomial", "normal_", "rrelu", "attention", "gumbel")
 _KNOWN = ("torch", "_operator", "builtins", "math", "fxqfix")
@@ -18,8 +20,13 @@ def draws(model: fx.GraphModule) -> bool:
     Args:
         model: A graph module; train or eval mode of its modules counts.
     """
+    return any(True for _ in draws_in(model))
+
+
+def draws_in(model: fx.GraphModule) -> Iterator[fx.Node]:
+    """The nodes that may draw."""
     modules = modules_of(model)
-    return any(_node_draws(node, modules) for node in model.graph.nodes)
+    return (node for node in model.graph.nodes if _node_draws(node, modules))
 
 
 def _node_draws(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

@@ -1,0 +1,114 @@
+"""The engine: whether it fits, what its kernels saturate, get wrong, refuse or leave in float."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from fxqfix import _torch
+from fxqfix.checks._base import Check, Finding, Subject
+from fxqfix.engines import ENGINES, dispatch, find_defect, saturation_possible
+
+__all__ = ["CHECKS"]
+
+
+def _saturation(subject: Subject) -> Iterator[Finding]:
+    if subject.engine == "qnnpack":
+        return
+    for tap, call in subject.calls:
+        if tap is None or call.weight is None or call.weight.qparams.storage != torch.int8:
+            continue
+        pairs = saturation_possible(call) or 0
+        if not pairs:
+            continue
+        source, held = call.source, pairs
+        if source.quant_max - source.container[0] <= 127:
+            held = 0  # 2 * 127 * 128 < 2**15
+        elif source.is_narrow:
+            held = saturation_possible(call, highest=source.quant_max) or 0
+        yield Finding(
+            "int16-saturation",
+            "warning",
+            tap.site.name,
+            f"{pairs} pairs of weights can leave int16 on CPUs without VNNI; {held} while "
+            f"activations stay in [{source.quant_min},{source.quant_max}]",
+            "hold activations in [0,127] (reduce_range and fxqfix.to_int8), or use qnnpack",
+        )
+
+
+def _defects(subject: Subject) -> Iterator[Finding]:
+    for _, capped in subject.calls:
+        call = replace(capped, engine=subject.engine, isa=_torch.native_isa())
+        call = replace(call, engine=dispatch(call))
+        found = find_defect(call)
+        if found is not None and found.present:
+            yield Finding(
+                "kernel-defect",
+                "error",
+                call.node,
+                f"{call.engine}: {found.condition}: {found.effect}",
+                found.way_round,
+            )
+
+
+def _fit(subject: Subject) -> Iterator[Finding]:
+    known = torch.backends.quantized.supported_engines
+    if subject.engine not in known:
+        evidence = f"this torch has {', '.join(e for e in known if e != 'none')}"
+        yield Finding("engine-mismatch", "error", "", evidence, "choose another engine")
+    current = torch.backends.quantized.engine
+    if subject.engine in ENGINES and subject.engine != current:
+        yield Finding(
+            "engine-mismatch",
+            "warning",
+            "",
+            f"torch.backends.quantized.engine is {current!r}: conversion would pack for it",
+            f"torch.backends.quantized.engine = {subject.engine!r} before converting",
+        )
+    for tap in subject.reading.weights:
+        used = tap.site.used
+        if subject.engine == "onednn" and used is not None and any(used.zero_points):
+            points = sum(z != 0 for z in used.zero_points)
+            yield Finding(
+                "engine-mismatch",
+                "error",
+                tap.site.name,
+                f"{points} zero points of the weight are not 0: onednn refuses to pack it",
+                "symmetric weights, another engine, or fxqfix.to_int8, which routes round it",
+            )
+    for tap in subject.reading.activations:
+        used = tap.site.used
+        if used is not None and used.dtype == torch.qint8 and subject.engine != "onednn":
+            yield Finding(
+                "engine-mismatch",
+                "error",
+                tap.site.name,
+                f"qint8 activations: {subject.engine}'s kernels take quint8",
+                "a qconfig with quint8 activations",
+            )
+
+
+def _float(subject: Subject) -> Iterator[Finding]:
+    quantized = {tap.node for tap in subject.reading.weights}
+    for node, match in subject.matches.items():
+        if match.spec.family != "weighted" or node in quantized or match.column != "spelled":
+            continue
+        if any(n in subject.taps or n.op == "get_attr" for n in node.all_input_nodes[1:]):
+            continue  # a functional op, whose weight is a site of its own
+        yield Finding(
+            "not-lowered",
+            "info",
+            node.name,
+            f"{match.key} has no quantized weight: it stays in float",
+            "give it a qconfig, unless that is meant",
+        )
+
+
+CHECKS = (
+    Check("engine-mismatch", "an engine that the model or this torch does not fit", _fit),
+    Check("int16-saturation", "weights whose products can leave int16", _saturation),
+    Check("kernel-defect", "ops whose kernel is known to be wrong", _defects),
+    Check("not-lowered", "ops that stay in float", _float),
+)

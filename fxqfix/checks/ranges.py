@@ -1,0 +1,117 @@
+"""Ranges and scales: what the engine drops, what shares a grid, and grids that say nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fxqfix.checks._base import Check, Finding, Subject
+from fxqfix.dialects import parents
+from fxqfix.dialects.site import qparams_text
+
+__all__ = ["CHECKS"]
+
+# The smallest scales that observers give: float32's epsilon, and the fused kernel's own floor.
+_FLOOR = 6.2e-5
+_EPSILON = 1.2e-7
+
+
+def _range_lost(subject: Subject) -> Iterator[Finding]:
+    for tap in subject.reading.activations:
+        used = tap.site.used
+        if used is not None and used.is_narrow:
+            low, high = used.container
+            yield Finding(
+                "range-lost",
+                "warning",
+                tap.site.name,
+                f"declared [{used.quant_min},{used.quant_max}]; int8 kernels clamp at "
+                f"[{low},{high}]",
+                "fxqfix.to_int8 or fxqfix.to_decomposed, which hold the range",
+            )
+
+
+def _sub_8_bit(subject: Subject) -> Iterator[Finding]:
+    for tap in subject.reading.taps:
+        used = tap.site.used
+        if used is not None and used.quant_max - used.quant_min < 2**7 - 2:
+            steps = used.quant_max - used.quant_min + 1
+            yield Finding(
+                "narrow-range",
+                "info",
+                tap.site.name,
+                f"{steps} codes in a container of {used.bits} bits",
+                "none needed; no engine gains speed or memory from it",
+            )
+
+
+def _shared(subject: Subject) -> Iterator[Finding]:
+    """Ops whose int8 kernel hands its input's grid on, and whose own site declares another."""
+    for tap in subject.reading.activations:
+        match = subject.matches.get(tap.producer)
+        used = tap.site.used
+        if match is None or used is None or not tap.site.calibrated:
+            continue
+        ups = [t for t in parents(tap.producer.all_input_nodes, subject.taps) if t.site.used]
+        others = [t for t in ups if t.site.used and not t.site.used.same_grid(used)]
+        if match.spec.output in ("input", "shape") and match.spec.key != "cat" and others:
+            up = others[0]
+            assert up.site.used is not None  # filtered above
+            yield Finding(
+                "shared-qparams",
+                "warning",
+                tap.site.name,
+                f"it quantizes to {qparams_text(used)}; the int8 op keeps its input's "
+                f"{qparams_text(up.site.used)} ({up.site.name})",
+                "let both share one observer, as prepare_fx does for most such ops",
+            )
+        if match.spec.key == "cat" and others:
+            yield Finding(
+                "shared-qparams",
+                "info",
+                tap.site.name,
+                f"{len(others)} of {len(ups)} inputs have another grid: cat rounds them anew",
+                "let the inputs share one observer where that loss counts",
+            )
+
+
+def _dead(subject: Subject) -> Iterator[Finding]:
+    for tap in subject.reading.weights:
+        used = tap.site.used
+        if used is None or used.axis is None or not tap.site.calibrated:
+            continue
+        dead = [i for i, scale in enumerate(used.scales) if scale <= _FLOOR]
+        if dead:
+            yield Finding(
+                "dead-channel",
+                "warning",
+                tap.site.name,
+                f"{len(dead)} of {len(used.scales)} channels have (next to) no weights, first "
+                f"{dead[0]}: scale {used.scales[dead[0]]:.3g}",
+                "prune them; BatchNorm behind a dead channel blows up what is left",
+            )
+
+
+def _degenerate(subject: Subject) -> Iterator[Finding]:
+    for tap in subject.reading.taps:
+        used = tap.site.used
+        if used is None or used.axis is not None or not tap.site.calibrated:
+            continue
+        if used.scales[0] <= _EPSILON or (
+            tap.site.kind == "activation" and used.scales[0] <= _FLOOR
+        ):
+            yield Finding(
+                "degenerate-scale",
+                "warning",
+                tap.site.name,
+                f"scale {used.scales[0]:.3g} is an observer's floor: the value was constant",
+                "calibrate on real data, or keep this op in float",
+            )
+
+
+CHECKS = (
+    Check("range-lost", "a declared range that int8 kernels don't know", _range_lost),
+    Check("narrow-range", "ranges of less than 7 bits", _sub_8_bit),
+    Check("shared-qparams", "ops that need one grid, and sites that differ", _shared),
+    Check("dead-channel", "weight channels that are zero", _dead),
+    Check("degenerate-scale", "scales at an observer's floor", _degenerate),
+)

@@ -1,0 +1,61 @@
+"""lint: a prepared model's state that will make its conversion differ, without any data."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fxqfix import checks, dialects
+from fxqfix.dialects import prepared as dialect
+from fxqfix.engines import ENGINES
+from fxqfix.engines._base import check_name
+from fxqfix.errors import DialectError
+from fxqfix.report.lint import LintReport
+
+__all__ = ["lint"]
+
+
+def lint(prepared: nn.Module, *, engine: str | None = None) -> LintReport:
+    """Look at a prepared model before it is converted.
+
+    Needs no data and runs no forward; cheap enough for every epoch. In train mode, what is normal
+    while training (observers and BatchNorm that move) is not found.
+
+    Args:
+        prepared: What prepare_fx, prepare_qat_fx or eager prepare returned. It is not changed.
+        engine: "fbgemm", "x86", "onednn" or "qnnpack": the engine to convert for. None means
+            torch.backends.quantized.engine.
+
+    Returns:
+        The findings, errors first: code, severity, site, evidence, remedy.
+
+    Raises:
+        DialectError: The model is not a prepared one.
+        UnknownNameError: There is no such engine.
+        NonFiniteError: A scale or zero point is NaN or inf.
+
+    Example:
+        >>> import torch
+        >>> from torch.ao.quantization import get_default_qconfig_mapping
+        >>> from torch.ao.quantization.quantize_fx import prepare_fx
+        >>> x, net = torch.ones(1, 8), torch.nn.Sequential(torch.nn.Linear(8, 2)).eval()
+        >>> prepared = prepare_fx(net, get_default_qconfig_mapping("qnnpack"), (x,))
+        >>> [(f.code, f.site) for f in lint(prepared, engine="qnnpack").of("error")]
+        [('uncalibrated', 'input_1'), ('uncalibrated', '_0')]
+    """
+    chosen = check_name("engine", engine or torch.backends.quantized.engine, ENGINES)
+    graph_module = dialects.trace(prepared)
+    if not dialect.matches(graph_module):
+        raise DialectError(
+            "only prepared models are checked",
+            where="lint",
+            found=f"a {type(prepared).__name__} without them",
+            expected="observers or fake-quants",
+            remedy="pass what prepare_fx or prepare_qat_fx returned, before convert_fx",
+        )
+    # Observers that are on are a finding of their own; settling them takes half of the time.
+    reading = dialect.read(graph_module, settled=False)
+    subject = checks.Subject(reading, chosen, prepared.training)
+    found = [finding for check in checks.registry() for finding in check.run(subject)]
+    found.sort(key=lambda f: checks.SEVERITIES.index(f.severity))
+    return LintReport(tuple(found), chosen, len(reading.taps))
