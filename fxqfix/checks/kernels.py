@@ -46,7 +46,7 @@ def _defects(subject: Subject) -> Iterator[Finding]:
         if found is not None and found.present:
             yield Finding(
                 "kernel-defect",
-                "error",
+                "error" if found.certain else "warning",
                 call.node,
                 f"{call.engine}: {found.condition}: {found.effect}",
                 found.way_round,

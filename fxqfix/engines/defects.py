@@ -8,17 +8,13 @@ version number.
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from fxqfix import _torch
+from fxqfix.engines import _probes
 from fxqfix.engines._base import Call
 
 __all__ = ["DEFECTS", "Defect", "find"]
@@ -38,6 +34,7 @@ class Defect:
         applies: Whether a call meets the condition, as far as the graph tells.
         probe: Runs the kernel: True where it is wrong on this machine.
         emulated: Whether the effect is arithmetic that `emulate` follows; else it refuses.
+        certain: Whether the graph tells the condition; else it may be met, by shape or layout.
     """
 
     name: str
@@ -49,6 +46,7 @@ class Defect:
     applies: Callable[[Call], bool]
     probe: Callable[[], bool]
     emulated: bool = False
+    certain: bool = True
 
     @functools.cached_property
     def present(self) -> bool | None:
@@ -118,110 +116,6 @@ def _odd_groups(call: Call) -> bool:
     return call.option("groups", 1) == 3 and call.weight.codes.shape[1] == 4
 
 
-# ---------------------------------------------------------------------------- probes
-
-
-def _quantized(x: Tensor, scale: float = 1 / 16, point: int = 64) -> Tensor:
-    return torch.quantize_per_tensor(x, scale, point, torch.quint8)
-
-
-def _noise(*shape: int) -> Tensor:
-    """Values on a grid of 1/16 in [-2, 2): every step of the probes is exact."""
-    count = int(torch.tensor(shape).prod())
-    return (torch.arange(count) * 37 % 64 - 32).reshape(shape) / 16.0
-
-
-def _far(found: Tensor, wanted: Tensor) -> bool:
-    """More than 2 codes apart: no rounding is."""
-    return bool(((found.dequantize() - wanted).abs() > 2.1 * found.q_scale()).any())
-
-
-def _transposed(engine: str, inputs: int, outputs: int, kernel: int, stride: int) -> bool:
-    x, w = _quantized(_noise(1, inputs, 4, 4)), _noise(inputs, outputs, kernel, kernel)
-    weight = torch.quantize_per_tensor(w, 1 / 16, 0, torch.qint8)
-    ops: Any = torch.ops.quantized
-    steps = [stride, stride], [0, 0], [0, 0], [1, 1]
-    with _torch.quantized_engine(engine):
-        packed = ops.conv_transpose2d_prepack(weight, None, *steps, 1)
-        found = ops.conv_transpose2d(x, packed, 1.0, 128)
-    wanted = F.conv_transpose2d(x.dequantize(), weight.dequantize(), stride=stride)
-    return _far(found, wanted.clamp(-128, 127))
-
-
-def _leaves_rows() -> bool:
-    """What is never written holds what was there before: each time something else."""
-    x = _quantized(_noise(2, 8, 9, 9))
-    weight = torch.quantize_per_tensor(_noise(8, 8, 1, 1), 1 / 16, 0, torch.qint8)
-    ops: Any = torch.ops.quantized
-    with _torch.quantized_engine("onednn"):
-        packed = ops.conv_transpose2d_prepack(weight, None, [3, 3], [0, 0], [0, 0], [1, 1], 1)
-        size = ops.conv_transpose2d(x, packed, 1.0, 128).numel()
-        for filled in range(0, 256, 15):
-            before = [torch.full((size,), filled, dtype=torch.uint8) for _ in range(8)]
-            del before  # freed memory is what the kernel gets next
-            found = ops.conv_transpose2d(x, packed, 1.0, 128).int_repr()
-            if bool((found[:, :, 2::3] != 128).any()):
-                return True
-    return False
-
-
-def _refuses_per_channel() -> bool:
-    weight = torch.quantize_per_channel(
-        _noise(2, 2, 2, 2), torch.ones(2), torch.zeros(2, dtype=torch.long), 1, torch.qint8
-    )
-    ops: Any = torch.ops.quantized
-    with _torch.quantized_engine("fbgemm"):
-        try:
-            ops.conv_transpose2d_prepack(weight, None, [1, 1], [0, 0], [0, 0], [1, 1], 1)
-        except RuntimeError:
-            return True
-    return False
-
-
-def _counts_padding() -> bool:
-    x = _quantized(_noise(1, 2, 4, 4))
-    options: Any = {"padding": 1, "count_include_pad": False}
-    with _torch.quantized_engine("qnnpack"):
-        found = F.avg_pool2d(x, 3, **options)
-    return _far(found, F.avg_pool2d(x.dequantize(), 3, **options))
-
-
-def _relu6_moves() -> bool:
-    x = _quantized(_noise(1, 3, 4, 4)).contiguous(memory_format=torch.channels_last)
-    with _torch.quantized_engine("qnnpack"):
-        found = F.relu6(x)
-    return _far(found, F.relu6(x.dequantize()))
-
-
-def _depthwise_saturates() -> bool:
-    """The hottest codes there are, also on CPUs with VNNI."""
-    x = torch.full((1, 8, 5, 5), 255.0)
-    weight = torch.quantize_per_tensor(torch.full((8, 1, 3, 3), 127.0), 1.0, 0, torch.qint8)
-    ops: Any = torch.ops.quantized
-    with _torch.quantized_engine("fbgemm"):
-        packed = ops.conv2d_prepack(weight, None, [1, 1], [1, 1], [1, 1], 8)
-        found = ops.conv2d(_quantized(x, 1.0, 0), packed, 9 * 127.0 * 255 / 250, 0)
-    return int(found.int_repr()[0, 0, 2, 2]) != 250
-
-
-_CRASH = """
-import torch
-torch.backends.quantized.engine = "fbgemm"
-w = torch.quantize_per_tensor(torch.ones(12, 4, 3, 3), 1.0, 0, torch.qint8)
-packed = torch.ops.quantized.conv2d_prepack(w, None, [1, 1], [1, 1], [1, 1], 3)
-x = torch.quantize_per_tensor(torch.ones(2, 12, 9, 9), 1.0, 0, torch.quint8)
-for _ in range(20):
-    torch.ops.quantized.conv2d(x, packed, 1.0, 0)
-"""
-
-
-def _crashes() -> bool:
-    done = subprocess.run(  # this interpreter, with the text above
-        [sys.executable, "-W", "ignore", "-c", _CRASH], capture_output=True, check=False
-    )
-    return done.returncode < 0
-
-
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
 DEFECTS: tuple[Defect, ...] = (
@@ -233,7 +127,7 @@ DEFECTS: tuple[Defect, ...] = (
         "pairs of taps saturate at 16 bits: up to 79% of the codes on hot full-range input",
         "reduce_range: activations in [0,127] never saturate",
         lambda call: False,  # int16-saturation counts it
-        _depthwise_saturates,
+        _probes.depthwise_saturates,
         emulated=True,
     ),
     Defect(
@@ -244,7 +138,7 @@ DEFECTS: tuple[Defect, ...] = (
         "weights are permuted: SQNR about -3 dB",
         "qnnpack, or a float island",
         _permutes,
-        lambda: _transposed("onednn", 2, 3, 3, 1),
+        lambda: _probes.transposed("onednn", 2, 3, 3, 1),
     ),
     Defect(
         "transposed-skips-rows",
@@ -254,7 +148,7 @@ DEFECTS: tuple[Defect, ...] = (
         "rows that no input reaches are not written: they hold whatever memory held",
         "a stride of at most kernel + 1, another engine, or a float island",
         _skips_rows,
-        _leaves_rows,
+        _probes.leaves_rows,
     ),
     Defect(
         "transposed-2x2",
@@ -265,7 +159,7 @@ DEFECTS: tuple[Defect, ...] = (
         "SQNR -10 to -20 dB",
         "qnnpack, or a float island",
         _small_kernel,
-        lambda: _transposed("fbgemm", 8, 8, 2, 2),
+        lambda: _probes.transposed("fbgemm", 8, 8, 2, 2),
     ),
     Defect(
         "transposed-per-channel",
@@ -275,7 +169,7 @@ DEFECTS: tuple[Defect, ...] = (
         "raises",
         "per-tensor weights, or qnnpack",
         _per_channel,
-        _refuses_per_channel,
+        _probes.refuses_per_channel,
     ),
     Defect(
         "average-counts-padding",
@@ -285,7 +179,7 @@ DEFECTS: tuple[Defect, ...] = (
         "the option is ignored: errors up to 119 codes; 1x1 pools raise",
         "pad by hand and divide, or a float island",
         _excludes_padding,
-        _counts_padding,
+        _probes.counts_padding,
     ),
     Defect(
         "relu6-channels-last",
@@ -295,8 +189,9 @@ DEFECTS: tuple[Defect, ...] = (
         "memory is read in its own order: values are permuted (392 of 576 codes wrong)",
         "make the input contiguous first",
         lambda call: True,  # no graph tells the layout
-        _relu6_moves,
+        _probes.relu6_moves,
         emulated=True,
+        certain=False,
     ),
     Defect(
         "three-groups-crash",
@@ -306,6 +201,65 @@ DEFECTS: tuple[Defect, ...] = (
         "corrupts the heap: the process may die",
         "another number of groups, or qnnpack",
         _odd_groups,
-        _crashes,
+        _probes.crashes,
+    ),
+    Defect(
+        "norm-cancels",
+        ("fbgemm", "onednn", "qnnpack"),
+        ("instance_norm", "group_norm"),
+        "a channels-last input of 512 pixels or more",
+        "squares are added in float32 pixel by pixel, so that the variance cancels: up to 68 codes",
+        "make the input contiguous first, or a float island",
+        lambda call: True,
+        _probes.norm_cancels,
+        emulated=True,
+        certain=False,
+    ),
+    Defect(
+        "norm-skips-images",
+        ("fbgemm", "onednn", "qnnpack"),
+        ("instance_norm", "group_norm"),
+        "a channels-last input of less than 512 pixels, more images than elements in a group",
+        "the last images are not written: they hold whatever memory held",
+        "make the input contiguous first, or a float island",
+        lambda call: False,  # told at run time, by the shape; the row above stands for both
+        _probes.norm_skips_images,
+        emulated=True,
+        certain=False,
+    ),
+    Defect(
+        "one-pixel-mixes",
+        ("fbgemm", "onednn", "qnnpack"),
+        ("interpolate",),
+        "a contiguous image of one pixel and several channels (behind a global pool)",
+        "channels are mixed up",
+        "expand the pixel instead, or a float island",
+        lambda call: True,
+        _probes.one_pixel_mixes,
+        emulated=True,
+        certain=False,
+    ),
+    Defect(
+        "softmax-transposes",
+        ("qnnpack",),
+        ("softmax",),
+        "a transposed tensor, to scale 1/256 and zero point 0",
+        "rows are written as columns",
+        "make the input contiguous first",
+        lambda call: True,
+        _probes.softmax_transposes,
+        emulated=True,
+        certain=False,
+    ),
+    Defect(
+        "bag-sums",
+        ("fbgemm", "onednn", "qnnpack"),
+        ("embedding_bag",),
+        "mode other than sum (mean is nn.EmbeddingBag's default)",
+        "torch's conversion drops the mode: the int8 bag adds",
+        "divide by the size of the bag behind it, or keep it in float",
+        lambda call: call.option("mode", "sum") != "sum",
+        _probes.bag_sums,
+        emulated=True,
     ),
 )

@@ -1,0 +1,169 @@
+"""Probes of known-wrong kernels: each runs one beside the same op in float.
+
+True where the kernel is wrong on this machine.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxqfix import _torch
+
+
+def _quantized(x: Tensor, scale: float = 1 / 16, point: int = 64) -> Tensor:
+    return torch.quantize_per_tensor(x, scale, point, torch.quint8)
+
+
+def _noise(*shape: int) -> Tensor:
+    """Values on a grid of 1/16 in [-2, 2): every step of the probes is exact."""
+    count = int(torch.tensor(shape).prod())
+    return (torch.arange(count) * 37 % 64 - 32).reshape(shape) / 16.0
+
+
+def _far(found: Tensor, wanted: Tensor) -> bool:
+    """More than 2 codes apart: no rounding is."""
+    return bool(((found.dequantize() - wanted).abs() > 2.1 * found.q_scale()).any())
+
+
+def transposed(engine: str, inputs: int, outputs: int, kernel: int, stride: int) -> bool:
+    x, w = _quantized(_noise(1, inputs, 4, 4)), _noise(inputs, outputs, kernel, kernel)
+    weight = torch.quantize_per_tensor(w, 1 / 16, 0, torch.qint8)
+    ops: Any = torch.ops.quantized
+    steps = [stride, stride], [0, 0], [0, 0], [1, 1]
+    with _torch.quantized_engine(engine):
+        packed = ops.conv_transpose2d_prepack(weight, None, *steps, 1)
+        found = ops.conv_transpose2d(x, packed, 1.0, 128)
+    wanted = F.conv_transpose2d(x.dequantize(), weight.dequantize(), stride=stride)
+    return _far(found, wanted.clamp(-128, 127))
+
+
+def leaves_rows() -> bool:
+    """What is never written holds what was there before: each time something else."""
+    x = _quantized(_noise(2, 8, 9, 9))
+    weight = torch.quantize_per_tensor(_noise(8, 8, 1, 1), 1 / 16, 0, torch.qint8)
+    ops: Any = torch.ops.quantized
+    with _torch.quantized_engine("onednn"):
+        packed = ops.conv_transpose2d_prepack(weight, None, [3, 3], [0, 0], [0, 0], [1, 1], 1)
+        size = ops.conv_transpose2d(x, packed, 1.0, 128).numel()
+        for filled in range(0, 256, 15):
+            before = [torch.full((size,), filled, dtype=torch.uint8) for _ in range(8)]
+            del before  # freed memory is what the kernel gets next
+            found = ops.conv_transpose2d(x, packed, 1.0, 128).int_repr()
+            if bool((found[:, :, 2::3] != 128).any()):
+                return True
+    return False
+
+
+def refuses_per_channel() -> bool:
+    weight = torch.quantize_per_channel(
+        _noise(2, 2, 2, 2), torch.ones(2), torch.zeros(2, dtype=torch.long), 1, torch.qint8
+    )
+    ops: Any = torch.ops.quantized
+    with _torch.quantized_engine("fbgemm"):
+        try:
+            ops.conv_transpose2d_prepack(weight, None, [1, 1], [0, 0], [0, 0], [1, 1], 1)
+        except RuntimeError:
+            return True
+    return False
+
+
+def counts_padding() -> bool:
+    x = _quantized(_noise(1, 2, 4, 4))
+    options: Any = {"padding": 1, "count_include_pad": False}
+    with _torch.quantized_engine("qnnpack"):
+        found = F.avg_pool2d(x, 3, **options)
+    return _far(found, F.avg_pool2d(x.dequantize(), 3, **options))
+
+
+def relu6_moves() -> bool:
+    x = _quantized(_noise(1, 3, 4, 4)).contiguous(memory_format=torch.channels_last)
+    with _torch.quantized_engine("qnnpack"):
+        found = F.relu6(x)
+    return _far(found, F.relu6(x.dequantize()))
+
+
+def depthwise_saturates() -> bool:
+    """The hottest codes there are, also on CPUs with VNNI."""
+    x = torch.full((1, 8, 5, 5), 255.0)
+    weight = torch.quantize_per_tensor(torch.full((8, 1, 3, 3), 127.0), 1.0, 0, torch.qint8)
+    ops: Any = torch.ops.quantized
+    with _torch.quantized_engine("fbgemm"):
+        packed = ops.conv2d_prepack(weight, None, [1, 1], [1, 1], [1, 1], 8)
+        found = ops.conv2d(_quantized(x, 1.0, 0), packed, 9 * 127.0 * 255 / 250, 0)
+    return int(found.int_repr()[0, 0, 2, 2]) != 250
+
+
+_CRASH = """
+import torch
+torch.backends.quantized.engine = "fbgemm"
+w = torch.quantize_per_tensor(torch.ones(12, 4, 3, 3), 1.0, 0, torch.qint8)
+packed = torch.ops.quantized.conv2d_prepack(w, None, [1, 1], [1, 1], [1, 1], 3)
+x = torch.quantize_per_tensor(torch.ones(2, 12, 9, 9), 1.0, 0, torch.quint8)
+for _ in range(20):
+    torch.ops.quantized.conv2d(x, packed, 1.0, 0)
+"""
+
+
+def crashes() -> bool:
+    done = subprocess.run(  # this interpreter, with the text above
+        [sys.executable, "-W", "ignore", "-c", _CRASH], capture_output=True, check=False
+    )
+    return done.returncode < 0
+
+
+def norm_cancels() -> bool:
+    """Squares are added in float32, pixel by pixel: the variance of like codes cancels."""
+    codes = torch.arange(4 * 64 * 64).reshape(1, 4, 64, 64) % 3 + 200
+    x = torch._make_per_tensor_quantized_tensor(codes.to(torch.uint8), 1 / 16, 128)
+    x = x.contiguous(memory_format=torch.channels_last)
+    ops: Any = torch.ops.quantized
+    found = ops.instance_norm(x, torch.ones(4), torch.zeros(4), 1e-5, 1 / 16, 128)
+    wanted = F.instance_norm(x.dequantize(), eps=1e-5)
+    return _far(found, wanted)
+
+
+def norm_skips_images() -> bool:
+    """What is never written holds what was there before: each time something else."""
+    x = _quantized(_noise(8, 4, 2, 1)).contiguous(memory_format=torch.channels_last)
+    ops: Any = torch.ops.quantized
+    wanted = F.instance_norm(x.dequantize(), eps=1e-5)
+    for filled in range(0, 256, 15):
+        before = [torch.full((x.numel(),), filled, dtype=torch.uint8) for _ in range(8)]
+        del before
+        if _far(ops.instance_norm(x, torch.ones(4), torch.zeros(4), 1e-5, 1 / 16, 128), wanted):
+            return True
+    return False
+
+
+def one_pixel_mixes() -> bool:
+    """A contiguous image of one pixel is taken for a channels-last one, and the result isn't."""
+    x = _quantized(_noise(1, 6, 1, 1))
+    return _far(F.interpolate(x, size=(2, 2)), F.interpolate(x.dequantize(), size=(2, 2)))
+
+
+def softmax_transposes() -> bool:
+    """Qnnpack's own kernel writes rows as columns."""
+    x = _quantized(_noise(5, 3))
+    ops: Any = torch.ops.quantized
+    with _torch.quantized_engine("qnnpack"):
+        found = ops.softmax(x.t(), 0, 1 / 256, 0)
+    return _far(found, torch.softmax(x.t().dequantize(), 0))
+
+
+def bag_sums() -> bool:
+    """Torch's conversion drops the mode, and the kernel adds."""
+    nnq = _torch.resolve("torch.ao.nn.quantized")
+    qconfig = _torch.resolve("torch.ao.quantization.float_qparams_weight_only_qconfig")
+    if nnq is None or qconfig is None:
+        return False
+    bag = nn.EmbeddingBag(5, 8, mode="mean").eval()
+    bag.qconfig = qconfig
+    indices = torch.tensor([[0, 1, 2], [2, 3, 4]])
+    found, wanted = nnq.EmbeddingBag.from_float(bag)(indices), bag(indices)
+    return bool(((found - wanted).abs() > 0.5 * wanted.abs().max()).any())
