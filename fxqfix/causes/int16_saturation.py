@@ -83,7 +83,7 @@ def _operands(view: View) -> _Operands | None:
 
 def _geometry(module: Any, dim: int) -> Geometry | None:
     if dim == 0:
-        return Geometry()
+        return Geometry(linear=True)
     zeros = getattr(module, "padding_mode", None) == "zeros"
     if not zeros or isinstance(module.padding, str):
         return None

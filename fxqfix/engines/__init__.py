@@ -3,6 +3,7 @@
 from fxqfix.engines import (  # noqa: F401  # they fill the table
     activations,
     boundary,
+    dynamic,
     elementwise,
     listing,
     onednn_fused,

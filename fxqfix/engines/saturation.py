@@ -4,7 +4,8 @@ There the kernels multiply unsigned activations with signed weights in pairs and
 int16 with saturation (the instruction vpmaddubsw): ``sum(clamp16(a0*w0 + a1*w1))`` on raw codes,
 zero points corrected afterwards. Which neighbours make a pair depends on the engine: fbgemm walks
 the flattened (kernel height, kernel width, input channel); onednn walks input channels per kernel
-position, padded to a multiple of 4, and leaves padding out. It does not saturate in depthwise
+position, padded to a multiple of 4, and leaves padding out. Of linear it halves 257 to 768 inputs,
+so that a half of odd size shifts the pairs behind it. It does not saturate in depthwise
 convolutions, nor in groups whose channels are no multiples of 4, nor in linear on qint8 with a zero
 point (without one it adds 128 to the codes first). fbgemm's kernel for depthwise convolutions
 saturates on any CPU.
@@ -48,12 +49,14 @@ class Geometry:
         padding: (vertical, horizontal) zeros on each side; they hold the zero point's code.
         dilation: (vertical, horizontal) distance of kernel positions.
         groups: Number of groups.
+        linear: Whether this stands for a linear layer.
     """
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    linear: bool = False
 
 
 def saturated_sums(
@@ -98,18 +101,19 @@ def saturated_sums(
     vertical, horizontal = geometry.padding
     sides = (horizontal, horizontal, vertical, vertical)
     padded, bare = F.pad(codes.int(), sides, value=zero_point), F.pad(codes.int(), sides)
-    rows = _ordered(weight.int(), by_channel)
+    block = _block(weight.shape[1]) if geometry.linear else weight.shape[1]
+    rows = _ordered(weight.int(), by_channel, block)
     outputs, per_group = weight.shape[0], weight.shape[1]
     found, activations, saturated = [], [], []
     for index in torch.split(where, max(1, _CHUNK // rows.shape[1])):
         n, o, y, x = index.unbind(1)
         first = o // (outputs // geometry.groups) * per_group
         patch = _patches(padded, n, first, y, x, weight.shape, geometry)
-        products = _ordered(patch, by_channel) * rows[o]
+        products = _ordered(patch, by_channel, block) * rows[o]
         total = products.sum(-1, dtype=torch.int64)
         if by_channel:  # oneDNN leaves padding out of the pairs
             inside = _patches(bare, n, first, y, x, weight.shape, geometry)
-            products = _ordered(inside, by_channel) * rows[o]
+            products = _ordered(inside, by_channel, block) * rows[o]
         pairs = products.reshape(len(index), -1, 2).sum(-1)
         lost = pairs - pairs.clamp(_LOW, _HIGH)
         found.append(total - lost.sum(-1, dtype=torch.int64))
@@ -133,13 +137,28 @@ def pairs_of_weights(weight: Tensor, *, by_channel: bool) -> tuple[Tensor, list[
     flat = weight.int().reshape(outputs, channels, -1)
     place = torch.arange(flat[:1].numel()).reshape(-1, channels)
     if by_channel:
-        place = F.pad(place, (0, -channels % 4), value=-1)
+        block = channels if weight.dim() > 2 else _block(channels)
+        place = _in_fours(place, block, -1)
     place = place.reshape(-1)
     place = F.pad(place, (0, len(place) % 2), value=-1)
     rows = F.pad(flat.transpose(1, 2).reshape(outputs, -1), (0, 1))  # what -1 picks
     places = [(a, max(b, 0)) for a, b in place.reshape(-1, 2).tolist() if a >= 0]
     values = rows[:, place].reshape(outputs, -1, 2)
     return values[:, place[::2] >= 0], places
+
+
+def _block(inputs: int) -> int:
+    """How many inputs of linear oneDNN's AVX2 kernel takes at a time, up to even numbers."""
+    return -(-inputs // 2) if 256 < inputs <= 768 else inputs
+
+
+def _in_fours(last: Tensor, block: int, filler: int) -> Tensor:
+    """The last axis in blocks, each padded to a multiple of 4, and flat again."""
+    size = max(1, block)
+    blocks = F.pad(last, (0, -last.shape[-1] % size), value=filler)
+    blocks = blocks.reshape(*last.shape[:-1], -1, size)
+    blocks = F.pad(blocks, (0, -size % 4), value=filler)
+    return blocks.flatten(-2)
 
 
 def saturating(pairs: Tensor, highest: int = 255) -> Tensor:
@@ -260,10 +279,10 @@ def _patches(
     return padded[n, first + c, y * geometry.stride[0] + i, x * geometry.stride[1] + j]
 
 
-def _ordered(values: Tensor, by_channel: bool) -> Tensor:
+def _ordered(values: Tensor, by_channel: bool, block: int) -> Tensor:
     """(K, channels, height, width) -> (K, flattened), so that pairs are neighbours."""
     last = values.permute(0, 2, 3, 1)
     if by_channel:
-        last = F.pad(last, (0, -last.shape[-1] % 4))
+        last = _in_fours(last, block, 0)
     flat = last.reshape(values.shape[0], -1)
     return F.pad(flat, (0, flat.shape[1] % 2))
