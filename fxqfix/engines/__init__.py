@@ -8,9 +8,11 @@ from fxqfix.engines import (  # noqa: F401  # they fill the table
     listing,
     onednn_fused,
     pools,
+    recurrent,
     weighted,
 )
 from fxqfix.engines._base import ENGINES, ISAS, Call, Kernel, table
+from fxqfix.engines._inner import row_of
 from fxqfix.engines.calls import calls
 from fxqfix.engines.defects import DEFECTS, Defect
 from fxqfix.engines.defects import find as find_defect
@@ -28,6 +30,7 @@ __all__ = [
     "calls",
     "dispatch",
     "find_defect",
+    "row_of",
     "saturated_sums",
     "saturation_possible",
     "table",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ def calls(
     threads: int = 1,
     *,
     strict: bool = True,
+    given: Mapping[fx.Node, QParams] | None = None,
 ) -> dict[fx.Node, Call]:
     """Every op that takes or gives quantized values, or has integer weights, in graph order.
 
@@ -36,12 +38,13 @@ def calls(
         isa: "vnni" or "avx2".
         threads: Number of threads of the kernels.
         strict: Refuse ops that no row knows, instead of leaving them out.
+        given: The grids of placeholders that codes come in by.
 
     Raises:
         UnsupportedError: An op on quantized values is in no row of the op table, or a weight can't
             be read (if strict).
     """
-    qparams, modules = int8.propagate(graph_module), modules_of(graph_module)
+    qparams, modules = int8.propagate(graph_module, given), modules_of(graph_module)
     found: dict[fx.Node, Call] = {}
     for node in graph_module.graph.nodes:
         if node.op in ("placeholder", "output", "get_attr"):

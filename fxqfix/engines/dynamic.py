@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from fxqfix.engines._accumulate import Accumulator
 from fxqfix.engines._arithmetic import fma
-from fxqfix.engines._base import Call, kernel, table
+from fxqfix.engines._base import Call, kernel
 from fxqfix.engines._choose import choose, codes_of_batch, there_and_back
-from fxqfix.engines.defects import find
+from fxqfix.engines._inner import row_of
 from fxqfix.engines.weighted import build_linear
 from fxqfix.qparams import QParams, dequantize, quantize_native
 
@@ -95,13 +95,12 @@ class DynamicConv(nn.Module):
         super().__init__()
         self.call, self.padding, self.mode = call, padding, mode
         self.reduce_range = bool(call.arguments["reduce_range"]) and call.engine != "qnnpack"
-        self._static(_ANY)  # refuses now, not at run time
+        self._static(_ANY)  # it refuses now, if at all
 
     def _static(self, grid: QParams) -> nn.Module:
         call = replace(self.call, qparams=(grid,), output=grid)
-        build = table()[call.engine, call.key].build
-        if build is None:
-            raise call.refuse("it has no kernel")
+        build = row_of(call).build
+        assert build is not None  # no convolution only moves codes
         return build(call)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,7 +156,4 @@ def _conv(call: Call) -> nn.Module:
         padding = [n for n in reversed(options["padding"]) for _ in range(2)]
         options["padding"] = [0] * len(options["padding"])
     static = _static(call, **options)
-    defect = find(static)
-    if defect is not None and not defect.emulated and defect.present is not False:
-        raise call.refuse(f"its kernel is wrong ({defect.name}): {defect.condition}")
     return DynamicConv(static, padding, mode)
