@@ -2,6 +2,7 @@
 
 from fxqfix.engines import (  # noqa: F401  # they fill the table
     activations,
+    attention,
     boundary,
     dynamic,
     elementwise,

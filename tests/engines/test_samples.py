@@ -58,8 +58,6 @@ REFUSED: dict[str, tuple[str, ...]] = {
         "resize-qnnpack",
         "resize_eager-fbgemm",
         "resize_eager-qnnpack",
-        "attention-fbgemm",
-        "attention-qnnpack",
     ),
     "can't be copied": (  # torch packs 3-D weights for qnnpack, and can't unpack them
         "conv3d-qnnpack",
