@@ -5,6 +5,7 @@ from fxqfix.engines import (  # noqa: F401  # they fill the table
     attention,
     boundary,
     dynamic,
+    dynamic_recurrent,
     elementwise,
     listing,
     onednn_fused,

@@ -199,6 +199,17 @@ def test_fbgemm_reads_min_and_max_from_memory() -> None:
         )
 
 
+def test_the_model_still_runs_after_its_engine_was_asked_for() -> None:
+    """onednn's dynamic linear crashes where a static one of the same shape ran on its weight."""
+    for engine in ENGINES:
+        with quantized_engine(engine), quiet():
+            x = torch.randn(1, 24)
+            mapping = QConfigMapping().set_global(default_dynamic_qconfig)
+            model: Any = convert_fx(prepare_fx(Stack().eval(), mapping, (x,)))
+            emulated = emulate(model, isa=native_isa())
+            assert torch.equal(emulated(x), model(x))
+
+
 def test_refused() -> None:
     x = torch.randn(2, 24)
     with quiet():
