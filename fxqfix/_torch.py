@@ -249,17 +249,6 @@ def is_packed_params(value: object) -> bool:
     return isinstance(value, torch.ScriptObject) and hasattr(value, "unpack")
 
 
-def cell_weights(params: Any) -> tuple[list[Any], bool]:
-    """Packed weights of input and state of a dynamic recurrent layer, and its reduce_range."""
-    (_, _, _, numbers, packed), _ = params.__getstate__()
-    return list(packed), any(numbers)
-
-
-def is_cell_params(value: object) -> bool:
-    """True for what dynamic LSTM and GRU keep for each layer and direction."""
-    return isinstance(value, torch.ScriptObject) and "CellParams" in str(value._type())
-
-
 def native_isa() -> str:
     """How this machine's fbgemm and onednn kernels add products: "vnni" exactly, else "avx2"."""
     supported = getattr(torch.cpu, "_is_vnni_supported", None)
@@ -287,8 +276,7 @@ def packed_engine(packed: Any) -> str | None:
     if dim > 0 and not transposed:
         channels *= packed.groups()
     op = "linear" if dim == 0 else f"conv{'_transpose' if transposed else ''}{dim}d"
-    # Without rows onednn's linear leaves no primitive behind: a dynamic linear with as many rows
-    # would find that of a static one, and crash.
+    # No rows: onednn's dynamic linear crashes where it finds a static one's primitive of its shape.
     shape = [min(dim, 1), channels] + [1] * dim
     probe = torch.quantize_per_tensor(torch.zeros(shape), 1.0, 0, torch.qint8)
     try:

@@ -9,7 +9,7 @@ import torch
 from fxqfix import _torch
 from fxqfix.engines._base import Call
 
-__all__ = ["check_packed", "dispatch"]
+__all__ = ["cell_weights", "check_packed", "dispatch"]
 
 
 def dispatch(call: Call) -> str:
@@ -72,7 +72,17 @@ def _packed(call: Call) -> list[Any]:
     if call.module is None:
         return [v for v in call.arguments.values() if _torch.is_packed_params(v)]
     values = [v for part in call.module.modules() for v in vars(part).values()]
-    cells = [_torch.cell_weights(v)[0] for v in values if _torch.is_cell_params(v)]
+    cells = [cell_weights(v)[0] for v in values if _is_cell(v)]
     return [
         v for v in (*values, *(w for cell in cells for w in cell)) if _torch.is_packed_params(v)
     ]
+
+
+def _is_cell(value: object) -> bool:
+    return isinstance(value, torch.ScriptObject) and "CellParams" in str(value._type())
+
+
+def cell_weights(params: Any) -> tuple[list[Any], bool]:
+    """Packed weights of input and state of a dynamic recurrent layer, and its reduce_range."""
+    (_, _, _, numbers, packed), _ = params.__getstate__()
+    return list(packed), any(numbers)

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxqfix import _torch
 from fxqfix.dialects.weights import packed_weight
 from fxqfix.engines._base import Call, kernel
+from fxqfix.engines.dispatch import cell_weights
 from fxqfix.engines.dynamic import build_dynamic_linear
 
 __all__ = ["DynamicCell", "DynamicRecurrent"]
@@ -102,7 +102,7 @@ class DynamicRecurrent(nn.Module):
         self.batch_first, self.directions = module.batch_first, 1 + module.bidirectional
         self.inputs, self.states = nn.ModuleList(), nn.ModuleList()
         for holder in module._all_weight_values:
-            packed, reduce_range = _torch.cell_weights(holder.param)
+            packed, reduce_range = cell_weights(holder.param)
             for layers, one in zip((self.inputs, self.states), packed, strict=True):
                 layers.append(_linear(call, one, reduce_range=reduce_range))
 

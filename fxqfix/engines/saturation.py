@@ -96,8 +96,7 @@ def saturated_sums(
         (32767, 64770, True)
     """
     if not len(where):
-        none = torch.zeros(0, dtype=torch.int64, device=codes.device)
-        return none, none, none.bool()
+        return (none := where.new_zeros(0)), none, none.bool()
     vertical, horizontal = geometry.padding
     sides = (horizontal, horizontal, vertical, vertical)
     padded, bare = F.pad(codes.int(), sides, value=zero_point), F.pad(codes.int(), sides)
