@@ -291,7 +291,9 @@ def packed_engine(packed: Any) -> str | None:
     if dim > 0 and not transposed:
         channels *= packed.groups()
     op = "linear" if dim == 0 else f"conv{'_transpose' if transposed else ''}{dim}d"
-    probe = torch.quantize_per_tensor(torch.zeros([1, channels] + [1] * dim), 1.0, 0, torch.qint8)
+    # No rows: onednn's dynamic linear crashes where it finds a static one's primitive of its shape.
+    shape = [min(dim, 1), channels] + [1] * dim
+    probe = torch.quantize_per_tensor(torch.zeros(shape), 1.0, 0, torch.qint8)
     try:
         getattr(torch.ops.quantized, op)(probe, packed, 1.0, 0)
     except RuntimeError as error:

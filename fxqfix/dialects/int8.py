@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -174,19 +174,60 @@ def fetch(graph_module: fx.GraphModule, value: Any) -> Any:
     return getattr(graph_module.get_submodule(owner), name)
 
 
-def propagate(graph_module: fx.GraphModule) -> dict[fx.Node, QParams]:
-    """The qparams of every node that carries a quantized tensor, in graph order."""
+def propagate(
+    graph_module: fx.GraphModule, given: Mapping[fx.Node, QParams] | None = None
+) -> dict[fx.Node, QParams]:
+    """The qparams of every node that carries a quantized tensor, in graph order.
+
+    Args:
+        graph_module: An int8 model.
+        given: The qparams of placeholders that quantized tensors come in by.
+    """
     modules = modules_of(graph_module)
-    known: dict[fx.Node, QParams] = {}
+    known: dict[fx.Node, QParams] = dict(given or {})
+    tuples: dict[fx.Node, Any] = {}
     for node in graph_module.graph.nodes:
         found = ops.match_node(node, modules)
+        qparams: Any
         if found is not None and found.key == "quantize":
             qparams = _quantize_args(node, graph_module, modules)
+        elif found is not None and found.spec.output == "tuple":
+            qparams = _closed_outputs(node, found, modules, known)
+        elif found is not None and found.key == "getitem" and node.args[0] in tuples:
+            qparams = tuples[node.args[0]][node.args[1]]
         else:
             qparams = _output(node, found, graph_module, modules, known)
-        if qparams is not None:
+        if isinstance(qparams, QParams):
             known[node] = qparams
+        elif qparams is not None:
+            tuples[node] = qparams
     return known
+
+
+def _closed_outputs(
+    node: fx.Node,
+    found: ops.Match,
+    modules: dict[str, nn.Module],
+    known: Mapping[fx.Node, QParams],
+) -> Any:
+    """The grids of what a closed int8 module (LSTM, attention) returns, nested as it returns them.
+
+    None where it returns floats.
+    """
+    source = next((known[n] for n in node.all_input_nodes if n in known), None)
+    if source is None or found.column != "int8" or node.op != "call_module":
+        return None
+    module: Any = modules[str(node.target)]
+
+    def grid(inner: Any) -> QParams:
+        low, high = source.container
+        return qparams_of(inner.scale, inner.zero_point, low, high, source.dtype)
+
+    if found.key == "multihead_attention":
+        return grid(module.out_proj), grid(module.quant_attn_output_weights)
+    first, last = (module.layers[i].layer_fw.cell for i in (0, -1))
+    # Where tensors of several grids are joined, the first one's counts.
+    return grid(last.ogate_cy), (grid(first.ogate_cy), grid(first.fgate_cx_igate_cgate))
 
 
 def _output(
@@ -200,7 +241,7 @@ def _output(
     if source is None or found is None or node.op in ("output", "placeholder"):
         return None
     rule = found.spec.output
-    if rule in ("float", "none") or found.column == "dynamic":
+    if rule in ("float", "none", "tuple") or found.column == "dynamic":
         return None
     if rule == "shape":  # also where a kernel takes a scale that it ignores (dropout)
         return source

@@ -3,8 +3,11 @@
 from fxqfix.engines import (  # noqa: F401  # they fill the table
     activations,
     adaptive_pools,
+    attention,
     batch_norm,
     boundary,
+    dynamic,
+    dynamic_recurrent,
     elementwise,
     embedding,
     listing,
@@ -13,12 +16,14 @@ from fxqfix.engines import (  # noqa: F401  # they fill the table
     pads,
     pools,
     pools_1d_3d,
+    recurrent,
     resize,
     slopes,
     softmax,
     weighted,
 )
 from fxqfix.engines._base import ENGINES, ISAS, Call, Kernel, table
+from fxqfix.engines._inner import row_of
 from fxqfix.engines._requantize import Qnnpack, Weighted
 from fxqfix.engines.calls import calls
 from fxqfix.engines.defects import DEFECTS, Defect
@@ -40,6 +45,7 @@ __all__ = [
     "calls",
     "dispatch",
     "find_defect",
+    "row_of",
     "saturation_possible",
     "table",
 ]

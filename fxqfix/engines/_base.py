@@ -31,10 +31,11 @@ class Call:
         node: The node's name, for messages.
         engine: The engine whose arithmetic is wanted: "fbgemm", "onednn" or "qnnpack"; x86 has
             been dispatched.
-        key: Key of the op's row, without "_relu".
+        key: Key of the op's row, without "_relu"; with "_dynamic" where the kernel chooses its
+            input's grid for each batch.
         relu: Whether a relu is fused.
         arguments: The op's arguments by name. Values of the graph are `fx.Node`s; constants are
-            fetched. Of a module: {}.
+            fetched. Of a module: those of its forward.
         module: The module that is called, or None.
         target: The function or method name that is called, or None.
         inputs: The values of the graph that the op takes, in order; the module that is built gets
@@ -118,7 +119,7 @@ class Kernel:
 
     Attributes:
         engine: "fbgemm", "onednn" or "qnnpack".
-        key: Key of the op's row in `fxqfix.ops.TABLE`.
+        key: Key of the op's row in `fxqfix.ops.TABLE`, with "_dynamic" for dynamic kernels.
         build: Makes the module that computes the op; None where the op only moves codes, so that
             the node itself runs on codes as it stands.
         inexact: Empty where every code equals the kernel's; else the condition and the measured

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fxqfix.engines._arithmetic import real, single, to_codes
 from fxqfix.engines._base import Call, kernel
-from fxqfix.engines._lookup import Function, Lookup, codes_of, vectorized
+from fxqfix.engines._lookup import Function, Lookup, Rounding, codes_of, vectorized
 from fxqfix.qparams import QParams, quantize_native
 
 __all__ = ["Clamp"]
@@ -101,7 +101,10 @@ def _tanh(call: Call) -> nn.Module:
 
 @kernel("sigmoid", engines=_SHARED)
 def _sigmoid(call: Call) -> nn.Module:
-    return vectorized(call, torch.sigmoid)
+    """Its vector body dequantizes as the tail does, and the tail divides in double."""
+    x, rounding = real(codes_of(call)[0], call.source), Rounding(call.grid)
+    tail = (1.0 / (1.0 + torch.exp(-x.double()).float().double())).float()
+    return Lookup(call, rounding.body(torch.sigmoid(x)), rounding.tail(tail))
 
 
 @kernel("leaky_relu", engines=_ALL)

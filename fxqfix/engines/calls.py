@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,8 +28,9 @@ def calls(
     threads: int = 1,
     *,
     strict: bool = True,
+    given: Mapping[fx.Node, QParams] | None = None,
 ) -> dict[fx.Node, Call]:
-    """Every op that takes or gives quantized values, or has an integer weight, in graph order.
+    """Every op that takes or gives quantized values, or has integer weights, in graph order.
 
     Args:
         graph_module: A model of dialect "fx-int8".
@@ -35,12 +38,13 @@ def calls(
         isa: "vnni" or "avx2".
         threads: Number of threads of the kernels.
         strict: Refuse ops that no row knows, instead of leaving them out.
+        given: The grids of placeholders that codes come in by.
 
     Raises:
         UnsupportedError: An op on quantized values is in no row of the op table, or a weight can't
             be read (if strict).
     """
-    qparams, modules = int8.propagate(graph_module), modules_of(graph_module)
+    qparams, modules = int8.propagate(graph_module, given), modules_of(graph_module)
     found: dict[fx.Node, Call] = {}
     for node in graph_module.graph.nodes:
         if node.op in ("placeholder", "output", "get_attr"):
@@ -61,12 +65,19 @@ def calls(
             if strict:
                 raise
             continue
-        if match is None or match.spec.output == "none" or not (quantized or weight is not None):
+        if match is None or match.spec.output == "none":
+            continue
+        if not (quantized or weight is not None or _is_dynamic(match)):
             continue
         call = _call(node, match, inputs, qparams, graph_module, modules)
         call = replace(call, engine=engine, weight=weight, isa=isa, threads=threads)
         found[node] = replace(call, engine=dispatch(call))
     return found
+
+
+def _is_dynamic(match: ops.Match) -> bool:
+    """Whether an op chooses its input's grid for each batch; the lookup of embeddings has none."""
+    return match.column == "dynamic" and match.spec.family != "embedding"
 
 
 def _inputs(
@@ -96,12 +107,24 @@ def _call(
     return Call(
         node=node.name,
         engine="",
-        key=match.spec.key,
+        key=f"{match.spec.key}_dynamic" if _is_dynamic(match) else match.spec.key,
         relu=match.relu,
-        arguments=int8.arguments(node, graph_module),
+        arguments=_arguments(node, module, graph_module),
         module=module,
         target=None if module is not None else node.target,
         inputs=inputs,
         qparams=tuple(qparams.get(n) for n in inputs),
         output=qparams.get(node),
     )
+
+
+def _arguments(
+    node: fx.Node, module: nn.Module | None, graph_module: fx.GraphModule
+) -> dict[str, Any]:
+    """By name; of a module those that it was called with."""
+    if module is None:
+        return int8.arguments(node, graph_module)
+    try:
+        return dict(inspect.signature(module.forward).bind(*node.args, **node.kwargs).arguments)
+    except (TypeError, ValueError):
+        return {}

@@ -9,7 +9,7 @@ import torch
 from fxqfix import _torch
 from fxqfix.engines._base import Call
 
-__all__ = ["check_packed", "dispatch"]
+__all__ = ["cell_weights", "check_packed", "dispatch"]
 
 
 def dispatch(call: Call) -> str:
@@ -60,15 +60,29 @@ def check_packed(call: Call, engine: str) -> None:
     Source:
         Measured: the kernel follows the packed weight, not torch.backends.quantized.engine.
     """
-    packed = _torch.packed_engine(_packed(call))
     runs = ("fbgemm", "onednn") if engine == "x86" else (engine,)
-    if packed is not None and packed not in runs:
-        raise call.refuse(f"its weight is packed for {packed}, whose kernel is what runs")
+    for packed in _packed(call):
+        found = _torch.packed_engine(packed)
+        if found is not None and found not in runs:
+            raise call.refuse(f"its weight is packed for {found}, whose kernel is what runs")
 
 
-def _packed(call: Call) -> Any:
-    """The packed weight that the call holds; a linear module's stands in a module of its own."""
+def _packed(call: Call) -> list[Any]:
+    """The packed weights that the call holds, those of a module in all of its parts."""
     if call.module is None:
-        return next((v for v in call.arguments.values() if _torch.is_packed_params(v)), None)
-    found = getattr(call.module, "_packed_params", None)
-    return getattr(found, "_packed_params", found)
+        return [v for v in call.arguments.values() if _torch.is_packed_params(v)]
+    values = [v for part in call.module.modules() for v in vars(part).values()]
+    cells = [cell_weights(v)[0] for v in values if _is_cell(v)]
+    return [
+        v for v in (*values, *(w for cell in cells for w in cell)) if _torch.is_packed_params(v)
+    ]
+
+
+def _is_cell(value: object) -> bool:
+    return isinstance(value, torch.ScriptObject) and "CellParams" in str(value._type())
+
+
+def cell_weights(params: Any) -> tuple[list[Any], bool]:
+    """Packed weights of input and state of a dynamic recurrent layer, and its reduce_range."""
+    (_, _, _, numbers, packed), _ = params.__getstate__()
+    return list(packed), any(numbers)

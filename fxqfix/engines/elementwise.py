@@ -10,7 +10,7 @@ from fxqfix.engines._base import Call, kernel
 from fxqfix.engines._lookup import Lookup, Rounding, codes_of, fused, select, vectorized
 from fxqfix.qparams import QParams, quantize_native
 
-__all__ = ["Cat", "Qnnadd"]
+__all__ = ["Cat", "Qnnadd", "Stack"]
 
 _ALL = ("fbgemm", "onednn", "qnnpack")
 
@@ -141,9 +141,19 @@ class Cat(nn.Module):
         return torch.cat(parts, 1).contiguous(memory_format=last)
 
 
-@kernel("cat", engines=_ALL)
+class Stack(Cat):
+    """torch.stack is torch.cat along a new dimension."""
+
+    def forward(self, *codes: Tensor) -> Tensor:
+        """Codes in, codes out."""
+        dim = self.dim % (codes[0].dim() + 1)
+        found = [select(t[2], c, n) for t, c, n in zip(self.tables, codes, self.lows, strict=True)]
+        return torch.stack(found, dim)
+
+
+@kernel("cat", "stack", engines=_ALL)
 def _cat(call: Call) -> nn.Module:
     sources = tuple(q for q in call.qparams if q is not None)
     if len(sources) != len(call.inputs):
         raise call.refuse("one of its inputs is not quantized")
-    return Cat(call, sources, int(call.option("dim", 0)))
+    return (Cat if call.key == "cat" else Stack)(call, sources, int(call.option("dim", 0)))

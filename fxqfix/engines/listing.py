@@ -21,7 +21,7 @@ def coverage() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         >>> next(row for row in rows if row[0] == "linear")
         ('linear', 'exact', 'exact', 'exact')
     """
-    keys = dict.fromkeys(row.key for row in TABLE)
+    keys = dict.fromkeys(key for row in TABLE for key in (row.key, f"{row.key}_dynamic"))
     rows = [(key, *(_cell(engine, key) for engine in _OWN)) for key in keys]
     return ("op", *_OWN), [row for row in rows if set(row[1:]) != {"-"}]
 

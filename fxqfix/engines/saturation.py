@@ -4,7 +4,8 @@ There the kernels multiply unsigned activations with signed weights in pairs and
 int16 with saturation (the instruction vpmaddubsw): ``sum(clamp16(a0*w0 + a1*w1))`` on raw codes,
 zero points corrected afterwards. Which neighbours make a pair depends on the engine: fbgemm walks
 the flattened (kernel height, kernel width, input channel); onednn walks input channels per kernel
-position, padded to a multiple of 4, and leaves padding out. It does not saturate in depthwise
+position, padded to a multiple of 4, and leaves padding out. Of linear it halves 257 to 768 inputs,
+so that a half of odd size shifts the pairs behind it. It does not saturate in depthwise
 convolutions, nor in groups whose channels are no multiples of 4, nor in linear on qint8 with a zero
 point (without one it adds 128 to the codes first). fbgemm's kernel for depthwise convolutions
 saturates on any CPU.
@@ -51,13 +52,28 @@ def pairs_of_weights(weight: Tensor, *, by_channel: bool) -> tuple[Tensor, list[
     flat = weight.int().reshape(outputs, channels, -1)
     place = torch.arange(flat[:1].numel()).reshape(-1, channels)
     if by_channel:
-        place = F.pad(place, (0, -channels % 4), value=-1)
+        block = channels if weight.dim() > 2 else _block(channels)
+        place = _in_fours(place, block, -1)
     place = place.reshape(-1)
     place = F.pad(place, (0, len(place) % 2), value=-1)
     rows = F.pad(flat.transpose(1, 2).reshape(outputs, -1), (0, 1))  # what -1 picks
     places = [(a, max(b, 0)) for a, b in place.reshape(-1, 2).tolist() if a >= 0]
     values = rows[:, place].reshape(outputs, -1, 2)
     return values[:, place[::2] >= 0], places
+
+
+def _block(inputs: int) -> int:
+    """How many inputs of linear oneDNN's AVX2 kernel takes at a time, up to even numbers."""
+    return -(-inputs // 2) if 256 < inputs <= 768 else inputs
+
+
+def _in_fours(last: Tensor, block: int, filler: int) -> Tensor:
+    """The last axis in blocks, each padded to a multiple of 4, and flat again."""
+    size = max(1, block)
+    blocks = F.pad(last, (0, -last.shape[-1] % size), value=filler)
+    blocks = blocks.reshape(*last.shape[:-1], -1, size)
+    blocks = F.pad(blocks, (0, -size % 4), value=filler)
+    return blocks.flatten(-2)
 
 
 def saturating(pairs: Tensor, highest: int = 255) -> Tensor:

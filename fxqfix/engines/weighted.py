@@ -98,7 +98,7 @@ def _check(call: Call) -> None:
         raise call.refuse(f"its kernel takes no {call.source.dtype}")
 
 
-def build_linear(call: Call, engine: type[Weighted]) -> nn.Module:
+def build_linear(call: Call, engine: Callable[..., nn.Module]) -> nn.Module:
     """The module of a linear op."""
     _check(call)
     accumulate = Accumulator(F.linear, integer_weight(call), call.source, input_axis=-1)

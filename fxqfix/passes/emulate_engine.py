@@ -72,14 +72,7 @@ class EmulateEngine(Pass):
     def _replace(
         self, rewriter: Rewriter, node: fx.Node, call: engines.Call, inputs: tuple[fx.Node, ...]
     ) -> fx.Node:
-        defect = engines.find_defect(call)
-        if defect is not None and not defect.emulated and defect.present is not False:
-            raise self._refuse(
-                node, f"{call.engine}'s kernel is wrong ({defect.name}): {defect.condition}"
-            )
-        row = engines.table().get((call.engine, call.key))
-        if row is None:
-            raise self._refuse(node, f"{call.engine} has no exact arithmetic for {call.key!r}")
+        row = engines.row_of(call)
         if row.build is None:
             return node
         name = rewriter.add_module(f"emulated_{node.name}", row.build(call))
@@ -87,11 +80,3 @@ class EmulateEngine(Pass):
             new = rewriter.graph.create_node("call_module", name, inputs)
         rewriter.replace(node, new, f"{call.key} in integers, as {call.engine} computes it")
         return new
-
-    def _refuse(self, node: fx.Node, reason: str) -> UnsupportedError:
-        return UnsupportedError(
-            f"node can't be emulated: {reason}",
-            where=f"{self.name}, node {node.name!r}",
-            found=str(node.target),
-            remedy="see `fxqfix engines` for the ops that each engine runs",
-        )

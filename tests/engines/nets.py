@@ -124,5 +124,20 @@ class VGGWide(nn.Module):
         return self.head(torch.flatten(self.norm(self.body(x)), 1)).sigmoid()
 
 
-NETS = {c.__name__: c for c in (PlainCNN, Residual, Mobile, Inception, Shuffle, UNet, MLP, VGGWide)}
-SHAPES = {"MLP": (4, 48)}  # of the input; (4, 3, 16, 16) for all others
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.lstm = nn.Linear(12, 17), nn.LSTM(12, 17, 2, bidirectional=True)
+        self.mix, self.relu, self.head = nn.Linear(34, 16), nn.ReLU(), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.start(x[:4])  # torch's FX flow wants one
+        return self.head(self.relu(self.mix(self.lstm(x, (state, state))[0])))
+
+
+NETS = {
+    c.__name__: c
+    for c in (PlainCNN, Residual, Mobile, Inception, Shuffle, UNet, MLP, VGGWide, Recurrent)
+}
+# Of the input; (4, 3, 16, 16) for all others.
+SHAPES = {"MLP": (4, 48), "Recurrent": (7, 5, 12)}

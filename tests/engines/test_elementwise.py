@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -158,3 +159,35 @@ def test_cat(name: str, engine: str, dtype: torch.dtype) -> None:
                 bad, total = bad + found[0], total + found[1]
     assert bad == 0
     assert total > 900_000
+
+
+@DTYPES
+@pytest.mark.parametrize("engine", ["fbgemm", "qnnpack"])
+def test_stack(engine: str, dtype: torch.dtype) -> None:
+    """Of several grids the first one's counts, for torch.cat and torch.stack alike."""
+    bad = total = 0
+    for function, dim in itertools.product((torch.stack, torch.cat), (0, 1, -1)):
+        for grids in (*GRIDS, ((0.1, 10),) * 3):
+            shape = (37, 41, 5)
+            inputs = [given(shape, g, False, i, dtype) for i, g in enumerate(grids[:2])]
+            found = differing(Native(function, grids, dtype, dim), *inputs, engine=engine)
+            bad, total = bad + found[0], total + found[1]
+    assert bad == 0
+    assert total > 300_000
+
+
+class Native(nn.Module):
+    """A function of torch's that joins two quantized tensors."""
+
+    def __init__(self, function: Any, grids: Any, dtype: torch.dtype, dim: int) -> None:
+        super().__init__()
+        self.function, self.dtype, self.dim = function, dtype, dim
+        down = 128 * (dtype == torch.qint8)
+        self.grids = [(scale, point - down) for scale, point in grids[:2]]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        parts = [
+            torch.quantize_per_tensor(value, *grid, self.dtype)
+            for value, grid in zip((x, y), self.grids, strict=True)
+        ]
+        return self.function(parts, self.dim)

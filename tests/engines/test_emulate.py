@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.ao.nn import quantizable as nnqa
+from torch.ao.nn import quantized as nnq
 from torch.ao.quantization import default_weight_observer, get_default_qconfig_mapping
+from torch.ao.quantization.fx.custom_config import ConvertCustomConfig, PrepareCustomConfig
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import fxqfix
@@ -56,9 +59,12 @@ def converted(name: str, engine: str) -> fx.GraphModule:
             observer = default_weight_observer
             transposed = mapping.global_qconfig._replace(weight=observer)
             mapping.set_object_type(nn.ConvTranspose2d, transposed)
-        prepared = prepare_fx(net, mapping, (_data(name),))
+        observed, quantized = PrepareCustomConfig(), ConvertCustomConfig()
+        observed.set_float_to_observed_mapping(nn.LSTM, nnqa.LSTM)
+        quantized.set_observed_to_quantized_mapping(nnqa.LSTM, nnq.LSTM)
+        prepared = prepare_fx(net, mapping, (_data(name),), prepare_custom_config=observed)
         prepared(_data(name))
-        return convert_fx(prepared)
+        return convert_fx(prepared, convert_custom_config=quantized)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -18,14 +18,6 @@ from tests.op_samples import SAMPLES, Sample
 
 # Samples that are refused, by what the error says. One that is emulated all the same fails.
 REFUSED: dict[str, tuple[str, ...]] = {
-    "no exact arithmetic": (
-        "lstm-fbgemm",
-        "lstm-qnnpack",
-        "lstm_eager-fbgemm",
-        "lstm_eager-qnnpack",
-        "attention-fbgemm",
-        "attention-qnnpack",
-    ),
     "can't be copied": (  # torch packs 3-D weights for qnnpack, and can't unpack them
         "conv3d-qnnpack",
         "conv3d_bn-qnnpack",

@@ -1,0 +1,159 @@
+"""Dynamic linear and convolution: floats in, a grid chosen for each batch, floats out.
+
+Linear gives what the exact sum ``A`` stands for, as a float (see `_choose` for grid and codes):
+
+* fbgemm: ``fma(A, f(f(xs) * f(ws)), b)``
+* qnnpack: ``f(f(A * f(f(xs) * f(ws))) + b)``
+* onednn: ``f(f(A * f(X * W)) + b)``; X and W, which are xs and ws inverted there and back, as in
+  `_requantize`. Its kernels for VNNI round ``f(f(A * X) * W)`` (not measured).
+
+A convolution runs the static kernel with the batch's grid for its output too, and dequantizes: what
+lies beyond the input's range is lost. fbgemm finds min and max in as many floats of memory as the
+input has elements, which is wrong for inputs with gaps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxqfix.engines._accumulate import Accumulator
+from fxqfix.engines._arithmetic import fma
+from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._choose import choose, codes_of_batch, there_and_back
+from fxqfix.engines._inner import row_of
+from fxqfix.engines.weighted import build_linear
+from fxqfix.qparams import QParams, dequantize, quantize_native
+
+__all__ = ["DynamicConv", "DynamicLinear", "build_dynamic_linear"]
+
+_ALL = ("fbgemm", "onednn", "qnnpack")
+_ANY = QParams(1.0, 0, 0, 255, torch.quint8)  # codes as they are
+
+
+class DynamicLinear(nn.Module):
+    """A linear layer of float values; see the module's docstring."""
+
+    scale: Tensor
+    bias: Tensor | None
+    weight_sums: Tensor
+
+    def __init__(
+        self, call: Call, accumulate: Accumulator, dims: int, lost: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        if call.weight is None:
+            raise call.refuse("its weight can't be read")
+        self.accumulate, self.lost = accumulate, lost
+        self.engine, self.isa, self.relu = call.engine, call.isa, call.relu
+        self.reduce_range = bool(call.arguments["reduce_range"]) and call.engine != "qnnpack"
+        per_channel = call.weight.qparams.axis is not None
+        scale = torch.tensor(call.weight.qparams.scales, dtype=torch.float64)
+        if self.engine == "onednn":
+            scale = there_and_back(scale.float() if per_channel else scale)
+        bias = call.weight.bias
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("bias", None if bias is None else bias.detach())
+        self.register_buffer("weight_sums", accumulate.weight.double().sum(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Floats in, floats out."""
+        grid = choose(x, reduce_range=self.reduce_range)
+        codes = codes_of_batch(x.contiguous(), grid, self.engine)
+        sums = self.accumulate(codes).double() - self.weight_sums * int(grid.zero_points[0])
+        if self.lost is not None:
+            sums = sums - self.lost(codes)
+        found = self._values(sums.float(), torch.tensor(grid.scales[0], dtype=torch.float64))
+        return found.relu_() if self.relu else found
+
+    def _values(self, sums: Tensor, scale: Tensor) -> Tensor:
+        scale = scale.to(sums.device)
+        step = there_and_back(scale) if self.engine == "onednn" else scale.float()
+        if self.engine == "onednn" and self.isa == "vnni":
+            found = (sums * step) * self.scale
+            return found if self.bias is None else found + self.bias
+        if self.engine == "fbgemm" and self.bias is not None:
+            return fma(sums, step * self.scale, self.bias)
+        found = sums * (step * self.scale)
+        return found if self.bias is None else found + self.bias
+
+
+class DynamicConv(nn.Module):
+    """A convolution of float values; see the module's docstring.
+
+    Args:
+        call: The convolution on quantized values; its grids are put in for each batch.
+        padding: What is put around the input, as `F.pad` takes it.
+        mode: How.
+    """
+
+    def __init__(self, call: Call, padding: list[int], mode: str) -> None:
+        super().__init__()
+        self.call, self.padding, self.mode = call, padding, mode
+        self.reduce_range = bool(call.arguments["reduce_range"]) and call.engine != "qnnpack"
+        self._static(_ANY)  # it refuses now, if at all
+
+    def _static(self, grid: QParams) -> nn.Module:
+        call = replace(self.call, qparams=(grid,), output=grid)
+        build = row_of(call).build
+        assert build is not None  # no convolution only moves codes
+        return build(call)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Floats in, floats out."""
+        x = F.pad(x, self.padding, mode=self.mode) if self.padding else x
+        seen = x.as_strided((x.numel(),), (1,)) if self.call.engine == "fbgemm" else x
+        grid = choose(seen, reduce_range=self.reduce_range)
+        codes = quantize_native(x, grid).to(grid.storage)
+        return dequantize(self._static(grid).to(x.device)(codes), grid)
+
+
+def _reduces(call: Call) -> bool:
+    """Whether the kernel is asked for reduce_range."""
+    if call.key.startswith("linear") and call.module is not None:
+        version = getattr(call.module, "version", 4)
+        return version is not None and version >= 4
+    return bool(call.arguments.get("reduce_range", call.module is not None))
+
+
+def _static(call: Call, **arguments: Any) -> Call:
+    """The op on quantized values; it holds no module, whose packed weight needs the engine."""
+    if call.weight is None or call.weight.qparams.dtype != torch.qint8:
+        raise call.refuse("its weight is not qint8")
+    return replace(
+        call,
+        key=call.key.removesuffix("_dynamic"),
+        relu=call.relu or "relu" in f"{call.target} {type(call.module).__name__}".lower(),
+        arguments={"reduce_range": _reduces(call), **arguments},
+        module=None,
+        target=None,
+        inputs=(),
+        qparams=(_ANY,),
+        output=_ANY,
+    )
+
+
+@kernel("linear_dynamic", engines=_ALL)
+def build_dynamic_linear(call: Call) -> nn.Module:
+    """The module of a dynamic linear op."""
+    return build_linear(_static(call), DynamicLinear)
+
+
+@kernel(
+    *(f"conv{kind}{dims}d_dynamic" for kind in ("", "_transpose") for dims in (1, 2, 3)),
+    engines=_ALL,
+)
+def _conv(call: Call) -> nn.Module:
+    names = ("stride", "padding", "dilation", "groups", "output_padding")
+    options: dict[str, Any] = {name: call.option(name) for name in names}
+    mode, padding = "zeros", []
+    if call.module is not None and call.option("padding_mode", "zeros") != "zeros":
+        mode = call.option("padding_mode")
+        padding = [n for n in reversed(options["padding"]) for _ in range(2)]
+        options["padding"] = [0] * len(options["padding"])
+    static = _static(call, **options)
+    return DynamicConv(static, padding, mode)
