@@ -26,6 +26,7 @@ from fxqfix.qparams import QParams, container_range
 __all__ = ["NAME", "arguments", "bound", "fetch", "matches", "propagate", "read", "weight_of"]
 
 NAME = "fx-int8"
+_ROUNDS_SCALE = "gelu"  # its kernel hands on the input's qparams with the scale in float32
 
 
 def matches(graph_module: fx.GraphModule) -> bool:
@@ -88,7 +89,8 @@ def _value_tap(
     )
     # Kept from the input: `propagate` hands on the very object, or the codes with a moved grid.
     kept = any(qparams.get(n) is qparams[node] for n in node.all_input_nodes)
-    return Tap(site, node, producer, inherited=kept or _scalar(node, found) is not None)
+    moved = _scalar(node, found) is not None or (found is not None and found.key == _ROUNDS_SCALE)
+    return Tap(site, node, producer, inherited=kept or moved)
 
 
 def _place(node: fx.Node, graph_module: fx.GraphModule) -> tuple[str, str]:
@@ -258,7 +260,7 @@ def _output(
     out = bound(node).get("out")  # written to a tensor that has its qparams already
     if isinstance(out, fx.Node):
         return known[out] if out in known else tensor_weight(fetch(graph_module, out)).qparams
-    if found.key == "gelu":  # its kernel rounds the scale to float32
+    if found.key == _ROUNDS_SCALE:
         return replace(source, scale=float(torch.tensor(source.scales[0]).float()))
     return source
 
