@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fxqfix import _torch
 from fxqfix.checks._base import Check, Finding, Subject
 from fxqfix.dialects import parents
+from fxqfix.dialects.prepared import shared_calls
 from fxqfix.dialects.site import qparams_text
 
 __all__ = ["CHECKS"]
@@ -45,7 +47,11 @@ def _sub_8_bit(subject: Subject) -> Iterator[Finding]:
 
 
 def _shared(subject: Subject) -> Iterator[Finding]:
-    """Ops whose int8 kernel hands its input's grid on, and whose own site declares another."""
+    """What becomes one grid at conversion, and is several before it."""
+    yield from _shared_modules(subject)
+    # prepare_fx shares the observer wherever convert_fx keeps the grid, but for dropout, whose
+    # kernel takes a scale and ignores it; eager mode leaves it to the user.
+    is_eager = _torch.observed_attributes(subject.graph_module) is None
     for tap in subject.reading.activations:
         match = subject.matches.get(tap.producer)
         used = tap.site.used
@@ -53,7 +59,8 @@ def _shared(subject: Subject) -> Iterator[Finding]:
             continue
         ups = [t for t in parents(tap.producer.all_input_nodes, subject.taps) if t.site.used]
         others = [t for t in ups if t.site.used and not t.site.used.same_grid(used)]
-        if match.spec.output in ("input", "shape") and match.spec.key != "cat" and others:
+        kept = match.spec.output in ("input", "shape") and match.spec.key != "cat"
+        if kept and others and (is_eager or match.spec.key == "dropout"):
             up = others[0]
             assert up.site.used is not None  # filtered above
             yield Finding(
@@ -72,6 +79,27 @@ def _shared(subject: Subject) -> Iterator[Finding]:
                 f"{len(others)} of {len(ups)} inputs have another grid: cat rounds them anew",
                 "let the inputs share one observer where that loss counts",
             )
+
+
+def _shared_modules(subject: Subject) -> Iterator[Finding]:
+    """Calls of one module whose outputs have several grids: its int8 module has the last one's."""
+    for path, nodes in shared_calls(subject.graph_module).items():
+        behind = {n: (n, *n.users) for n in nodes}
+        taps = [t for n in nodes for t in subject.taps.values() if t.producer in behind[n]]
+        last = taps[-1].site if taps else None
+        if last is None or last.used is None:
+            continue
+        for tap in taps[:-1]:
+            if tap.site.used is not None and not tap.site.used.same_grid(last.used):
+                yield Finding(
+                    "shared-qparams",
+                    "error",
+                    tap.site.name,
+                    f"{path} is called {len(nodes)} times and converts to one output scale, that "
+                    f"of {last.name}: {qparams_text(tap.site.used)} becomes "
+                    f"{qparams_text(last.used)}",
+                    "fxqfix.freeze, which gives each call a module of its own",
+                )
 
 
 def _dead(subject: Subject) -> Iterator[Finding]:

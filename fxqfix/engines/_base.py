@@ -45,6 +45,7 @@ class Call:
         weight: The integer weight, or None.
         isa: "vnni" (sums of products are exact) or "avx2" (pairs saturate at 16 bits).
         threads: Number of threads that the kernel runs on.
+        others: The grids of the first input wherever else the same packed weight is called.
     """
 
     node: str
@@ -60,6 +61,7 @@ class Call:
     weight: WeightView | None = None
     isa: str = "vnni"
     threads: int = 1
+    others: tuple[QParams | None, ...] = ()
 
     @property
     def source(self) -> QParams:

@@ -154,6 +154,30 @@ def softmax_transposes() -> bool:
     return _far(found, torch.softmax(x.t().dequantize(), 0))
 
 
+def remembers_padding() -> bool:
+    """The padding keeps the zero point of the call that set the kernel up."""
+    weight = torch.quantize_per_tensor(torch.ones(1, 1, 3, 3), 1.0, 0, torch.qint8)
+    ops: Any = torch.ops.quantized
+    with _torch.quantized_engine("qnnpack"):
+        packed = ops.conv2d_prepack(weight, None, [1, 1], [1, 1], [1, 1], 1)
+        for point in (0, 5):
+            x = _quantized(torch.ones(1, 1, 4, 4), 1.0, point)
+            found = ops.conv2d(x, packed, 1.0, 128)
+    return _far(found, F.conv2d(x.dequantize(), weight.dequantize(), padding=1))
+
+
+def ranges_over_memory() -> bool:
+    """The range of a strided input is taken from the memory that it lies in."""
+    x = torch.ones(1, 1, 4, 8)
+    x[..., 1::2] = 1000.0
+    weight = torch.quantize_per_tensor(torch.ones(1, 1, 1, 1), 1.0, 0, torch.qint8)
+    ops: Any = torch.ops.quantized
+    with _torch.quantized_engine("fbgemm"):
+        packed = ops.conv2d_prepack(weight, None, [1, 1], [0, 0], [1, 1], 1)
+        found = ops.conv2d_dynamic(x[..., ::2], packed, False)
+    return bool((found - 1.0).abs().max() > 0.5)
+
+
 def bag_sums() -> bool:
     """Torch's conversion drops the mode, and the kernel adds."""
     nnq = _torch.resolve("torch.ao.nn.quantized")

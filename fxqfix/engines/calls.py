@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -72,6 +73,21 @@ def calls(
         call = _call(node, match, inputs, qparams, graph_module, modules)
         call = replace(call, engine=engine, weight=weight, isa=isa, threads=threads)
         found[node] = replace(call, engine=dispatch(call))
+    return _reused(found)
+
+
+def _reused(found: dict[fx.Node, Call]) -> dict[fx.Node, Call]:
+    """Each call with the grids that its packed weight is called with elsewhere."""
+    groups: defaultdict[int, list[fx.Node]] = defaultdict(list)
+    for node, call in found.items():
+        packed = next((v for v in call.arguments.values() if hasattr(v, "unpack")), None)
+        owner = call.module if call.module is not None else packed
+        if owner is not None and call.weight is not None:
+            groups[id(owner)].append(node)
+    for nodes in groups.values():
+        for node in nodes if len(nodes) > 1 else ():
+            grids = tuple(g for n in nodes if n is not node for g in found[n].qparams[:1])
+            found[node] = replace(found[node], others=grids)
     return found
 
 

@@ -116,6 +116,17 @@ def _odd_groups(call: Call) -> bool:
     return call.option("groups", 1) == 3 and call.weight.codes.shape[1] == 4
 
 
+def _remembers(call: Call) -> bool:
+    """Only a new input scale makes qnnpack set its kernel up again."""
+    if not call.qparams or call.qparams[0] is None:
+        return False
+    mine = call.qparams[0]
+    return any(
+        g is not None and g.scales == mine.scales and g.zero_points != mine.zero_points
+        for g in call.others
+    )
+
+
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
 DEFECTS: tuple[Defect, ...] = (
@@ -180,6 +191,16 @@ DEFECTS: tuple[Defect, ...] = (
         "pad by hand and divide, or a float island",
         _excludes_padding,
         _probes.counts_padding,
+    ),
+    Defect(
+        "padding-remembers",
+        ("qnnpack",),
+        ("conv1d", "conv2d", "conv3d", *_TRANSPOSED),
+        "a module called on two inputs of one scale and different zero points",
+        "the second is padded with the first one's zero point",
+        "fxqfix.freeze, which gives each call a module of its own",
+        _remembers,
+        _probes.remembers_padding,
     ),
     Defect(
         "relu6-channels-last",
@@ -248,6 +269,18 @@ DEFECTS: tuple[Defect, ...] = (
         "make the input contiguous first",
         lambda call: True,
         _probes.softmax_transposes,
+        emulated=True,
+        certain=False,
+    ),
+    Defect(
+        "ranges-over-memory",
+        ("fbgemm",),
+        ("conv1d_dynamic", "conv2d_dynamic", "conv3d_dynamic"),
+        "a strided input, such as x[..., ::2]",
+        "the input's range is taken over all memory in between: a scale too wide by any factor",
+        "make the input contiguous first",
+        lambda call: True,
+        _probes.ranges_over_memory,
         emulated=True,
         certain=False,
     ),

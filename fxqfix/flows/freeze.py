@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from torch import nn
+from torch import fx, nn
 
 from fxqfix import _torch
 from fxqfix.errors import DialectError
-from fxqfix.passes import FoldBatchNorm, FreezeQParams
+from fxqfix.passes import FoldBatchNorm, FreezeQParams, SplitShared
 
 __all__ = ["freeze"]
 
@@ -21,7 +21,8 @@ def freeze(prepared: M) -> M:
     The result is a prepared model still: torch's own `convert_fx` / `convert` takes it and bakes
     exactly these qparams, and QAT can go on (gradients pass straight through). A calibrated (PTQ)
     model comes back with fake-quants in place of its observers, so that it computes what its
-    conversion will.
+    conversion will. A module that an FX graph calls at several places gets a copy per call (tied
+    parameters), because conversion would give all of them the last one's output scale.
 
     Args:
         prepared: What `prepare_fx`, `prepare_qat_fx` (FX) or `prepare`, `prepare_qat` (eager)
@@ -55,4 +56,6 @@ def freeze(prepared: M) -> M:
         )
     frozen = FreezeQParams()(prepared).graph_module
     folded: M = FoldBatchNorm()(frozen).graph_module
+    if isinstance(folded, fx.GraphModule):  # an eager module has one grid for all its calls
+        folded = SplitShared()(folded).graph_module
     return folded

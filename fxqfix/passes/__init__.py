@@ -9,6 +9,7 @@ from fxqfix.passes.freeze_qparams import FreezeQParams
 from fxqfix.passes.insert_shadows import InsertShadows
 from fxqfix.passes.pin_ranges import PinRanges
 from fxqfix.passes.remove_shadows import RemoveShadows
+from fxqfix.passes.split_shared import SplitShared
 
 __all__ = [
     "DecomposeQuantize",
@@ -22,5 +23,6 @@ __all__ = [
     "PinRanges",
     "RemoveShadows",
     "Rewriter",
+    "SplitShared",
     "registry",
 ]

@@ -130,6 +130,24 @@ def shared_qparams() -> Model:
     return prepared, "drop"
 
 
+class Tied(nn.Module):
+    """One convolution, called on two values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(torch.sigmoid(self.conv(x)))
+
+
+def test_a_shared_module_is_an_error_until_frozen() -> None:
+    prepared = calibrated(Tied())
+    found = [f for f in fxqfix.lint(prepared, engine="fbgemm").findings if f.severity == "error"]
+    assert [(f.code, f.site) for f in found] == [("shared-qparams", "conv")]
+    assert fxqfix.lint(fxqfix.freeze(prepared), engine="fbgemm").ok
+
+
 def dead_channel() -> Model:
     net = Net()
     with torch.no_grad():

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from fxqfix.engines import DEFECTS, Call, find_defect
+from fxqfix.engines.calls import calls
 from fxqfix.engines.listing import coverage, known_wrong
 from fxqfix.ops import TABLE
+from fxqfix.qparams import QParams
 
 # Wrong on some CPUs only: what the row says of them.
 _AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
@@ -27,7 +34,7 @@ def test_the_kernel_is_still_wrong(defect) -> None:
 
 def test_rows_name_ops_and_engines_that_exist() -> None:
     keys = {row.key for row in TABLE}
-    assert all(set(d.ops) <= keys for d in DEFECTS)
+    assert all({op.removesuffix("_dynamic") for op in d.ops} <= keys for d in DEFECTS)
     assert all(set(d.engines) <= {"fbgemm", "onednn", "qnnpack"} for d in DEFECTS)
     assert len({d.name for d in DEFECTS}) == len(DEFECTS)
 
@@ -41,6 +48,37 @@ def test_a_call_finds_its_row() -> None:
     assert find_defect(Call(engine="fbgemm", **pool)) is None
     options["padding"] = 0
     assert find_defect(Call(engine="qnnpack", **pool)) is None  # nothing is padded
+
+
+def test_one_packed_weight_on_two_zero_points() -> None:
+    """Only qnnpack, and only where the scale is the same: a new one sets its kernel up again."""
+    grid = QParams(0.5, 3, 0, 255, torch.quint8)
+    other = replace(grid, zero_point=9)
+    call = Call("conv", "qnnpack", "conv2d", qparams=(grid,), others=(other,))
+    found = find_defect(call)
+    assert found is not None
+    assert found.name == "padding-remembers"
+    assert find_defect(replace(call, others=(grid,))) is None
+    assert find_defect(replace(call, others=(replace(other, scale=0.25),))) is None
+    assert find_defect(replace(call, engine="fbgemm")) is None
+
+
+def test_a_shared_module_tells_its_calls_of_each_other() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(self.conv(x))
+
+    x = torch.randn(1, 2, 3, 3)
+    prepared = prepare_fx(Twice().eval(), get_default_qconfig_mapping("fbgemm"), (x,))
+    prepared(x)
+    made = calls(convert_fx(prepared), "fbgemm")
+    first, second = (call for call in made.values() if call.key == "conv2d")
+    assert first.others == second.qparams[:1]
+    assert second.others == first.qparams[:1]
 
 
 def test_listings() -> None:
