@@ -46,6 +46,11 @@ class Call:
         isa: "vnni" (sums of products are exact) or "avx2" (pairs saturate at 16 bits).
         threads: Number of threads that the kernel runs on.
         others: The grids of the first input wherever else the same packed weight is called.
+
+    Example:
+        >>> from fxqfix.engines import Call
+        >>> Call("pool", "qnnpack", "avg_pool2d", arguments={"padding": 1}).option("padding")
+        1
     """
 
     node: str
@@ -126,6 +131,11 @@ class Kernel:
             the node itself runs on codes as it stands.
         inexact: Empty where every code equals the kernel's; else the condition and the measured
             rate of codes that differ.
+
+    Example:
+        >>> from fxqfix.engines import table
+        >>> table()["fbgemm", "max_pool2d"].inexact
+        ''
     """
 
     engine: str

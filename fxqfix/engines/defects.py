@@ -35,6 +35,11 @@ class Defect:
         probe: Runs the kernel: True where it is wrong on this machine.
         emulated: Whether the effect is arithmetic that `emulate` follows; else it refuses.
         certain: Whether the graph tells the condition; else it may be met, by shape or layout.
+
+    Example:
+        >>> from fxqfix.engines import DEFECTS
+        >>> next(d for d in DEFECTS if d.name == "bag-sums").way_round
+        'divide by the size of the bag behind it, or keep it in float'
     """
 
     name: str
@@ -63,6 +68,12 @@ def find(call: Call) -> Defect | None:
 
     Args:
         call: An int8 op, its engine dispatched.
+
+    Example:
+        >>> from fxqfix.engines import Call, find_defect
+        >>> options = {"padding": 1, "count_include_pad": False}
+        >>> find_defect(Call("pool", "qnnpack", "avg_pool2d", arguments=options)).name
+        'average-counts-padding'
     """
     rows = (d for d in DEFECTS if call.engine in d.engines and call.key in d.ops)
     return next((d for d in rows if d.applies(call)), None)

@@ -26,6 +26,11 @@ def dispatch(call: Call) -> str:
 
     Source:
         torch's should_use_onednn_quant; measured in tests/engines.
+
+    Example:
+        >>> from fxqfix.engines import Call, dispatch
+        >>> dispatch(Call("fc", "x86", "linear"))
+        'fbgemm'
     """
     if call.engine == "qnnpack" and call.weight is None and not _all_quint8(call):
         return "fbgemm"

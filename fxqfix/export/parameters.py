@@ -44,6 +44,19 @@ class OpParameters:
         fixed_shift: ... and a right shift: ``multiplier == fixed_multiplier * 2^-fixed_shift``,
             as gemmlowp and TFLite have it (the shift is of the whole 64-bit product).
         tensors: Other float tensors of the op by name (normalizations, PReLU).
+
+    Example:
+        >>> import torch
+        >>> from torch.ao.quantization import get_default_qconfig_mapping
+        >>> from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+        >>> x = torch.linspace(-1, 1, 8).reshape(1, 8)
+        >>> mapping = get_default_qconfig_mapping("fbgemm")
+        >>> prepared = prepare_fx(torch.nn.Sequential(torch.nn.Linear(8, 2)).eval(), mapping, (x,))
+        >>> _ = prepared(x)
+        >>> import fxqfix
+        >>> linear = fxqfix.extract_parameters(convert_fx(prepared))["_0"]
+        >>> linear.op, linear.layout, linear.weight.shape, linear.weight.dtype
+        ('linear', 'OI', torch.Size([2, 8]), torch.int8)
     """
 
     name: str
@@ -110,8 +123,17 @@ class Parameters(Stored):
         outputs: Names of the ops whose results the model returns.
 
     Example:
-        >>> len(Parameters((), ("x",), ("x",)))
-        0
+        >>> import torch
+        >>> from torch.ao.quantization import get_default_qconfig_mapping
+        >>> from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+        >>> x = torch.linspace(-1, 1, 8).reshape(1, 8)
+        >>> mapping = get_default_qconfig_mapping("fbgemm")
+        >>> prepared = prepare_fx(torch.nn.Sequential(torch.nn.Linear(8, 2)).eval(), mapping, (x,))
+        >>> _ = prepared(x)
+        >>> import fxqfix
+        >>> parameters = fxqfix.extract_parameters(convert_fx(prepared))
+        >>> [op.op for op in parameters]
+        ['quantize', 'linear', 'dequantize']
     """
 
     ops: tuple[OpParameters, ...]

@@ -24,6 +24,19 @@ class GoldenVectors(Stored):
             in between have no entry.
         inputs: Names of the model's inputs.
         outputs: Names of what the model returns.
+
+    Example:
+        >>> import torch
+        >>> from torch.ao.quantization import get_default_qconfig_mapping
+        >>> from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+        >>> x = torch.linspace(-1, 1, 8).reshape(1, 8)
+        >>> mapping = get_default_qconfig_mapping("fbgemm")
+        >>> prepared = prepare_fx(torch.nn.Sequential(torch.nn.Linear(8, 2)).eval(), mapping, (x,))
+        >>> _ = prepared(x)
+        >>> import fxqfix
+        >>> golden = fxqfix.golden_vectors(convert_fx(prepared), x)
+        >>> [codes.dtype for codes in golden.inputs_of("_0")]
+        [torch.uint8]
     """
 
     ops: Mapping[str, tuple[str, ...]]

@@ -43,6 +43,12 @@ class PassResult:
         graph_module: The new module (a plain module where an eager one went in).
         modified: Whether anything was edited.
         edits: What was edited, in order, one sentence each.
+
+    Example:
+        >>> import torch
+        >>> from fxqfix.passes import SplitShared
+        >>> SplitShared()(torch.fx.symbolic_trace(torch.nn.ReLU())).modified
+        False
     """
 
     graph_module: Any
