@@ -65,6 +65,12 @@ def matches(graph_module: fx.GraphModule) -> bool:
     return any(_kind(node) is not None for node in graph_module.graph.nodes)
 
 
+def is_dequantize(node: fx.Node) -> bool:
+    """True for a decomposed dequantize op."""
+    kind = _kind(node)
+    return kind is not None and kind[0] == "dequantize"
+
+
 def is_pin(node: fx.Node) -> bool:
     """True for the clamp that PinRanges sets before a narrow quantize.
 

@@ -9,6 +9,7 @@ from fxqfix.passes.freeze_qparams import FreezeQParams
 from fxqfix.passes.insert_shadows import InsertShadows
 from fxqfix.passes.pin_ranges import PinRanges
 from fxqfix.passes.remove_shadows import RemoveShadows
+from fxqfix.passes.restore_qparams import RestoreQParams
 from fxqfix.passes.split_shared import SplitShared
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PassResult",
     "PinRanges",
     "RemoveShadows",
+    "RestoreQParams",
     "Rewriter",
     "SplitShared",
     "registry",

@@ -107,6 +107,12 @@ class Rewriter:
         self.module.add_module(free, module)
         return free
 
+    def add_constant(self, name: str, value: object) -> str:
+        """Set an attribute that is no tensor (packed weights) under a free name; return that."""
+        free = self._free(name)
+        setattr(self.module, free, value)
+        return free
+
     def _free(self, name: str) -> str:
         free, count = name.replace(".", "_"), 0
         while hasattr(self.module, free):

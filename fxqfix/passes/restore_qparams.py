@@ -1,0 +1,189 @@
+"""restore-qparams: scales, zero points and weights of a converted model, taken from a right one.
+
+The donor is the conversion of the frozen prepared model: what it holds at a site is what was
+trained. State is copied from node to node; the structure of the user's graph stays.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxqfix import dialects
+from fxqfix.dialects import Tap, decomposed
+from fxqfix.dialects.int8 import fetch
+from fxqfix.errors import PassError, UnsupportedError
+from fxqfix.passes._base import Pass, Rewriter
+
+__all__ = ["RestoreQParams"]
+
+# What a node's arguments hold besides values of the graph, when it is not a module.
+_CONSTANTS = (int, float, torch.dtype)
+
+
+@dataclass(frozen=True)
+class RestoreQParams(Pass):
+    """Give sites of a converted model the grids, codes and biases that a donor has there.
+
+    Works on reference, int8 and decomposed models; the donor is of the same dialect.
+
+    Attributes:
+        donor: A conversion of the same model with the right state; it is not changed.
+        sites: Name of a site -> name of the donor's site. A site and the weight of its op share a
+            module in most dialects, and are restored together.
+
+    Raises:
+        UnsupportedError: A site's node and the donor's are of different kinds.
+
+    Example:
+        >>> import copy, torch
+        >>> from torch.ao.quantization import get_default_qat_qconfig_mapping
+        >>> from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
+        >>> import fxqfix
+        >>> from fxqfix.passes import RestoreQParams
+        >>> x = torch.linspace(-1, 1, 16).reshape(2, 8)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 2)).train()
+        >>> prepared = prepare_qat_fx(net, get_default_qat_qconfig_mapping("fbgemm"), (x,))
+        >>> _ = prepared(x)
+        >>> donor = convert_fx(fxqfix.freeze(prepared))
+        >>> converted = convert_fx(copy.deepcopy(prepared))
+        >>> restored = RestoreQParams(donor, {"_0.weight": "_0.weight"})(converted).graph_module
+        >>> torch.equal(restored(x), donor(x))
+        True
+    """
+
+    name: ClassVar[str] = "restore-qparams"
+    donor: fx.GraphModule | None = field(default=None, repr=False)
+    sites: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def rewrite(self, rewriter: Rewriter) -> None:
+        """Copy site by site."""
+        if self.donor is None or not self.sites:
+            return
+        mine = {t.site.name: t for t in dialects.read(rewriter.graph_module).taps}
+        theirs = {t.site.name: t for t in dialects.read(self.donor).taps}
+        done: set[fx.Node] = set()
+        for name, other in self.sites.items():
+            work = _Copy(rewriter, self.donor, name)
+            for node, source in _nodes(mine[name], theirs[other]):
+                if node not in done:
+                    work.state(node, source)
+                    done.add(node)
+        for node in reversed(list(rewriter.graph.nodes)):
+            if node.op == "get_attr" and not node.users:
+                rewriter.graph.erase_node(node)
+
+    def check(self, before: nn.Module, after: nn.Module) -> None:
+        """Every site has the donor's grid, every weight its codes."""
+        if self.donor is None:
+            return
+        theirs = {t.site.name: t for t in dialects.read(self.donor).taps}
+        found = {t.site.name: t for t in dialects.read(after).taps}
+        for name, other in self.sites.items():
+            if found[name].site.used != theirs[other].site.used:
+                raise PassError(
+                    "a site does not have the donor's qparams",
+                    where=f"{self.name}, site {name!r}",
+                    found=str(found[name].site.used),
+                    expected=str(theirs[other].site.used),
+                )
+
+
+def _nodes(mine: Tap, theirs: Tap) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """The nodes that hold a site's state, each beside the donor's."""
+    if mine.producer is not mine.node and mine.site.kind == "weight":
+        # A constant, the ops that quantize it, and the op that takes it, with its bias.
+        yield from _chain(mine.producer, mine.node, theirs.producer, theirs.node)
+        return
+    yield mine.node, theirs.node
+    if mine.node is mine.producer or mine.site.kind == "weight":
+        return
+    backs = [u for u in mine.node.users if decomposed.is_dequantize(u)]
+    sources = [u for u in theirs.node.users if decomposed.is_dequantize(u)]
+    for back in backs if sources else ():
+        yield back, sources[0]
+
+
+def _chain(
+    mine: fx.Node, end: fx.Node, theirs: fx.Node, other_end: fx.Node
+) -> Iterator[tuple[fx.Node, fx.Node]]:
+    while True:
+        yield mine, theirs
+        if mine is end or theirs is other_end or not mine.users or not theirs.users:
+            return
+        mine, theirs = next(iter(mine.users)), next(iter(theirs.users))
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """Copying of one site's state."""
+
+    rewriter: Rewriter
+    donor: fx.GraphModule
+    site: str
+
+    def state(self, node: fx.Node, source: fx.Node) -> None:
+        """Of a module all of it, of a call the constants that it takes."""
+        if node.op != source.op or (node.op != "call_module" and node.target != source.target):
+            raise self._differ(str(node.format_node()), str(source.format_node()))
+        if node.op == "call_module":
+            self._module(node, source)
+            return
+        graph, above = self.rewriter.graph, next(iter(node.all_input_nodes), None)
+        pin = above if above is not None and decomposed.is_pin(above) else None
+        with graph.inserting_before(node):
+            node.args = tuple(self._value(a, b) for a, b in _zip(node.args, source.args))
+            node.kwargs = {k: self._value(v, source.kwargs.get(k)) for k, v in node.kwargs.items()}
+        if pin is not None:  # its bounds are those of the qparams that were
+            given = decomposed.arguments(node)
+            names = ("scale", "zero_point", "quant_min", "quant_max")
+            pin.args = (pin.args[0], *decomposed.pin_bounds(*(given[n] for n in names)))
+        self.rewriter.note(f"{self.site}: constants of {node.name} restored")
+
+    def _module(self, node: fx.Node, source: fx.Node) -> None:
+        """A module that other nodes call too is left to them."""
+        path, new = str(node.target), self.donor.get_submodule(str(source.target))
+        old = self.rewriter.graph_module.get_submodule(path)
+        if type(old) is not type(new):
+            raise self._differ(type(old).__name__, type(new).__name__)
+        users = [n for n in self.rewriter.graph.nodes if n.target == path]
+        if len(users) > 1:
+            path = node.target = f"{path}_of_{node.name}"
+        fresh = copy.deepcopy(new).train(old.training)
+        self.rewriter.set_module(path, fresh, f"{self.site}: restored")
+
+    def _value(self, mine: Any, theirs: Any) -> Any:
+        """An argument: the donor's where it is a constant, the graph's own value otherwise."""
+        if isinstance(theirs, fx.Node) and theirs.op == "get_attr":
+            return self._constant(theirs)
+        constant = isinstance(theirs, _CONSTANTS) and not isinstance(theirs, bool)
+        return theirs if constant and not isinstance(mine, fx.Node) else mine
+
+    def _constant(self, theirs: fx.Node) -> fx.Node:
+        value = fetch(self.donor, theirs)
+        name = str(theirs.target)
+        if isinstance(value, Tensor):
+            return self.rewriter.buffer_node(f"{name}_restored", value.detach().clone())
+        free = self.rewriter.add_constant(f"{name}_restored", copy.deepcopy(value))
+        return self.rewriter.graph.create_node("get_attr", free, name=free)
+
+    def _differ(self, found: str, expected: str) -> UnsupportedError:
+        return UnsupportedError(
+            "this site is spelled in another way than conversion spells it",
+            where=f"restore-qparams, site {self.site!r}",
+            found=found,
+            expected=expected,
+            remedy="convert fxqfix.freeze(prepared) anew, or change the graph after repairing it",
+        )
+
+
+def _zip(mine: tuple[Any, ...], theirs: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
+    """Arguments side by side; what the donor lacks stays."""
+    padded = (*theirs, *(None,) * (len(mine) - len(theirs)))
+    return zip(mine, padded, strict=False)
