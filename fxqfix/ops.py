@@ -31,6 +31,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxqfix._torch import decomposed, resolve
+from fxqfix.inserted import FloatIsland
 
 __all__ = ["TABLE", "Match", "OpSpec", "match", "match_node", "spellings"]
 
@@ -206,6 +207,8 @@ TABLE: tuple[OpSpec, ...] = (
         f"{_Q}.DeQuantize",
         output="float",
     ),
+    # fxqfix's own: the declared range behind an int8 kernel.
+    _plain("hold_range", "boundary", int8=("fxqfix.inserted.HoldRange",), output="input"),
     _plain(
         "stub",
         "boundary",
@@ -851,7 +854,8 @@ def match(target: Callable[..., Any] | type[nn.Module] | str) -> Match | None:
 def match_node(node: fx.Node, modules: dict[str, nn.Module]) -> Match | None:
     """Find the row of an FX node; `modules` are the graph module's named modules."""
     if node.op == "call_module":
-        return match(type(modules[str(node.target)]))
+        module = modules[str(node.target)]
+        return match(type(module.inner if isinstance(module, FloatIsland) else module))
     if node.op in ("call_function", "call_method"):
         return match(node.target)
     return None

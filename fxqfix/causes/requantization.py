@@ -64,7 +64,7 @@ def _same_bias(view: View) -> bool:
 def _near(view: View) -> Tensor:
     """Codes found that are at most one away from float64 on the converted integers."""
     scale, point = (t.double() for t in view.target.tensors(view.converted))
-    wanted = (view.converted / scale + point).clamp(*view.target.container)
+    wanted = (view.converted / scale + point).clamp(view.target.quant_min, view.target.quant_max)
     return (view.raw.double() - wanted).abs() <= _REACH
 
 

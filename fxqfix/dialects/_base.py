@@ -23,11 +23,12 @@ class Tap:
     Attributes:
         site: The public record.
         node: The node whose output is the quantized value: a fake-quant's, an int8 kernel's, a
-            quantize op's; for a weight, the op that uses it.
+            quantize op's, or what holds the range behind those; for a weight, the op that uses it.
         producer: The node that computes the value to be quantized.
         weight: Weights only: reads the codes, their qparams, the bias and the float values.
         inherited: The value keeps its input's qparams, so that it is a site only if the other
             model has one there.
+        held: Where `node` only holds the range (`HoldRange`): the node that computes the codes.
     """
 
     site: Site
@@ -35,6 +36,12 @@ class Tap:
     producer: fx.Node
     weight: Callable[[], WeightView] | None = None
     inherited: bool = False
+    held: fx.Node | None = None
+
+    @property
+    def kernel(self) -> fx.Node:
+        """The node that computes the codes: `node`, or the one whose range `node` holds."""
+        return self.node if self.held is None else self.held
 
 
 @dataclass(frozen=True)

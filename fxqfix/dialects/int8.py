@@ -6,9 +6,7 @@ carry quantized tensors follows from the op table's output rules; no data is run
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from fxqfix import _torch, ops
+from fxqfix.dialects._arguments import arguments, bound, fetch, output_arguments
 from fxqfix.dialects._base import Reading, Tap, modules_of, op_name, scope, unique
 from fxqfix.dialects.quantizer import qparams_of
 from fxqfix.dialects.site import Site
@@ -23,9 +22,23 @@ from fxqfix.dialects.weights import WeightView, int8_weight, packed_weight, tens
 from fxqfix.errors import UnsupportedError
 from fxqfix.qparams import QParams, container_range
 
-__all__ = ["NAME", "arguments", "bound", "fetch", "matches", "propagate", "read", "weight_of"]
+__all__ = [
+    "NAME",
+    "arguments",
+    "bound",
+    "declare",
+    "declared",
+    "fetch",
+    "matches",
+    "propagate",
+    "read",
+    "weight_of",
+]
 
 NAME = "fx-int8"
+# Of ops that compute anew on their input's grid: those whose codes stay between their inputs'.
+_STAYS = ("max_pool", "avg_pool", "adaptive", "mean", "relu", "hardtanh", "interpolate", "gelu")
+_RANGES = "fxqfix_ranges"  # in GraphModule.meta: a graph can't show a range that needs no clamp
 _ROUNDS_SCALE = "gelu"  # its kernel hands on the input's qparams with the scale in float32
 
 
@@ -49,6 +62,7 @@ def read(graph_module: fx.GraphModule) -> Reading:
     """Read every quantized value and every packed weight as a site."""
     modules = modules_of(graph_module)
     qparams = propagate(graph_module)
+    holds = _holds(graph_module, modules)
     taken: set[str] = set()
     taps: list[Tap] = []
     hidden: list[tuple[Site, str]] = []
@@ -62,8 +76,9 @@ def read(graph_module: fx.GraphModule) -> Reading:
             weight = None
         if weight is not None:
             taps.append(_weight_tap(node, weight, graph_module, modules, taken))
-        if node in qparams:
-            taps.append(_value_tap(node, qparams, graph_module, modules, taken))
+        if node in qparams and node not in holds.values():
+            tap = _value_tap(node, qparams, graph_module, modules, taken)
+            taps.append(_held(tap, holds, qparams))
     return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
 
 
@@ -89,8 +104,45 @@ def _value_tap(
     )
     # Kept from the input: `propagate` hands on the very object, or the codes with a moved grid.
     kept = any(qparams.get(n) is qparams[node] for n in node.all_input_nodes)
+    kept = kept or (found is not None and found.spec.output == "input" and _widened(node, qparams))
     moved = _scalar(node, found) is not None or (found is not None and found.key == _ROUNDS_SCALE)
     return Tap(site, node, producer, inherited=kept or moved)
+
+
+def declare(graph_module: fx.GraphModule, ranges: Mapping[str, tuple[int, int]]) -> None:
+    """Write the declared ranges of sites to a graph module that holds them (restore-range)."""
+    graph_module.meta[_RANGES] = {**declared(graph_module), **ranges}
+
+
+def declared(graph_module: fx.GraphModule) -> dict[str, tuple[int, int]]:
+    """Site name -> range that the graph itself declares: what `declare` wrote."""
+    return dict(graph_module.meta.get(_RANGES, {}))
+
+
+def _holds(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> dict[fx.Node, fx.Node]:
+    """Each value that nothing but a `HoldRange` takes -> that node: the two are one site."""
+    found: dict[fx.Node, fx.Node] = {}
+    for node in graph_module.graph.nodes:
+        match = ops.match_node(node, modules)
+        if match is not None and match.key == "hold_range" and len(node.args[0].users) == 1:
+            found[node.args[0]] = node
+    return found
+
+
+def _widened(node: fx.Node, qparams: dict[fx.Node, QParams]) -> bool:
+    """Whether a value is on the grid of a narrower input; its own would have the whole range."""
+    ups = [qparams[n] for n in node.all_input_nodes if n in qparams]
+    own = any(value is not None for value in output_arguments(node))
+    return not own and any(q.is_narrow and q.same_grid(qparams[node]) for q in ups)
+
+
+def _held(tap: Tap, holds: dict[fx.Node, fx.Node], qparams: dict[fx.Node, QParams]) -> Tap:
+    node = tap.node
+    while node in holds:
+        node = holds[node]
+    if node is tap.node:
+        return tap
+    return replace(tap, site=replace(tap.site, used=qparams[node]), node=node, held=tap.node)
 
 
 def _place(node: fx.Node, graph_module: fx.GraphModule) -> tuple[str, str]:
@@ -166,16 +218,6 @@ def weight_of(
     return None
 
 
-def fetch(graph_module: fx.GraphModule, value: Any) -> Any:
-    """The value of a get_attr node; anything else as it is."""
-    if not isinstance(value, fx.Node):
-        return value
-    if value.op != "get_attr":
-        return None
-    owner, _, name = str(value.target).rpartition(".")
-    return getattr(graph_module.get_submodule(owner), name)
-
-
 def propagate(
     graph_module: fx.GraphModule, given: Mapping[fx.Node, QParams] | None = None
 ) -> dict[fx.Node, QParams]:
@@ -242,10 +284,16 @@ def _output(
     source = next((known[n] for n in node.all_input_nodes if n in known), None)
     if source is None or found is None or node.op in ("output", "placeholder"):
         return None
+    if found.key == "hold_range":
+        module: Any = modules[str(node.target)]
+        low, high = module.quant_min, module.quant_max
+        return source.with_range(max(low, source.quant_min), min(high, source.quant_max))
     rule = found.spec.output
     if rule in ("float", "none", "tuple") or found.column == "dynamic":
         return None
-    if rule == "shape":  # also where a kernel takes a scale that it ignores (dropout)
+    if (
+        rule == "shape" and found.key != "stack"
+    ):  # also where a kernel takes a scale that it ignores (dropout)
         return source
     own = _own_qparams(node, graph_module, modules, source.dtype)
     if own is not None:
@@ -260,9 +308,26 @@ def _output(
     out = bound(node).get("out")  # written to a tensor that has its qparams already
     if isinstance(out, fx.Node):
         return known[out] if out in known else tensor_weight(fetch(graph_module, out)).qparams
+    if source.is_narrow and not _stays(node, found, graph_module, modules, known):
+        source = source.with_range(*source.container)
     if found.key == _ROUNDS_SCALE:
         return replace(source, scale=float(torch.tensor(source.scales[0]).float()))
     return source
+
+
+def _stays(
+    node: fx.Node,
+    found: ops.Match,
+    graph_module: fx.GraphModule,
+    modules: dict[str, nn.Module],
+    known: Mapping[fx.Node, QParams],
+) -> bool:
+    """Whether a kernel on its input's grid gives no code outside of its inputs' range."""
+    if found.spec.key in ("cat", "stack"):
+        return len({known[n] for n in node.all_input_nodes if n in known}) == 1
+    module = modules[str(node.target)] if node.op == "call_module" else None
+    given = arguments(node, graph_module) if module is None else vars(module)
+    return found.spec.key.startswith(_STAYS) and given.get("divisor_override") is None
 
 
 def _quantize_args(
@@ -296,88 +361,6 @@ def _own_qparams(
     if scale is None or point is None:
         return None
     return qparams_of(scale, point, *container_range(dtype), dtype)
-
-
-def output_arguments(node: fx.Node) -> tuple[Any, Any]:
-    """The (scale, zero point) arguments of a torch.ops.quantized call; (None, None) without."""
-    given = bound(node)
-    scale = next((v for n, v in given.items() if n.removesuffix("_i").endswith("scale")), None)
-    point = next((v for n, v in given.items() if n.removesuffix("_i").endswith("zero_point")), None)
-    return (None, None) if scale is None or point is None else (scale, point)
-
-
-def bound(node: fx.Node) -> dict[str, Any]:
-    """A call's arguments by name, under the first signature of its target that takes them.
-
-    Only int8 kernels are asked: {} for modules, methods and float functions.
-    """
-    if "quantized." not in str(node.target):
-        return {}
-    for names, required, tensors, _ in _signatures(node.target):
-        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-        fits = len(node.args) <= len(names) and given.keys() <= set(names)
-        numbers = [n for n in tensors & given.keys() if isinstance(given[n], (int, float))]
-        if fits and required <= given.keys() and not numbers:
-            return given
-    return {}
-
-
-def arguments(node: fx.Node, graph_module: fx.GraphModule) -> dict[str, Any]:
-    """A call's arguments by name, of any function or method; constants are fetched.
-
-    Values of the graph stay nodes, but for get_attr nodes. {} for a module, and for a function
-    whose signature nobody knows.
-    """
-    given = bound(node) or _python_arguments(node)
-    return {
-        name: fetch(graph_module, value)
-        if isinstance(value, fx.Node) and value.op == "get_attr"
-        else value
-        for name, value in given.items()
-    }
-
-
-def _python_arguments(node: fx.Node) -> dict[str, Any]:
-    """By the signature of a Python function, or of the aten op behind a builtin or a method."""
-    if node.op == "call_method":
-        target: Any = getattr(torch.ops.aten, str(node.target), None)
-    elif node.op == "call_function":
-        target = node.target
-    else:
-        return {}
-    dispatched = _dispatched(target)
-    if dispatched is not None:
-        target = dispatched
-    if not hasattr(target, "overloads"):  # an aten op's own signature is (*args, **kwargs)
-        with contextlib.suppress(TypeError, ValueError):
-            return dict(inspect.signature(target).bind(*node.args, **node.kwargs).arguments)
-    target = getattr(torch.ops.aten, getattr(target, "__name__", ""), target)
-    for names, required, _, positional in _signatures(target):
-        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-        # The functions say input where the schemas say self.
-        given = {"self" if k == "input" and "self" in names else k: v for k, v in given.items()}
-        fits = len(node.args) <= positional and required <= given.keys() <= set(names)
-        if fits:
-            return given
-    return {}
-
-
-def _dispatched(target: Any) -> Any:
-    """Of a pool that may return indices: the function without them, which has the signature."""
-    name = getattr(target, "__name__", "")
-    if "max_pool" not in name or getattr(torch.nn.functional, name, None) is not target:
-        return None
-    return _torch.resolve(f"torch.nn.functional.{name}_with_indices")
-
-
-def _signatures(target: Any) -> Iterator[tuple[list[str], set[str], set[str], int]]:
-    """(names, those without a default, those of type Tensor, number of positional ones)."""
-    for overload in getattr(target, "overloads", list)():
-        arguments = getattr(target, overload)._schema.arguments
-        names = [a.name for a in arguments]
-        required = {a.name for a in arguments if not a.has_default_value()}
-        tensors = {a.name for a in arguments if str(a.type) == "Tensor"}
-        yield names, required, tensors, sum(not a.kwarg_only for a in arguments)
 
 
 def _scalar(node: fx.Node, found: ops.Match | None) -> float | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -66,7 +65,7 @@ def read(graph_module: fx.GraphModule, *, settled: bool = True) -> Reading:
             weight = prepared_weight(module, f"{node.target}.weight", settled=settled)
             if weight is not None:
                 taps.append(_weight_tap(node, module, weight, modules, taken))
-    return Reading(graph_module, NAME, tuple(_with_shared(graph_module, taps)), tuple(hidden))
+    return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
 
 
 def shared_calls(graph_module: fx.GraphModule) -> Mapping[str, list[fx.Node]]:
@@ -82,30 +81,6 @@ def shared_calls(graph_module: fx.GraphModule) -> Mapping[str, list[fx.Node]]:
         if match is not None and match.spec.output == "own":
             found[id(modules[str(node.target)])].append(node)
     return {str(nodes[0].target): nodes for nodes in found.values() if len(nodes) > 1}
-
-
-def _with_shared(graph_module: fx.GraphModule, taps: list[Tap]) -> list[Tap]:
-    """The int8 module that all calls of a module become has the last call's output scale."""
-    last: dict[fx.Node, fx.Node] = {}
-    for nodes in shared_calls(graph_module).values():
-        last |= dict.fromkeys(nodes, nodes[-1])
-    if not last:
-        return taps
-    by_call = {call: tap for tap in taps if (call := _call_of(tap, last)) is not None}
-    found = []
-    for tap in taps:
-        call = _call_of(tap, last)
-        final = by_call.get(last[call]) if call is not None else None
-        baked = final.site.baked if final is not None else tap.site.baked
-        found.append(replace(tap, site=replace(tap.site, baked=baked)))
-    return found
-
-
-def _call_of(tap: Tap, calls: Mapping[fx.Node, fx.Node]) -> fx.Node | None:
-    """The call that a value comes out of, also through the relu that is fused into it."""
-    if tap.site.kind == "weight":
-        return None
-    return next((n for n in (tap.producer, *tap.producer.all_input_nodes) if n in calls), None)
 
 
 def _where(node: fx.Node) -> str:

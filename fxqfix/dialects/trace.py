@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from fxqfix import _torch
 from fxqfix.errors import TraceError
+from fxqfix.inserted import FloatIsland, HoldRange
 
 __all__ = ["call", "trace"]
 
@@ -43,6 +44,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if _torch.is_quantizer(m) or _torch.is_fused_module(m):
+            return True
+        if isinstance(m, (FloatIsland, HoldRange)):
             return True
         name = type(m).__module__
         if name.startswith("torch.ao.quantization"):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fxqfix import _torch, ops
 from fxqfix.dialects.quantizer import QuantizerState, qparams_of, read_quantizer
 from fxqfix.errors import UnsupportedError
+from fxqfix.inserted import FloatIsland
 from fxqfix.qparams import QParams, container_range, quantize
 
 __all__ = [
@@ -72,6 +73,7 @@ def effective_weight(module: nn.Module) -> Tensor:
 
 def holder(module: nn.Module) -> Any:
     """The module that holds the weight: the module itself, or the first part of a fused one."""
+    module = module.inner if isinstance(module, FloatIsland) else module
     wrapped = isinstance(module, nn.Sequential) and not hasattr(module, "weight")
     return module[0] if wrapped else module  # type: ignore[index]  # narrowed by wrapped
 
@@ -170,7 +172,11 @@ def _codes(weight: Tensor) -> Tensor:
 
 
 def int8_weight(module: nn.Module) -> WeightView | None:
-    """Weight of a torch.ao.nn.quantized (dynamic) module; None where it has none of that form."""
+    """Weight of a torch.ao.nn.quantized (dynamic) module or a float island; None without one."""
+    if isinstance(module, FloatIsland):
+        inner, qparams = holder(module), module.weight_qparams
+        values = inner.weight.detach()
+        return WeightView(quantize(values, qparams), qparams, getattr(inner, "bias", None), values)
     getter, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not callable(getter) or isinstance(getter, Tensor):
         return None

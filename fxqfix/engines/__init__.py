@@ -24,6 +24,7 @@ from fxqfix.engines import (  # noqa: F401  # they fill the table
 )
 from fxqfix.engines._base import ENGINES, ISAS, Call, Kernel, table
 from fxqfix.engines._inner import row_of
+from fxqfix.engines._intervals import Interval, intervals
 from fxqfix.engines._requantize import Qnnpack, Weighted
 from fxqfix.engines.calls import calls
 from fxqfix.engines.defects import DEFECTS, Defect
@@ -38,6 +39,7 @@ __all__ = [
     "ISAS",
     "Call",
     "Defect",
+    "Interval",
     "Kernel",
     "Qnnpack",
     "Weighted",
@@ -45,6 +47,7 @@ __all__ = [
     "calls",
     "dispatch",
     "find_defect",
+    "intervals",
     "row_of",
     "saturation_possible",
     "table",

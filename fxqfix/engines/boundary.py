@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fxqfix.engines._base import Call, kernel, moves_codes
+from fxqfix.engines.activations import Clamp
 from fxqfix.ops import TABLE
 from fxqfix.qparams import QParams, dequantize, quantize_native
 
@@ -51,6 +52,11 @@ def _quantize(call: Call) -> nn.Module:
 @kernel("dequantize", engines=_ALL)
 def _dequantize(call: Call) -> nn.Module:
     return Dequantize(call.source)
+
+
+@kernel("hold_range", engines=_ALL)
+def _hold_range(call: Call) -> nn.Module:
+    return Clamp(call.grid.quant_min, call.grid.quant_max)
 
 
 @kernel("dropout", engines=_ALL)

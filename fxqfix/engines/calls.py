@@ -68,7 +68,8 @@ def calls(
             continue
         if match is None or match.spec.output == "none":
             continue
-        if not (quantized or weight is not None or _is_dynamic(match)):
+        in_integers = weight is not None and match.column != "spelled"  # no float island
+        if not (quantized or in_integers or _is_dynamic(match)):
             continue
         call = _call(node, match, inputs, qparams, graph_module, modules)
         call = replace(call, engine=engine, weight=weight, isa=isa, threads=threads)

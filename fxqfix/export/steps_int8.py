@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import fx, nn
 
 from fxqfix import engines, ops
-from fxqfix.dialects import Reading
+from fxqfix.dialects import Reading, Tap, int8
 from fxqfix.dialects._base import modules_of, scope
+from fxqfix.dialects.weights import holder
 from fxqfix.errors import UnsupportedError
 from fxqfix.export._options import arguments_of, float_tensors, options, sizes_of
 from fxqfix.export.step import Program, Step
+from fxqfix.inserted import FloatIsland
 
 __all__ = ["program"]
 
@@ -20,19 +23,37 @@ def program(reading: Reading, ranges: Mapping[str, tuple[int, int]]) -> Program:
     """Steps of an int8 model; `ranges` are the declared ones by site."""
     graph_module = reading.graph_module
     modules = modules_of(graph_module)
-    limits = {t.node: ranges[t.site.name] for t in reading.activations if t.site.name in ranges}
+    limits = {t.kernel: ranges[t.site.name] for t in reading.activations if t.site.name in ranges}
+    held: dict[fx.Node, Tap] = {t.held: t for t in reading.activations if t.held is not None}
+    limits = {n: (q.quant_min, q.quant_max) for n, t in held.items() if (q := t.site.used)} | limits
     # The engine's name only says which kernel runs, and that is not asked here.
     calls = engines.calls(graph_module, "qnnpack")
     sizes = sizes_of(graph_module)
+    names = {t.node: n.name for n, t in held.items()}
+    skipped = {"placeholder", "output", "get_attr"}
     found = [
-        _step(node, calls.get(node), graph_module, modules, limits, sizes)
+        _named(_step(node, calls.get(node), graph_module, modules, limits, sizes), names, held)
         for node in graph_module.graph.nodes
-        if node.op not in ("placeholder", "output", "get_attr") and node not in sizes
+        if node.op not in skipped and node not in sizes and node not in names
     ]
     returned: list[fx.Node] = []
     fx.map_arg(graph_module.graph.output_node().args, returned.append)
     inputs = tuple(n.name for n in graph_module.graph.nodes if n.op == "placeholder")
-    return Program(graph_module, tuple(found), inputs, tuple(n.name for n in returned))
+    outputs = tuple(names.get(n, n.name) for n in returned)
+    return Program(graph_module, tuple(found), inputs, outputs)
+
+
+def _named(step: Step, names: Mapping[fx.Node, str], held: Mapping[fx.Node, Tap]) -> Step:
+    """An op and what holds its range are one step: the op's name, the value behind both."""
+    renamed = {hold.name: name for hold, name in names.items()}
+    value = held[step.value].node if step.value in held else step.value
+    return replace(step, value=value, inputs=tuple(renamed.get(n, n) for n in step.inputs))
+
+
+def _module(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """The module with the options: what a float island holds."""
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    return holder(module) if isinstance(module, FloatIsland) else module
 
 
 def _step(
@@ -55,14 +76,16 @@ def _step(
         )
     if call is None:  # an op on floats
         inputs = [n for n in node.all_input_nodes if n.op != "get_attr" and n not in sizes]
+        weight = int8.weight_of(node, graph_module, modules)  # of a float island
         return Step(
             node.name,
             key,
             place,
             node,
             tuple(n.name for n in inputs),
-            options(key, modules.get(str(node.target)), arguments_of(node, graph_module), None),
+            options(key, _module(node, modules), arguments_of(node, graph_module), weight),
             (None,) * len(inputs),
+            weight=weight,
         )
     arguments = arguments_of(node, graph_module)
     given = [(n, q) for n, q in zip(call.inputs, call.qparams, strict=True) if n not in sizes]

@@ -95,7 +95,7 @@ class Session:
     def _judge(self, p: Pair, used: QParams, share: Attribution) -> Callable[..., None]:
         end = self.nodes[p.prepared.producer.name]
         starts = self.starts - {self.nodes[p.prepared.node.name]}
-        call = self.calls.get(p.converted.node.name)
+        call = self.calls.get(p.converted.kernel.name)
         defect = engines.find_defect(call) if call is not None else None
         native = self.converted.dialect != decomposed.NAME
         recompute = Recompute(
@@ -145,7 +145,7 @@ class Session:
         share = self.shares[site.name]
         taps = {t.node: t for t in self.reading.activations}
         ups = dialects.parents(p.prepared.node.all_input_nodes, taps)
-        call = self.calls.get(p.converted.node.name)
+        call = self.calls.get(p.converted.kernel.name)
         return Row(
             name=site.name,
             kind=site.kind,
@@ -226,7 +226,7 @@ def _weight_node(tap: Tap) -> fx.Node:
 
 def _kernel(tap: Tap, reading: Reading) -> str:
     """What computes a converted value, as torch spells it."""
-    node = tap.node
+    node = tap.kernel
     found = ops.match_node(node, modules_of(reading.graph_module))
     if node.op == "call_module":
         if found is not None and found.column == "int8":

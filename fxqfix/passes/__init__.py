@@ -1,5 +1,6 @@
 """Graph passes, one per file. Each works on a copy, records its edits and verifies its result."""
 
+from fxqfix.inserted import FloatIsland, HoldRange
 from fxqfix.passes._base import Pass, PassResult, Rewriter, registry
 from fxqfix.passes._frozen import FrozenFakeQuantize
 from fxqfix.passes.decompose_quantize import DecomposeQuantize
@@ -10,20 +11,24 @@ from fxqfix.passes.insert_shadows import InsertShadows
 from fxqfix.passes.pin_ranges import PinRanges
 from fxqfix.passes.remove_shadows import RemoveShadows
 from fxqfix.passes.restore_qparams import RestoreQParams
+from fxqfix.passes.restore_range import RestoreRange
 from fxqfix.passes.split_shared import SplitShared
 
 __all__ = [
     "DecomposeQuantize",
     "EmulateEngine",
+    "FloatIsland",
     "FoldBatchNorm",
     "FreezeQParams",
     "FrozenFakeQuantize",
+    "HoldRange",
     "InsertShadows",
     "Pass",
     "PassResult",
     "PinRanges",
     "RemoveShadows",
     "RestoreQParams",
+    "RestoreRange",
     "Rewriter",
     "SplitShared",
     "registry",

@@ -43,6 +43,7 @@ class PassResult:
         graph_module: The new module (a plain module where an eager one went in).
         modified: Whether anything was edited.
         edits: What was edited, in order, one sentence each.
+        remarks: What was looked at and left as it is, and why.
 
     Example:
         >>> import torch
@@ -54,6 +55,7 @@ class PassResult:
     graph_module: Any
     modified: bool
     edits: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -63,10 +65,12 @@ class Rewriter:
     Attributes:
         module: The copy.
         edits: What was changed, in order.
+        remarks: What was left as it is, and why.
     """
 
     module: nn.Module
     edits: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -139,6 +143,10 @@ class Rewriter:
     def note(self, what: str) -> None:
         """Record an edit that was made through the graph itself."""
         self.edits.append(what)
+
+    def remark(self, what: str) -> None:
+        """Record what was looked at and left as it is."""
+        self.remarks.append(what)
 
     def finish(self) -> None:
         """Drop modules that no node uses any more, check the graph and recompile it."""
@@ -226,4 +234,5 @@ class Pass(ABC):
                 found=rewriter.edits[-1] if rewriter.edits else type(module).__name__,
                 remedy="the model is unchanged; please report this with the model",
             ) from error
-        return PassResult(rewriter.module, bool(rewriter.edits), tuple(rewriter.edits))
+        edits, remarks = tuple(rewriter.edits), tuple(rewriter.remarks)
+        return PassResult(rewriter.module, bool(edits), edits, remarks)

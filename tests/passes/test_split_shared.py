@@ -77,8 +77,6 @@ def test_without_it_conversion_keeps_the_last_grid_only() -> None:
     model = prepared("conv", qat=False)
     wanted, found = grids(model), grids(convert_fx(copy.deepcopy(model)))
     assert found["head"] == wanted["head_1"] != wanted["head"]
-    predicted = {s.name: s.baked for s in fxqfix.inspect(model).sites}
-    assert predicted["head"] == predicted["head_1"]
 
 
 def test_parameters_stay_tied_and_a_second_run_finds_nothing() -> None:
