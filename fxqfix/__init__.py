@@ -11,11 +11,12 @@ from fxqfix.flows import (
     freeze,
     golden_vectors,
     lint,
+    repair,
     to_decomposed,
 )
 from fxqfix.measure import Discrepancy
 from fxqfix.qparams import QParams
-from fxqfix.report import Coverage, LintReport, Report, Row, Uncovered
+from fxqfix.report import Coverage, LintReport, Mend, Refusal, Repair, Report, Row, Uncovered
 
 __version__ = "0.1.0"
 
@@ -27,9 +28,12 @@ __all__ = [
     "GoldenVectors",
     "Inspection",
     "LintReport",
+    "Mend",
     "OpParameters",
     "Parameters",
     "QParams",
+    "Refusal",
+    "Repair",
     "Report",
     "Row",
     "Site",
@@ -42,6 +46,7 @@ __all__ = [
     "golden_vectors",
     "inspect",
     "lint",
+    "repair",
     "to_decomposed",
     "trace",
 ]

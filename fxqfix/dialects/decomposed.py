@@ -77,17 +77,37 @@ def is_pin(node: fx.Node) -> bool:
     Told by its structure, so that it is still known after saving and loading: its bounds are the
     real values of the codes that the quantize behind it allows.
     """
-    if node.target not in (torch.clamp, torch.ops.aten.clamp.default) or len(node.args) < 3:
-        return False
-    users = list(node.users)
-    if not users or any(_kind(u) != ("quantize", "per_tensor") for u in users):
+    bounds, users = clamp_bounds(node), list(node.users)
+    if bounds is None or not users or any(_kind(u) != ("quantize", "per_tensor") for u in users):
         return False
     given = arguments(users[0])
     if not isinstance(given["scale"], float):
         return False
-    return tuple(node.args[1:3]) == pin_bounds(
-        given["scale"], given["zero_point"], given["quant_min"], given["quant_max"]
-    )
+    names = ("scale", "zero_point", "quant_min", "quant_max")
+    return bounds == pin_bounds(*(given[name] for name in names))
+
+
+def clamp_bounds(node: fx.Node) -> tuple[float, float] | None:
+    """The bounds of a clamp to two constants; None for any other node."""
+    if node.target not in (torch.clamp, torch.ops.aten.clamp.default) or len(node.args) < 3:
+        return None
+    low, high = node.args[1:3]
+    return (low, high) if isinstance(low, float) and isinstance(high, float) else None
+
+
+def pinned_range(node: fx.Node, scale: float, zero_point: int) -> tuple[int, int] | None:
+    """The codes that a clamp holds, where its bounds are the real values of codes; else None.
+
+    Args:
+        node: What is quantized.
+        scale: The scale that it is quantized with.
+        zero_point: The zero point.
+    """
+    bounds = clamp_bounds(node)
+    if bounds is None:
+        return None
+    low, high = (round(b / scale) + zero_point for b in bounds)
+    return (low, high) if bounds == pin_bounds(scale, zero_point, low, high) else None
 
 
 def pin_bounds(scale: float, zero_point: int, low: int, high: int) -> tuple[float, float]:

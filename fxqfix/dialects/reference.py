@@ -12,6 +12,7 @@ from torch import fx
 from fxqfix import _torch, ops
 from fxqfix.dialects import int8
 from fxqfix.dialects._base import Reading, Tap, modules_of, op_name, scope, unique
+from fxqfix.dialects.decomposed import pinned_range
 from fxqfix.dialects.site import Site
 from fxqfix.dialects.weights import WeightView, reference_weight, tensor_weight
 
@@ -73,13 +74,16 @@ def read(graph_module: fx.GraphModule) -> Reading:
         ):
             taps.append(_functional_weight(graph_module, node, taken))
         elif node.target is torch.quantize_per_tensor and node in qparams:
-            producer = node.all_input_nodes[0]
+            producer, used = node.all_input_nodes[0], qparams[node]
+            limits = pinned_range(producer, used.scales[0], int(used.zero_points[0]))
+            if limits is not None:  # a clamp that pin-ranges has set
+                producer, used = producer.all_input_nodes[0], used.with_range(*limits)
             site = Site(
                 name=unique(producer.name, taken),
                 kind="activation",
                 module=scope(producer, graph_module),
                 op=op_name(producer, modules),
-                used=qparams[node],
+                used=used,
                 source="quantize_per_tensor (no quant_min / quant_max)",
             )
             taps.append(Tap(site, node, producer))

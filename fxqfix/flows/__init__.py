@@ -7,6 +7,7 @@ from fxqfix.flows.emulate import emulate
 from fxqfix.flows.extract import extract_parameters, golden_vectors
 from fxqfix.flows.freeze import freeze
 from fxqfix.flows.lint import lint
+from fxqfix.flows.repair import repair
 
 __all__ = [
     "compare",
@@ -16,5 +17,6 @@ __all__ = [
     "freeze",
     "golden_vectors",
     "lint",
+    "repair",
     "to_decomposed",
 ]

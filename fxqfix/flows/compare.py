@@ -17,7 +17,7 @@ from fxqfix.pairing import pair
 from fxqfix.passes import InsertShadows
 from fxqfix.report import Report
 
-__all__ = ["compare"]
+__all__ = ["compare", "prepared_reading"]
 
 
 def compare(
@@ -72,7 +72,7 @@ def compare(
         ['range-lost']
     """
     with _torch.quantized_engine(engine) as name:
-        mine = _prepared_reading(prepared)
+        mine = prepared_reading(prepared)
         theirs = dialects.read(convert_by_torch(prepared) if converted is None else converted)
         pairing = pair(mine, theirs)
         _same_device(prepared, theirs)
@@ -82,7 +82,14 @@ def compare(
     return session.report(result)
 
 
-def _prepared_reading(prepared: nn.Module) -> Reading:
+def prepared_reading(prepared: nn.Module) -> Reading:
+    """Read the prepared model of a comparison.
+
+    Raises:
+        PairingError: It is not a prepared one.
+        DialectError: It observes no activation.
+        UncalibratedError: It never saw data.
+    """
     reading = dialects.read(prepared)
     if reading.dialect != "fx-prepared":
         raise PairingError(

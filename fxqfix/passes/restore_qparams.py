@@ -21,7 +21,7 @@ from fxqfix.dialects.int8 import fetch
 from fxqfix.errors import PassError, UnsupportedError
 from fxqfix.passes._base import Pass, Rewriter
 
-__all__ = ["RestoreQParams"]
+__all__ = ["RestoreQParams", "obstacle", "state_differs"]
 
 # What a node's arguments hold besides values of the graph, when it is not a module.
 _CONSTANTS = (int, float, torch.dtype)
@@ -71,6 +71,7 @@ class RestoreQParams(Pass):
         done: set[fx.Node] = set()
         for name, other in self.sites.items():
             work = _Copy(rewriter, self.donor, name)
+            work.check(mine[name], theirs[other])
             for node, source in _nodes(mine[name], theirs[other]):
                 if node not in done:
                     work.state(node, source)
@@ -93,6 +94,67 @@ class RestoreQParams(Pass):
                     found=str(found[name].site.used),
                     expected=str(theirs[other].site.used),
                 )
+
+
+def state_differs(
+    mine: Tap, theirs: Tap, graph_module: fx.GraphModule, donor: fx.GraphModule
+) -> bool:
+    """Whether a site holds another grid, other codes or another bias than a donor's.
+
+    The range counts where the dialect's ops carry one.
+
+    Args:
+        mine: The site in `graph_module`.
+        theirs: The site in `donor`.
+        graph_module: A converted model.
+        donor: A model of the same dialect.
+    """
+    a, b = mine.site.used, theirs.site.used
+    if a is None or b is None or not a.same_grid(b):
+        return True
+    if mine.weight is not None and theirs.weight is not None:
+        one, other = mine.weight(), theirs.weight()
+        if not torch.equal(one.codes.int(), other.codes.int()):
+            return True
+        if one.bias is None or other.bias is None:
+            return one.bias is not other.bias
+        if not torch.equal(one.bias, other.bias):
+            return True
+    if _is_decomposed(mine.node) and a != b:
+        return True
+    return any(_constants_differ(x, y, graph_module, donor) for x, y in _nodes(mine, theirs))
+
+
+def _is_decomposed(node: fx.Node) -> bool:
+    return "quantized_decomposed" in str(node.target)
+
+
+def _constants_differ(
+    mine: fx.Node, theirs: fx.Node, graph_module: fx.GraphModule, donor: fx.GraphModule
+) -> bool:
+    """Of tensors that both calls read from their modules: biases, mostly."""
+    for a, b in zip(mine.args, theirs.args, strict=False):
+        one, other = (fetch(g, v) for g, v in ((graph_module, a), (donor, b)))
+        if isinstance(one, Tensor) and isinstance(other, Tensor) and not torch.equal(one, other):
+            return True
+    return False
+
+
+def obstacle(
+    mine: Tap, theirs: Tap, graph_module: fx.GraphModule, donor: fx.GraphModule
+) -> tuple[str, str] | None:
+    """(found, expected) where a site is spelled in another way than the donor's; else None."""
+    for node, source in _nodes(mine, theirs):
+        found, expected = _spelled(node, graph_module), _spelled(source, donor)
+        if found != expected:
+            return found, expected
+    return None
+
+
+def _spelled(node: fx.Node, graph_module: fx.GraphModule) -> str:
+    if node.op == "call_module":
+        return type(graph_module.get_submodule(str(node.target))).__name__
+    return f"{node.op} {node.target}"
 
 
 def _nodes(mine: Tap, theirs: Tap) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -128,10 +190,20 @@ class _Copy:
     donor: fx.GraphModule
     site: str
 
+    def check(self, mine: Tap, theirs: Tap) -> None:
+        """Refuse a site that is spelled in another way."""
+        kinds = obstacle(mine, theirs, self.rewriter.graph_module, self.donor)
+        if kinds is not None:
+            raise UnsupportedError(
+                "this site is spelled in another way than conversion spells it",
+                where=f"restore-qparams, site {self.site!r}",
+                found=kinds[0],
+                expected=kinds[1],
+                remedy="convert fxqfix.freeze(prepared) anew",
+            )
+
     def state(self, node: fx.Node, source: fx.Node) -> None:
         """Of a module all of it, of a call the constants that it takes."""
-        if node.op != source.op or (node.op != "call_module" and node.target != source.target):
-            raise self._differ(str(node.format_node()), str(source.format_node()))
         if node.op == "call_module":
             self._module(node, source)
             return
@@ -150,8 +222,6 @@ class _Copy:
         """A module that other nodes call too is left to them."""
         path, new = str(node.target), self.donor.get_submodule(str(source.target))
         old = self.rewriter.graph_module.get_submodule(path)
-        if type(old) is not type(new):
-            raise self._differ(type(old).__name__, type(new).__name__)
         users = [n for n in self.rewriter.graph.nodes if n.target == path]
         if len(users) > 1:
             path = node.target = f"{path}_of_{node.name}"
@@ -172,15 +242,6 @@ class _Copy:
             return self.rewriter.buffer_node(f"{name}_restored", value.detach().clone())
         free = self.rewriter.add_constant(f"{name}_restored", copy.deepcopy(value))
         return self.rewriter.graph.create_node("get_attr", free, name=free)
-
-    def _differ(self, found: str, expected: str) -> UnsupportedError:
-        return UnsupportedError(
-            "this site is spelled in another way than conversion spells it",
-            where=f"restore-qparams, site {self.site!r}",
-            found=found,
-            expected=expected,
-            remedy="convert fxqfix.freeze(prepared) anew, or change the graph after repairing it",
-        )
 
 
 def _zip(mine: tuple[Any, ...], theirs: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:

@@ -2,5 +2,6 @@
 
 from fxqfix.report.data import Coverage, Report, Row, Uncovered
 from fxqfix.report.lint import LintReport
+from fxqfix.report.repair import Mend, Refusal, Repair
 
-__all__ = ["Coverage", "LintReport", "Report", "Row", "Uncovered"]
+__all__ = ["Coverage", "LintReport", "Mend", "Refusal", "Repair", "Report", "Row", "Uncovered"]

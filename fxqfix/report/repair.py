@@ -1,0 +1,103 @@
+"""Repair: what was mended in a converted model, what was not, and the comparisons that say so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fxqfix.report import text
+from fxqfix.report.data import Report
+
+__all__ = ["Mend", "Refusal", "Repair"]
+
+
+@dataclass(frozen=True)
+class Mend:
+    """One repair that was made and kept.
+
+    Attributes:
+        step: The pass that made it.
+        site: The site.
+        what: What was found, and what stands there now.
+
+    Example:
+        >>> from fxqfix.report import Mend
+        >>> Mend("restore-range", "conv", "held in [0,127]").site
+        'conv'
+    """
+
+    step: str
+    site: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One thing that differs and was left as it is.
+
+    Attributes:
+        cause: The cause, or the pass that was tried and rolled back.
+        site: The site, "" where it is about the whole model.
+        reason: Why it was left.
+
+    Example:
+        >>> from fxqfix.report import Refusal
+        >>> Refusal("bias-int32", "conv", "nothing to repair: at most 1 code").cause
+        'bias-int32'
+    """
+
+    cause: str
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A converted model mended.
+
+    Attributes:
+        graph_module: The mended model, a new GraphModule.
+        applied: What was mended.
+        refused: What was not, and why.
+        before: The comparison of the model as it came; None without data.
+        after: The comparison of `graph_module`, on the same data; None without data.
+
+    Example:
+        >>> from fxqfix import Repair
+        >>> print(Repair(None))
+        fxqfix repair: nothing to mend
+    """
+
+    graph_module: Any = field(repr=False)
+    applied: tuple[Mend, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    before: Report | None = field(default=None, repr=False)
+    after: Report | None = field(default=None, repr=False)
+
+    @property
+    def modified(self) -> bool:
+        """Whether anything was mended."""
+        return bool(self.applied)
+
+    def __str__(self) -> str:
+        parts = [f"fxqfix repair: {self._summary()}"]
+        if self.applied:
+            rows = [(m.step, m.site, m.what) for m in self.applied]
+            parts.append("applied:\n" + text.listing(("pass", "site", "what"), rows, "simple"))
+        if self.refused:
+            lines = [(r.cause, r.site or "-", r.reason) for r in self.refused]
+            head = ("cause", "site", "why it stays")
+            parts.append("left as it is:\n" + text.listing(head, lines, "simple"))
+        return "\n\n".join(parts)
+
+    def _summary(self) -> str:
+        done = f"{len(self.applied)} mended" if self.applied else "nothing to mend"
+        left = f", {len(self.refused)} left" if self.refused else ""
+        if self.before is None or self.after is None:
+            return done + left
+        before, after = (_local(r) for r in (self.before, self.after))
+        return f"{done}{left}; codes that differ on the same inputs: {before:,} -> {after:,}"
+
+
+def _local(report: Report) -> int:
+    return sum(row.local.differing for row in report.rows if row.local is not None)
