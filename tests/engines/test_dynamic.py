@@ -68,6 +68,8 @@ class Linear(nn.Module):
 def test_linear(engine: str, per_channel: bool) -> None:
     bad = total = 0
     options = itertools.product(SIZES, (False, True), (False, True), (False, True), (0, 3))
+    # Every third: all pairs of options come, in a third of the time.
+    options = itertools.islice(options, int(per_channel), None, 3)
     for seed, ((rows, inputs, outputs), bias, reduce_range, relu, point) in enumerate(options):
         if point and engine == "onednn":  # it takes no other zero point
             continue
@@ -81,7 +83,7 @@ def test_linear(engine: str, per_channel: bool) -> None:
         for x in batches((rows, inputs), seed):
             wrong, count = differing(model, x, engine=engine)
             bad, total = bad + wrong, total + count
-    assert total > 4_000_000
+    assert total > 1_000_000
     assert bad == 0
 
 
@@ -148,7 +150,7 @@ def test_flows(engine: str, flow: str, shape: tuple[int, ...]) -> None:
 
 
 KINDS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
-SHAPES = {1: (3, 8, 31), 2: (2, 8, 13, 11), 3: (2, 8, 5, 6, 7)}
+SHAPES = {1: (31, 8, 131), 2: (5, 8, 53, 37), 3: (4, 8, 13, 14, 11)}
 
 
 class Conv(nn.Module):
@@ -182,7 +184,7 @@ def test_conv(engine: str, kind: str) -> None:
                 inner.set_weight_bias(weight, bias)
             wrong, count = differing(Conv(inner, reduce_range=reduce_range), x, engine=engine)
             bad, total = bad + wrong, total + count
-    assert total > 18_000
+    assert total > 180_000
     assert bad == 0
 
 

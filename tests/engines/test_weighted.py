@@ -139,7 +139,7 @@ def layer(
     size = {0: [400], 1: [300], 2: [19, 22], 3: [9, 9, 10]}[dims]
     batch = rng.choice([1, 4]) if dims != 1 else 9
     generator = torch.Generator().manual_seed(seed)
-    where = (batch * 40, *size[1:], inputs) if dims == 0 else (batch, inputs, *size)
+    where = (batch * 320, *size[1:], inputs) if dims == 0 else (batch, inputs, *size)
     codes = torch.randint(low, high + 1, where, generator=generator)
     x = values(codes, xs, int(source.zero_points[0]), dtype)
     if dims > 1 and rng.random() < 0.5:
