@@ -12,14 +12,16 @@ from fxqfix.flows import (
     golden_vectors,
     lint,
     to_decomposed,
+    to_int8,
 )
 from fxqfix.measure import Discrepancy
 from fxqfix.qparams import QParams
-from fxqfix.report import Coverage, LintReport, Report, Row, Uncovered
+from fxqfix.report import Certificate, Coverage, LintReport, Report, Row, Uncovered
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Certificate",
     "Coverage",
     "Discrepancy",
     "Finding",
@@ -43,5 +45,6 @@ __all__ = [
     "inspect",
     "lint",
     "to_decomposed",
+    "to_int8",
     "trace",
 ]

@@ -7,6 +7,7 @@ from fxqfix.flows.emulate import emulate
 from fxqfix.flows.extract import extract_parameters, golden_vectors
 from fxqfix.flows.freeze import freeze
 from fxqfix.flows.lint import lint
+from fxqfix.flows.to_int8 import to_int8
 
 __all__ = [
     "compare",
@@ -17,4 +18,5 @@ __all__ = [
     "golden_vectors",
     "lint",
     "to_decomposed",
+    "to_int8",
 ]

@@ -1,6 +1,24 @@
 """The result of a comparison, and its renderings: one file per rendering."""
 
+from fxqfix.report.certificate import (
+    Certificate,
+    CheckedRange,
+    CheckedWeight,
+    Routed,
+    Saturating,
+)
 from fxqfix.report.data import Coverage, Report, Row, Uncovered
 from fxqfix.report.lint import LintReport
 
-__all__ = ["Coverage", "LintReport", "Report", "Row", "Uncovered"]
+__all__ = [
+    "Certificate",
+    "CheckedRange",
+    "CheckedWeight",
+    "Coverage",
+    "LintReport",
+    "Report",
+    "Routed",
+    "Row",
+    "Saturating",
+    "Uncovered",
+]
