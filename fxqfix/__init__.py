@@ -13,14 +13,26 @@ from fxqfix.flows import (
     lint,
     repair,
     to_decomposed,
+    to_int8,
 )
 from fxqfix.measure import Discrepancy
 from fxqfix.qparams import QParams
-from fxqfix.report import Coverage, LintReport, Mend, Refusal, Repair, Report, Row, Uncovered
+from fxqfix.report import (
+    Certificate,
+    Coverage,
+    LintReport,
+    Mend,
+    Refusal,
+    Repair,
+    Report,
+    Row,
+    Uncovered,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Certificate",
     "Coverage",
     "Discrepancy",
     "Finding",
@@ -48,5 +60,6 @@ __all__ = [
     "lint",
     "repair",
     "to_decomposed",
+    "to_int8",
     "trace",
 ]

@@ -7,7 +7,25 @@ from torch import Tensor, nn
 
 from fxqfix.qparams import QParams
 
-__all__ = ["FloatIsland", "HoldRange"]
+__all__ = ["FloatIsland", "HoldRange", "InMemoryOrder", "QuantizedIsland"]
+
+
+def as_stored(x: Tensor) -> Tensor:
+    """A channels-last tensor as the contiguous one that its memory is; others contiguous."""
+    if x.dim() == 4 and x.stride(1) == 1 and x.stride(3) == x.size(1):
+        return x.permute(0, 2, 3, 1)
+    if x.dim() == 5 and x.stride(1) == 1 and x.stride(4) == x.size(1):
+        return x.permute(0, 2, 3, 4, 1)
+    return x.contiguous()
+
+
+def as_shaped(y: Tensor, x: Tensor) -> Tensor:
+    """Back from `as_stored(x)`: `y` with the axes of `x` where they were."""
+    if x.dim() == 4 and x.stride(1) == 1 and x.stride(3) == x.size(1):
+        return y.permute(0, 3, 1, 2)
+    if x.dim() == 5 and x.stride(1) == 1 and x.stride(4) == x.size(1):
+        return y.permute(0, 4, 1, 2, 3)
+    return y
 
 
 class HoldRange(nn.Module):
@@ -37,21 +55,40 @@ class HoldRange(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Hold a per-tensor quantized tensor of any shape; its memory format stays.
 
-        qnnpack's clamp reads a channels-last tensor in the order of its memory, and takes the
-        result for a contiguous one. So such a tensor is handed over as the contiguous one that its
-        memory is: a view, whatever engine is in force.
+        On any engine: see `InMemoryOrder`.
         """
         scale, point = x.q_scale(), x.q_zero_point()
         low, high = (self.quant_min - point) * scale, (self.quant_max - point) * scale
-        if x.dim() == 4 and x.stride(1) == 1 and x.stride(3) == x.size(1):
-            return torch.clamp(x.permute(0, 2, 3, 1), low, high).permute(0, 3, 1, 2)
-        if x.dim() == 5 and x.stride(1) == 1 and x.stride(4) == x.size(1):
-            return torch.clamp(x.permute(0, 2, 3, 4, 1), low, high).permute(0, 4, 1, 2, 3)
-        return torch.clamp(x.contiguous(), low, high)
+        return as_shaped(torch.clamp(as_stored(x), low, high), x)
 
     def extra_repr(self) -> str:
         """The range."""
         return f"{self.quant_min}, {self.quant_max}"
+
+
+class InMemoryOrder(nn.Module):
+    """An element-wise quantized op, run over its input's memory as it lies.
+
+    qnnpack's clamps (relu6, hardtanh) read a channels-last tensor in the order of its memory, and
+    take the result for a contiguous one: values are permuted. Handed over as the contiguous tensor
+    that its memory is, a view, it comes back right, on any engine.
+
+    Args:
+        inner: The op's module.
+        reason: Why it is here.
+
+    Example:
+        >>> InMemoryOrder(nn.ReLU6(), "")(torch.tensor([-1.0, 9.0]))
+        tensor([0., 6.])
+    """
+
+    def __init__(self, inner: nn.Module, reason: str) -> None:
+        super().__init__()
+        self.inner, self.reason = inner, reason
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The op."""
+        return as_shaped(self.inner(as_stored(x)), x)
 
 
 class FloatIsland(nn.Module):
@@ -63,20 +100,49 @@ class FloatIsland(nn.Module):
     Args:
         inner: The float module; the values of its weight lie on the grid of `weight_qparams`.
         weight_qparams: That grid.
+        reason: Why it is here.
 
     Example:
         >>> import torch
         >>> from fxqfix import QParams
-        >>> island = FloatIsland(nn.Linear(2, 3), QParams(0.5, 0, -128, 127, torch.qint8))
+        >>> island = FloatIsland(nn.Linear(2, 3), QParams(0.5, 0, -128, 127, torch.qint8), "")
         >>> island(torch.ones(1, 2)).shape
         torch.Size([1, 3])
     """
 
-    def __init__(self, inner: nn.Module, weight_qparams: QParams) -> None:
+    def __init__(self, inner: nn.Module, weight_qparams: QParams, reason: str) -> None:
         super().__init__()
-        self.inner, self.weight_qparams = inner, weight_qparams
+        self.inner, self.weight_qparams, self.reason = inner, weight_qparams, reason
 
     def forward(self, *args: Tensor) -> Tensor:
         """The float op."""
         found: Tensor = self.inner(*args)
         return found
+
+
+class QuantizedIsland(nn.Module):
+    """A float island of an eager model: torch's eager conversion puts nothing around it.
+
+    Args:
+        island: The float op.
+        output: The grid of the result; None where it stays float.
+
+    Example:
+        >>> from fxqfix import QParams
+        >>> grid = QParams(0.5, 0, 0, 255, torch.quint8)
+        >>> x = torch.quantize_per_tensor(torch.ones(1, 2), 0.5, 0, torch.quint8)
+        >>> QuantizedIsland(FloatIsland(nn.Linear(2, 3), grid, ""), grid)(x).is_quantized
+        True
+    """
+
+    def __init__(self, island: FloatIsland, output: QParams | None) -> None:
+        super().__init__()
+        self.island, self.output = island, output
+
+    def forward(self, *args: Tensor) -> Tensor:
+        """Dequantize, the float op, quantize."""
+        if self.output is None:  # of integers (embedding)
+            return self.island(*args)  # type: ignore[no-any-return]  # nn.Module
+        found = self.island(*(x.dequantize() for x in args))
+        scale, point = self.output.scales[0], int(self.output.zero_points[0])
+        return torch.quantize_per_tensor(found, scale, point, self.output.dtype)

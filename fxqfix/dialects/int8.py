@@ -38,7 +38,7 @@ __all__ = [
 NAME = "fx-int8"
 # Of ops that compute anew on their input's grid: those whose codes stay between their inputs'.
 _STAYS = ("max_pool", "avg_pool", "adaptive", "mean", "relu", "hardtanh", "interpolate", "gelu")
-_RANGES = "fxqfix_ranges"  # in GraphModule.meta: a graph can't show a range that needs no clamp
+_RANGES = "fxqfix_ranges"  # in GraphModule.meta: ranges that need no clamp, which no node shows
 _ROUNDS_SCALE = "gelu"  # its kernel hands on the input's qparams with the scale in float32
 
 
@@ -94,12 +94,15 @@ def _value_tap(
     is_function = found is not None and found.key == "quantize" and node.op == "call_function"
     producer = node.all_input_nodes[0] if is_function else node
     module, op = _place(producer, graph_module)
+    name = unique(producer.name, taken)
+    known = declared(graph_module)
+    used = qparams[node]
     site = Site(
-        name=unique(producer.name, taken),
+        name=name,
         kind="activation",
         module=module,
         op="input" if _is_entry(node, found) else op,
-        used=qparams[node],
+        used=used.with_range(*known[name]) if name in known else used,
         source="kernel's arguments" if found and found.column == "int8" else "graph",
     )
     # Kept from the input: `propagate` hands on the very object, or the codes with a moved grid.
@@ -110,12 +113,12 @@ def _value_tap(
 
 
 def declare(graph_module: fx.GraphModule, ranges: Mapping[str, tuple[int, int]]) -> None:
-    """Write the declared ranges of sites to a graph module that holds them (restore-range)."""
+    """Write down the ranges of sites that need no clamp to stay in them (restore-range)."""
     graph_module.meta[_RANGES] = {**declared(graph_module), **ranges}
 
 
 def declared(graph_module: fx.GraphModule) -> dict[str, tuple[int, int]]:
-    """Site name -> range that the graph itself declares: what `declare` wrote."""
+    """What `declare` wrote down: site name -> range."""
     return dict(graph_module.meta.get(_RANGES, {}))
 
 

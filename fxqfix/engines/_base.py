@@ -45,6 +45,7 @@ class Call:
         weight: The integer weight, or None.
         isa: "vnni" (sums of products are exact) or "avx2" (pairs saturate at 16 bits).
         threads: Number of threads that the kernel runs on.
+        in_memory_order: Whether the kernel gets its input as it lies in memory (`InMemoryOrder`).
         others: The grids of the first input wherever else the same packed weight is called.
 
     Example:
@@ -66,6 +67,7 @@ class Call:
     weight: WeightView | None = None
     isa: str = "vnni"
     threads: int = 1
+    in_memory_order: bool = False
     others: tuple[QParams | None, ...] = ()
 
     @property

@@ -189,3 +189,35 @@ def bag_sums() -> bool:
     indices = torch.tensor([[0, 1, 2], [2, 3, 4]])
     found, wanted = nnq.EmbeddingBag.from_float(bag)(indices), bag(indices)
     return bool(((found - wanted).abs() > 0.5 * wanted.abs().max()).any())
+
+
+def refuses_zero_points() -> bool:
+    weight = torch.quantize_per_tensor(_noise(2, 2, 1, 1), 1 / 16, 3, torch.qint8)
+    return _refuses("onednn", "conv2d_prepack", weight, None, [1, 1], [0, 0], [1, 1], 1)
+
+
+def refuses_output_padding() -> bool:
+    weight, one = torch.quantize_per_tensor(_noise(2, 2, 3, 3), 1 / 16, 0, torch.qint8), [1, 1]
+    options = [2, 2], [0, 0], one, one, 1
+    return _refuses("onednn", "conv_transpose2d_prepack", weight, None, *options)
+
+
+def keeps_packed() -> bool:
+    weight = torch.quantize_per_tensor(_noise(2, 2, 1, 1, 1), 1 / 16, 0, torch.qint8)
+    ops: Any = torch.ops.quantized
+    with _torch.quantized_engine("qnnpack"):
+        packed = ops.conv3d_prepack(weight, None, [1] * 3, [0] * 3, [1] * 3, 1)
+    try:
+        packed.unpack()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _refuses(engine: str, prepack: str, *options: Any) -> bool:
+    with _torch.quantized_engine(engine):
+        try:
+            getattr(torch.ops.quantized, prepack)(*options)
+        except RuntimeError:
+            return True
+    return False

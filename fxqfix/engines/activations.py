@@ -69,7 +69,7 @@ def _clamp(call: Call) -> nn.Module:
         source.container[0] if low is None else _code(low, source),
         source.container[1] if high is None else _code(high, source),
     )
-    return Clamp(*codes, permutes=call.engine == "qnnpack")
+    return Clamp(*codes, permutes=call.engine == "qnnpack" and not call.in_memory_order)
 
 
 def _bounds(call: Call) -> tuple[float | None, float | None]:

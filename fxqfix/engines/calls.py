@@ -17,6 +17,7 @@ from fxqfix.dialects._base import modules_of
 from fxqfix.engines._base import Call
 from fxqfix.engines.dispatch import dispatch
 from fxqfix.errors import UnsupportedError
+from fxqfix.inserted import InMemoryOrder
 from fxqfix.qparams import QParams
 
 __all__ = ["calls"]
@@ -121,6 +122,8 @@ def _call(
     modules: dict[str, nn.Module],
 ) -> Call:
     module = modules[str(node.target)] if node.op == "call_module" else None
+    in_memory_order = isinstance(module, InMemoryOrder)
+    module = module.inner if isinstance(module, InMemoryOrder) else module
     return Call(
         node=node.name,
         engine="",
@@ -132,6 +135,7 @@ def _call(
         inputs=inputs,
         qparams=tuple(qparams.get(n) for n in inputs),
         output=qparams.get(node),
+        in_memory_order=in_memory_order,
     )
 
 

@@ -35,6 +35,8 @@ class Defect:
         probe: Runs the kernel: True where it is wrong on this machine.
         emulated: Whether the effect is arithmetic that `emulate` follows; else it refuses.
         certain: Whether the graph tells the condition; else it may be met, by shape or layout.
+        cure: How `to_int8` goes round it: "island" (the float op between dequantize and quantize),
+            "contiguous" (a contiguous input), "memory order" (`InMemoryOrder`), or "" (it doesn't).
 
     Example:
         >>> from fxqfix.engines import DEFECTS
@@ -52,6 +54,7 @@ class Defect:
     probe: Callable[[], bool]
     emulated: bool = False
     certain: bool = True
+    cure: str = ""
 
     @functools.cached_property
     def present(self) -> bool | None:
@@ -127,6 +130,15 @@ def _odd_groups(call: Call) -> bool:
     return call.option("groups", 1) == 3 and call.weight.codes.shape[1] == 4
 
 
+def _zero_points(call: Call) -> bool:
+    return call.weight is not None and any(call.weight.qparams.zero_points)
+
+
+def _output_padding(call: Call) -> bool:
+    found = call.option("output_padding", 0)
+    return any(found) if isinstance(found, list | tuple) else bool(found)
+
+
 def _remembers(call: Call) -> bool:
     """Only a new input scale makes qnnpack set its kernel up again."""
     if not call.qparams or call.qparams[0] is None:
@@ -161,6 +173,7 @@ DEFECTS: tuple[Defect, ...] = (
         "qnnpack, or a float island",
         _permutes,
         lambda: _probes.transposed("onednn", 2, 3, 3, 1),
+        cure="island",
     ),
     Defect(
         "transposed-skips-rows",
@@ -171,6 +184,7 @@ DEFECTS: tuple[Defect, ...] = (
         "a stride of at most kernel + 1, another engine, or a float island",
         _skips_rows,
         _probes.leaves_rows,
+        cure="island",
     ),
     Defect(
         "transposed-2x2",
@@ -182,6 +196,7 @@ DEFECTS: tuple[Defect, ...] = (
         "qnnpack, or a float island",
         _small_kernel,
         lambda: _probes.transposed("fbgemm", 8, 8, 2, 2),
+        cure="island",
     ),
     Defect(
         "transposed-per-channel",
@@ -192,6 +207,7 @@ DEFECTS: tuple[Defect, ...] = (
         "per-tensor weights, or qnnpack",
         _per_channel,
         _probes.refuses_per_channel,
+        cure="island",
     ),
     Defect(
         "average-counts-padding",
@@ -202,6 +218,7 @@ DEFECTS: tuple[Defect, ...] = (
         "pad by hand and divide, or a float island",
         _excludes_padding,
         _probes.counts_padding,
+        cure="island",
     ),
     Defect(
         "padding-remembers",
@@ -220,10 +237,11 @@ DEFECTS: tuple[Defect, ...] = (
         "a channels-last input, which is what qnnpack's convolutions give",
         "memory is read in its own order: values are permuted (392 of 576 codes wrong)",
         "make the input contiguous first",
-        lambda call: True,  # no graph tells the layout
+        lambda call: not call.in_memory_order,  # no graph tells the layout
         _probes.relu6_moves,
         emulated=True,
         certain=False,
+        cure="memory order",
     ),
     Defect(
         "three-groups-crash",
@@ -234,6 +252,7 @@ DEFECTS: tuple[Defect, ...] = (
         "another number of groups, or qnnpack",
         _odd_groups,
         _probes.crashes,
+        cure="island",
     ),
     Defect(
         "norm-cancels",
@@ -246,6 +265,7 @@ DEFECTS: tuple[Defect, ...] = (
         _probes.norm_cancels,
         emulated=True,
         certain=False,
+        cure="contiguous",
     ),
     Defect(
         "norm-skips-images",
@@ -258,6 +278,7 @@ DEFECTS: tuple[Defect, ...] = (
         _probes.norm_skips_images,
         emulated=True,
         certain=False,
+        cure="contiguous",
     ),
     Defect(
         "one-pixel-mixes",
@@ -270,6 +291,7 @@ DEFECTS: tuple[Defect, ...] = (
         _probes.one_pixel_mixes,
         emulated=True,
         certain=False,
+        cure="island",
     ),
     Defect(
         "softmax-transposes",
@@ -282,6 +304,7 @@ DEFECTS: tuple[Defect, ...] = (
         _probes.softmax_transposes,
         emulated=True,
         certain=False,
+        cure="contiguous",
     ),
     Defect(
         "ranges-over-memory",
@@ -305,5 +328,40 @@ DEFECTS: tuple[Defect, ...] = (
         lambda call: call.option("mode", "sum") != "sum",
         _probes.bag_sums,
         emulated=True,
+        cure="island",
+    ),
+    Defect(
+        "weights-with-zero-point",
+        ("onednn",),
+        ("linear", "conv1d", "conv2d", "conv3d", *_TRANSPOSED),
+        "a weight whose zero point is not 0 (a channel of one sign, frozen to the fused kernel's)",
+        "raises",
+        "symmetric weights, another engine, or a float island",
+        _zero_points,
+        _probes.refuses_zero_points,
+        cure="island",
+    ),
+    Defect(
+        "transposed-output-padding",
+        ("onednn",),
+        _TRANSPOSED,
+        "output padding",
+        "raises",
+        "another engine, or a float island",
+        _output_padding,
+        _probes.refuses_output_padding,
+        cure="island",
+    ),
+    Defect(
+        "three-dimensions-stay-packed",
+        ("qnnpack",),
+        ("conv3d", "conv_transpose3d"),
+        "any",
+        "packed weights can neither be unpacked, copied nor saved",
+        "another engine, or a float island",
+        lambda call: True,
+        _probes.keeps_packed,
+        emulated=True,
+        cure="island",
     ),
 )

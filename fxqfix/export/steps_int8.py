@@ -14,7 +14,7 @@ from fxqfix.dialects.weights import holder
 from fxqfix.errors import UnsupportedError
 from fxqfix.export._options import arguments_of, float_tensors, options, sizes_of
 from fxqfix.export.step import Program, Step
-from fxqfix.inserted import FloatIsland
+from fxqfix.inserted import FloatIsland, InMemoryOrder
 
 __all__ = ["program"]
 
@@ -23,9 +23,10 @@ def program(reading: Reading, ranges: Mapping[str, tuple[int, int]]) -> Program:
     """Steps of an int8 model; `ranges` are the declared ones by site."""
     graph_module = reading.graph_module
     modules = modules_of(graph_module)
-    limits = {t.kernel: ranges[t.site.name] for t in reading.activations if t.site.name in ranges}
-    held: dict[fx.Node, Tap] = {t.held: t for t in reading.activations if t.held is not None}
-    limits = {n: (q.quant_min, q.quant_max) for n, t in held.items() if (q := t.site.used)} | limits
+    taps = [t for t in reading.activations if t.site.used is not None]
+    limits = {t.kernel: (q.quant_min, q.quant_max) for t in taps if (q := t.site.used)}
+    limits |= {t.kernel: ranges[t.site.name] for t in taps if t.site.name in ranges}
+    held: dict[fx.Node, Tap] = {t.held: t for t in taps if t.held is not None}
     # The engine's name only says which kernel runs, and that is not asked here.
     calls = engines.calls(graph_module, "qnnpack")
     sizes = sizes_of(graph_module)
@@ -53,6 +54,8 @@ def _named(step: Step, names: Mapping[fx.Node, str], held: Mapping[fx.Node, Tap]
 def _module(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
     """The module with the options: what a float island holds."""
     module = modules.get(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, InMemoryOrder):
+        return module.inner
     return holder(module) if isinstance(module, FloatIsland) else module
 
 

@@ -8,6 +8,7 @@ from fxqfix.flows.extract import extract_parameters, golden_vectors
 from fxqfix.flows.freeze import freeze
 from fxqfix.flows.lint import lint
 from fxqfix.flows.repair import repair
+from fxqfix.flows.to_int8 import to_int8
 
 __all__ = [
     "compare",
@@ -19,4 +20,5 @@ __all__ = [
     "lint",
     "repair",
     "to_decomposed",
+    "to_int8",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxqfix import _torch, dialects, ops
-from fxqfix.dialects import Reading
+from fxqfix.dialects import Reading, int8
 from fxqfix.dialects._base import modules_of, scope
 from fxqfix.dialects.qconfig import qconfig_range
 from fxqfix.errors import RangeUnknownError
@@ -25,7 +25,8 @@ def to_decomposed(
     """Rewrite a model of any dialect to decomposed ops, which carry quant_min and quant_max.
 
     From a prepared model the result equals ``freeze(prepared)`` on every output bit. A reference
-    or int8 model has lost the declared ranges; they come from `ranges_from`.
+    or int8 model has lost the declared ranges; they come from `ranges_from`. What `to_int8`
+    returned holds them itself.
 
     Args:
         model: Prepared (it is frozen on the way), reference, int8 or decomposed; eager or FX. It
@@ -73,6 +74,8 @@ def declared_ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, 
     """Site name -> (quant_min, quant_max) for every activation of a converted model."""
     if not reading.activations:  # weight-only, or all dynamic
         return {}
+    if ranges_from is None and (known := _own(reading)):
+        return _inherit(reading, known)
     if ranges_from is None:
         raise RangeUnknownError(
             "a converted model does not hold quant_min / quant_max any more",
@@ -86,6 +89,16 @@ def declared_ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, 
     else:
         known = _from_qconfig(reading, ranges_from)
     return _inherit(reading, known)
+
+
+def _own(reading: Reading) -> dict[str, tuple[int, int]]:
+    """The ranges that an int8 model holds or declares itself: those of `to_int8`."""
+    declared = int8.declared(reading.graph_module)
+    return declared | {
+        tap.site.name: (tap.site.used.quant_min, tap.site.used.quant_max)
+        for tap in reading.activations
+        if tap.held is not None and tap.site.used is not None
+    }
 
 
 def _from_prepared(reading: Reading, prepared: nn.Module) -> dict[str, tuple[int, int]]:

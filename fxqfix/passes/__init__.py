@@ -1,10 +1,12 @@
 """Graph passes, one per file. Each works on a copy, records its edits and verifies its result."""
 
-from fxqfix.inserted import FloatIsland, HoldRange
+from fxqfix.inserted import FloatIsland, HoldRange, InMemoryOrder, QuantizedIsland
 from fxqfix.passes._base import Pass, PassResult, Rewriter, registry
 from fxqfix.passes._frozen import FrozenFakeQuantize
+from fxqfix.passes.avoid_defects import AvoidDefects
 from fxqfix.passes.decompose_quantize import DecomposeQuantize
 from fxqfix.passes.emulate_engine import EmulateEngine
+from fxqfix.passes.float_islands import FloatIslands
 from fxqfix.passes.fold_batchnorm import FoldBatchNorm
 from fxqfix.passes.freeze_qparams import FreezeQParams
 from fxqfix.passes.insert_shadows import InsertShadows
@@ -15,17 +17,21 @@ from fxqfix.passes.restore_range import RestoreRange
 from fxqfix.passes.split_shared import SplitShared
 
 __all__ = [
+    "AvoidDefects",
     "DecomposeQuantize",
     "EmulateEngine",
     "FloatIsland",
+    "FloatIslands",
     "FoldBatchNorm",
     "FreezeQParams",
     "FrozenFakeQuantize",
     "HoldRange",
+    "InMemoryOrder",
     "InsertShadows",
     "Pass",
     "PassResult",
     "PinRanges",
+    "QuantizedIsland",
     "RemoveShadows",
     "RestoreQParams",
     "RestoreRange",

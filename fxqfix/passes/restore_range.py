@@ -55,15 +55,17 @@ class RestoreRange(Pass):
         reading = _int8(self.name, rewriter.graph_module)
         limits = {tap.node: limit for tap, limit in self._declared(reading)}
         found = intervals(rewriter.graph_module, limits)
+        staying: dict[str, tuple[int, int]] = {}
         for tap, (low, high) in self._declared(reading):
             name, interval = tap.site.name, found[tap.node]
-            if interval.within(low, high):
-                rewriter.remark(f"{name}: stays in [{low},{high}], {interval.reason}")
+            if not interval.within(low, high):
+                _hold(rewriter, tap.node, low, high)
+                rewriter.note(f"{name}: held in [{low},{high}], {interval.reason}")
                 continue
-            _hold(rewriter, tap.node, low, high)
-            rewriter.note(f"{name}: held in [{low},{high}], {interval.reason}")
-        declared = {tap.site.name: limit for tap, limit in self._declared(reading)}
-        int8.declare(rewriter.graph_module, declared)
+            rewriter.remark(f"{name}: stays in [{low},{high}], {interval.reason}")
+            if tap.held is None:
+                staying[name] = (low, high)
+        int8.declare(rewriter.graph_module, staying)
 
     def _declared(self, reading: Reading) -> list[tuple[dialects.Tap, tuple[int, int]]]:
         taps = [tap for tap in reading.activations if tap.site.used is not None]

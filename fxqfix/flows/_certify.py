@@ -1,0 +1,122 @@
+"""The certificate of `to_int8`: read off the result and checked against the frozen model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, fx
+
+from fxqfix import ops
+from fxqfix.dialects import Reading
+from fxqfix.dialects._base import modules_of
+from fxqfix.dialects.weights import WeightView
+from fxqfix.engines import Interval, calls, dispatch, intervals, saturation_possible
+from fxqfix.inserted import FloatIsland, InMemoryOrder
+from fxqfix.pairing import Pair, Pairing, pair
+from fxqfix.passes.avoid_defects import ROUTE, defects_of
+from fxqfix.report import Certificate, CheckedRange, CheckedWeight, Routed, Saturating
+
+__all__ = ["certify"]
+
+
+def certify(own: Reading, result: Reading, engine: str) -> Certificate:
+    """Check an int8 model.
+
+    Args:
+        own: The reading of the frozen prepared model.
+        result: The reading of the int8 model.
+        engine: The engine that it is packed for.
+    """
+    pairing = pair(own, result)
+    found = intervals(result.graph_module)
+    activations = [p for p in pairing.pairs if p.prepared.site.kind == "activation"]
+    ranges = [_range(p, found) for p in activations if p.converted.site.used is not None]
+    weights = [p for p in pairing.pairs if p.prepared.site.kind == "weight"]
+    return Certificate(
+        engine=engine,
+        torch=torch.__version__,
+        ranges=tuple(ranges),
+        weights=tuple(w for p in weights if (w := _weight(p)) is not None),
+        routed=tuple(_routed(result.graph_module)),
+        saturating=tuple(_saturating(result.graph_module, engine)),
+        unchecked=tuple(_unchecked(own, result, pairing, engine)),
+    )
+
+
+def _range(p: Pair, found: dict[fx.Node, Interval]) -> CheckedRange:
+    declared, used = p.prepared.site.used, p.converted.site.used
+    assert declared is not None and used is not None  # noqa: PT018  # pairs have both
+    behind, kernel = found[p.converted.node], found[p.converted.kernel]
+    low, high = declared.quant_min, declared.quant_max
+    return CheckedRange(
+        site=p.prepared.site.name,
+        quant_min=low,
+        quant_max=high,
+        clamped=p.converted.held is not None,
+        reason=kernel.reason,
+        held=behind.within(low, high),
+        same_grid=declared.same_grid(used),
+    )
+
+
+def _weight(p: Pair) -> CheckedWeight | None:
+    if p.prepared.weight is None or p.converted.weight is None:
+        return None
+    mine, theirs = p.prepared.weight(), p.converted.weight()
+    return CheckedWeight(
+        site=p.prepared.site.name,
+        elements=mine.codes.numel(),
+        differing=int((mine.codes.int() != theirs.codes.int()).sum()),
+        same_qparams=mine.qparams.same_grid(theirs.qparams),
+        bias=_bias(mine, theirs),
+    )
+
+
+def _bias(mine: WeightView, theirs: WeightView) -> str:
+    held: list[Tensor] = [b.detach() for b in (mine.bias, theirs.bias) if b is not None]
+    if not held:
+        return "none"
+    if len(held) == 1:  # torch packs zeros where there is none
+        held.append(torch.zeros_like(held[0]))
+    return "equal" if torch.equal(*held) else f"bias differs by {(held[0] - held[1]).abs().max():g}"
+
+
+def _routed(graph_module: fx.GraphModule) -> Iterator[Routed]:
+    modules = modules_of(graph_module)
+    for node in graph_module.graph.nodes:
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        match = ops.match_node(node, modules)
+        key = match.key if match is not None else str(node.target)
+        if isinstance(module, FloatIsland):
+            yield Routed(node.name, key, "float island", module.reason)
+        elif isinstance(module, InMemoryOrder):
+            yield Routed(node.name, key, "memory order", module.reason)
+        elif ROUTE in node.meta:
+            yield Routed(node.name, key, *node.meta[ROUTE])
+
+
+def _saturating(graph_module: fx.GraphModule, engine: str) -> Iterator[Saturating]:
+    found = intervals(graph_module)
+    for node, call in calls(graph_module, engine, strict=False).items():
+        up = found.get(call.inputs[0]) if call.inputs else None
+        if up is None or call.weight is None or call.weight.qparams.storage != torch.int8:
+            continue
+        capped = replace(call, engine=engine, isa="avx2")
+        pairs = saturation_possible(replace(capped, engine=dispatch(capped)), highest=up.high)
+        if pairs:
+            yield Saturating(node.name, pairs, up.high)
+
+
+def _unchecked(
+    own: Reading, result: Reading, pairing: Pairing, engine: str
+) -> Iterator[tuple[str, str]]:
+    for tap, side, reason in pairing.unpaired:
+        yield tap.site.name, f"{side} model: {reason}"
+    for reading in (own, result):
+        for site, reason in reading.unsupported:
+            yield site.name, f"{reading.dialect}: {reason}"
+    for node, defect in defects_of(result.graph_module, engine).items():
+        known = "" if defect.certain else "possible, the graph can't tell: "
+        yield node.name, f"{known}{defect.name}: {defect.condition}; way round: {defect.way_round}"

@@ -1,0 +1,160 @@
+"""to_int8: torch's conversion of the frozen model, the range held, wrong kernels avoided."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import fx, nn
+
+from fxqfix import _torch, dialects
+from fxqfix.checks import Subject
+from fxqfix.dialects import Reading, prepared
+from fxqfix.dialects.weights import holder
+from fxqfix.engines import ENGINES, ISAS, Call, dispatch, find_defect, saturation_possible
+from fxqfix.errors import DialectError, UnknownNameError
+from fxqfix.flows._certify import certify
+from fxqfix.flows.convert import convert_by_torch
+from fxqfix.flows.decompose import declared_ranges
+from fxqfix.flows.freeze import freeze
+from fxqfix.pairing import pair
+from fxqfix.passes import AvoidDefects, FloatIslands, RestoreRange
+from fxqfix.qparams import QParams
+
+__all__ = ["to_int8"]
+
+_SATURATION = ("warn", "island")
+
+
+def to_int8(
+    prepared: nn.Module, *, engine: str | None = None, saturation: str = "warn"
+) -> fx.GraphModule:
+    """Convert to an int8 model that computes what the prepared one does.
+
+    torch's own conversion of ``freeze(prepared)``, and then what it lacks: a clamp wherever codes
+    could leave the declared [quant_min, quant_max], and a way round kernels that are known to be
+    wrong or that the engine lacks (mostly the op in float, on its quantized weight). The result
+    runs on the same int8 kernels as convert_fx's otherwise.
+
+    What was checked on the result stands in ``result.meta["certificate"]``, a `Certificate`.
+
+    Args:
+        prepared: A prepared model after training or calibration, FX or eager. It is not changed.
+        engine: "fbgemm", "x86", "onednn" or "qnnpack"; None is torch.backends.quantized.engine.
+            Weights are packed for it: copy the result with the same engine in force.
+        saturation: Of ops whose sums can leave int16 on CPUs without VNNI, while activations are
+            in their declared range: "warn" names them in the certificate, "island" leaves them in
+            float, which is exact on every CPU, and slower.
+
+    Returns:
+        A new GraphModule, in eval mode; of an eager model its trace.
+
+    Raises:
+        UnknownNameError: This torch has no such engine, or there is no such `saturation`.
+        DialectError: The model is not a prepared one.
+        UncalibratedError: It never saw data.
+        NonFiniteError: It holds NaN or inf qparams.
+        TraceError: An eager model can't be traced.
+        PassError: torch's conversion failed.
+
+    Example:
+        >>> import torch
+        >>> from fxqfix import compare
+        >>> from torch.ao.quantization import get_default_qat_qconfig_mapping
+        >>> from torch.ao.quantization.quantize_fx import prepare_qat_fx
+        >>> x = torch.linspace(-1, 1, 16).reshape(2, 8)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 2)).train()
+        >>> prepared = prepare_qat_fx(net, get_default_qat_qconfig_mapping("fbgemm"), (x,))
+        >>> _ = prepared(x)
+        >>> model = to_int8(prepared.eval(), engine="fbgemm")
+        >>> compare(prepared, model, [3 * x], engine="fbgemm").exact
+        True
+        >>> [(r.site, r.clamped) for r in model.meta["certificate"].ranges]
+        [('input_1', True), ('_0', True)]
+    """
+    if saturation not in _SATURATION:
+        raise UnknownNameError(
+            f"saturation={saturation!r}", where="to_int8", expected=" or ".join(_SATURATION)
+        )
+    with _torch.quantized_engine(engine) as name:
+        if name not in ENGINES:
+            raise UnknownNameError(
+                f"{name!r} has no int8 kernels",
+                where="to_int8",
+                expected=", ".join(ENGINES),
+                remedy="pass engine=, or set torch.backends.quantized.engine",
+            )
+        return _convert(_frozen(prepared), name, islands_saturation=saturation == "island")
+
+
+def _convert(frozen: nn.Module, engine: str, *, islands_saturation: bool) -> fx.GraphModule:
+    own = dialects.read(frozen)
+    reasons = _islands(own, engine, islands_saturation=islands_saturation)
+    islanded = FloatIslands(reasons)(frozen).graph_module
+    converted = dialects.trace(convert_by_torch(islanded))
+    routed = AvoidDefects(engine, _grids(own, converted))(converted).graph_module
+    ranges = declared_ranges(dialects.read(routed), frozen)
+    result: fx.GraphModule = RestoreRange(ranges)(routed).graph_module
+    result.meta["certificate"] = certify(own, dialects.read(result), engine)
+    return result.eval()
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    frozen = freeze(model)
+    found = dialects.read(frozen).dialect
+    if found != prepared.NAME:
+        raise DialectError(
+            "not a prepared model",
+            where="to_int8",
+            found=f"a model of dialect {found}",
+            expected=prepared.NAME,
+            remedy="pass the model before its conversion",
+        )
+    return frozen
+
+
+def _grids(own: Reading, converted: fx.GraphModule) -> dict[str, QParams]:
+    """Converted site -> the frozen model's qparams."""
+    pairs = pair(own, dialects.read(converted)).pairs
+    return {
+        p.converted.site.name: p.prepared.site.used
+        for p in pairs
+        if p.prepared.site.used is not None and p.prepared.site.kind == "activation"
+    }
+
+
+def _islands(own: Reading, engine: str, *, islands_saturation: bool) -> dict[str, str]:
+    """Path of each module with a weight whose kernel is wrong, missing or saturates -> why."""
+    subject = Subject(own, engine, training=False)
+    paths = {n.name: str(n.target) for n in own.graph_module.graph.nodes if n.op == "call_module"}
+    found: dict[str, str] = {}
+    for call in (*(call for _, call in subject.calls), *_bags(own, engine)):
+        if call.weight is None or call.module is None:
+            continue
+        reason = _defect(call, engine)
+        if reason is None and islands_saturation and call.qparams:
+            highest = call.source.quant_max
+            capped = replace(call, engine=engine, isa="avx2")
+            capped = replace(capped, engine=dispatch(capped))
+            reason = "int16-saturation" if saturation_possible(capped, highest) else None
+        if reason is not None:
+            found[paths[call.node]] = reason
+    return found
+
+
+def _defect(call: Call, engine: str) -> str | None:
+    for isa in ISAS:  # the model may be deployed on other CPUs
+        own = replace(call, engine=engine, isa=isa)
+        defect = find_defect(replace(own, engine=dispatch(own)))
+        if defect is not None and defect.cure == "island" and defect.present is not False:
+            return defect.name
+    return None
+
+
+def _bags(own: Reading, engine: str) -> list[Call]:
+    found = []
+    for tap in own.weights:
+        if tap.site.op == "embedding_bag" and tap.weight is not None:
+            module = holder(own.graph_module.get_submodule(tap.site.module))
+            call = Call(tap.node.name, engine, "embedding_bag", module=module, weight=tap.weight())
+            found.append(call)
+    return found

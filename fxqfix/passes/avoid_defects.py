@@ -1,0 +1,164 @@
+"""avoid-defects: ways round kernels of an int8 graph that are wrong, or drop a declared grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from fxqfix import dialects, ops
+from fxqfix.dialects import int8
+from fxqfix.dialects._base import modules_of
+from fxqfix.engines import ISAS, Call, Defect, calls, dispatch, find_defect
+from fxqfix.inserted import InMemoryOrder
+from fxqfix.passes._base import Pass, Rewriter
+from fxqfix.qparams import QParams
+
+__all__ = ["ROUTE", "AvoidDefects", "defects_of"]
+
+ROUTE = "fxqfix_route"  # in node.meta of an op that is routed: (way, reason)
+
+
+@dataclass(frozen=True)
+class AvoidDefects(Pass):
+    """Go round wrong kernels of ops without weights, by each row's own cure.
+
+    "island": the op in float, between a dequantize and a quantize. "contiguous": on a contiguous
+    input. "memory order": over its input's memory as it lies. An op whose value is declared on a
+    grid of its own, where its kernel only knows its input's, is quantized to that grid.
+
+    Attributes:
+        engine: The engine that the model was converted for.
+        grids: Site name -> the declared qparams.
+
+    Example:
+        >>> from fxqfix.passes import AvoidDefects
+        >>> AvoidDefects("qnnpack").name
+        'avoid-defects'
+    """
+
+    name: ClassVar[str] = "avoid-defects"
+    engine: str
+    grids: Mapping[str, QParams] = field(default_factory=lambda: MappingProxyType({}))
+
+    def rewrite(self, rewriter: Rewriter) -> None:
+        """Go round node by node; a node that was routed already meets no row any more."""
+        work = _Work(rewriter, int8.propagate(rewriter.graph_module))
+        wanted = {tap.node: self.grids.get(tap.site.name) for tap in self._taps(rewriter)}
+        for node, defect in list(defects_of(rewriter.graph_module, self.engine).items()):
+            if defect.cure == "contiguous":
+                work.contiguous(node, defect.name)
+            elif defect.cure == "memory order":
+                work.in_memory_order(node, defect.name)
+            elif defect.cure == "island" and work.runs_on_floats(node):
+                work.island(node, wanted.pop(node, None) or work.qparams[node], defect.name)
+        for node, grid in wanted.items():
+            if grid is not None and not grid.same_grid(work.qparams[node]):
+                work.regrid(node, grid)
+
+    def _taps(self, rewriter: Rewriter) -> list[dialects.Tap]:
+        return list(dialects.read(rewriter.graph_module).activations)
+
+
+def defects_of(graph_module: fx.GraphModule, engine: str) -> dict[fx.Node, Defect]:
+    """The wrong kernels that an int8 graph may run on, with or without VNNI; each row is probed."""
+    found: dict[fx.Node, Defect] = {}
+    for node, call in calls(graph_module, engine, strict=False).items():
+        for isa in ISAS:
+            own = replace(call, engine=engine, isa=isa)
+            defect = find_defect(replace(own, engine=dispatch(own)))
+            if defect is None or node in found or _is_fine(node, call, defect, graph_module):
+                continue
+            if defect.present is not False:
+                found[node] = defect
+    return found
+
+
+def _is_fine(node: fx.Node, call: Call, defect: Defect, graph_module: fx.GraphModule) -> bool:
+    """Whether the graph shows that a condition which depends on the data is not met."""
+    modules = modules_of(graph_module)
+    if defect.cure == "contiguous":
+        source = call.inputs[0] if call.inputs else node
+        return source.op == "call_method" and source.target == "contiguous"
+    if defect.certain or defect.cure != "island":
+        return False
+    return not any(_pools_globally(n, modules) for n in _upstream(node))
+
+
+def _upstream(node: fx.Node) -> Iterator[fx.Node]:
+    queue, seen = list(node.all_input_nodes), set[fx.Node]()
+    while queue:
+        current = queue.pop()
+        if current not in seen:
+            seen.add(current)
+            queue.extend(current.all_input_nodes)
+            yield current
+
+
+def _pools_globally(node: fx.Node, modules: dict[str, torch.nn.Module]) -> bool:
+    """Whether an op may give images of one pixel."""
+    found = ops.match_node(node, modules)
+    return found is not None and found.key.startswith(("adaptive_", "mean"))
+
+
+@dataclass
+class _Work:
+    """One rewrite.
+
+    Attributes:
+        rewriter: What is rewritten.
+        qparams: The grids of its quantized values.
+    """
+
+    rewriter: Rewriter
+    qparams: dict[fx.Node, QParams]
+
+    def runs_on_floats(self, node: fx.Node) -> bool:
+        """Whether the very node computes the same op on floats."""
+        found = ops.match_node(node, modules_of(self.rewriter.graph_module))
+        return found is not None and found.column == "spelled" and node in self.qparams
+
+    def contiguous(self, node: fx.Node, reason: str) -> None:
+        """Hand over a contiguous input."""
+        source = next(n for n in node.all_input_nodes if n in self.qparams)
+        with self.rewriter.graph.inserting_before(node):
+            copied = self.rewriter.graph.call_method("contiguous", (source,))
+        node.meta[ROUTE] = "contiguous input", reason
+        node.replace_input_with(source, copied)
+        self.rewriter.note(f"{node.name}: contiguous input, {reason}")
+
+    def in_memory_order(self, node: fx.Node, reason: str) -> None:
+        """Run a module over its input's memory; a function gets a contiguous input."""
+        if node.op != "call_module":
+            self.contiguous(node, reason)
+            return
+        inner = self.rewriter.graph_module.get_submodule(str(node.target))
+        node.target = self.rewriter.add_module(f"{node.name}_ordered", InMemoryOrder(inner, reason))
+        self.rewriter.note(f"{node.name}: in memory order, {reason}")
+
+    def island(self, node: fx.Node, grid: QParams, reason: str) -> None:
+        """Dequantize, the op on floats, quantize."""
+        graph = self.rewriter.graph
+        for source in [n for n in node.all_input_nodes if n in self.qparams]:
+            with graph.inserting_before(node):
+                node.replace_input_with(source, graph.call_method("dequantize", (source,)))
+        given = node, grid.scales[0], int(grid.zero_points[0]), grid.dtype
+        with graph.inserting_after(node):
+            codes = graph.call_function(torch.quantize_per_tensor, given)
+        node.replace_all_uses_with(codes, delete_user_cb=lambda user: user is not codes)
+        node.meta[ROUTE] = "float island", reason
+        self.rewriter.note(f"{node.name}: float island, {reason}")
+
+    def regrid(self, node: fx.Node, grid: QParams) -> None:
+        """Quantize to the declared grid what a kernel would leave on its input's.
+
+        Ops with a grid of their own, and kernels without a float form, stay as they are.
+        """
+        found = ops.match_node(node, modules_of(self.rewriter.graph_module))
+        keeps = found is not None and found.spec.output in ("input", "shape")
+        if keeps and self.runs_on_floats(node):
+            self.island(node, grid, "the kernel only knows its input's grid")

@@ -1,0 +1,84 @@
+"""float-islands: ops with weights left in float, because the engine's kernel is wrong for them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from torch import fx, nn
+
+from fxqfix import _torch
+from fxqfix.dialects.weights import effective_weight, holder, weight_quantizer
+from fxqfix.errors import UnsupportedError
+from fxqfix.inserted import FloatIsland, QuantizedIsland
+from fxqfix.passes._base import Pass, Rewriter
+from fxqfix.passes._frozen import FrozenFakeQuantize
+
+__all__ = ["FloatIslands"]
+
+
+@dataclass(frozen=True)
+class FloatIslands(Pass):
+    """Replace modules of a frozen prepared model by float ones with the frozen weight's values.
+
+    torch's conversion doesn't know them: in FX it puts a dequantize before and a quantize behind,
+    in eager mode they do that themselves. What they compute is what the fake-quants saw.
+
+    Attributes:
+        reasons: Path of the module -> why.
+
+    Raises:
+        UnsupportedError: A module has no frozen quantized weight.
+
+    Example:
+        >>> from fxqfix.passes import FloatIslands
+        >>> FloatIslands({"up": "transposed-permutes"}).name
+        'float-islands'
+    """
+
+    name: ClassVar[str] = "float-islands"
+    reasons: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def rewrite(self, rewriter: Rewriter) -> None:
+        """Swap module by module."""
+        eager = not isinstance(rewriter.module, fx.GraphModule)
+        done: dict[int, nn.Module] = {}
+        for path, reason in self.reasons.items():
+            module = rewriter.module.get_submodule(path)
+            if id(module) not in done:
+                island = _island(module, f"{self.name}, {path}", reason)
+                done[id(module)] = _closed(island, module) if eager else island
+            rewriter.set_module(path, done[id(module)], f"float, {reason}")
+
+
+def _island(module: nn.Module, where: str, reason: str) -> FloatIsland:
+    quantizer: Any = weight_quantizer(module)
+    if not isinstance(quantizer, FrozenFakeQuantize):
+        raise UnsupportedError(
+            f"{type(module).__name__} has no frozen quantized weight",
+            where=where,
+            found=type(quantizer).__name__,
+            expected="FrozenFakeQuantize",
+            remedy="call fxqfix.freeze(prepared) first",
+        )
+    weight = quantizer(effective_weight(module)).detach()
+    inner: Any = copy.deepcopy(module)
+    if hasattr(inner, "weight_fake_quant"):
+        with _torch.quiet():
+            inner = inner.to_float()
+    for part in inner.modules():  # what eager prepare attached would be converted, or run
+        _torch.strip_observer_hook(part)
+        for name in ("qconfig", "activation_post_process"):
+            if hasattr(part, name):
+                delattr(part, name)
+    holder(inner).weight = nn.Parameter(weight, requires_grad=False)
+    return FloatIsland(inner, quantizer.qparams, reason).eval()
+
+
+def _closed(island: FloatIsland, module: nn.Module) -> nn.Module:
+    observer = getattr(module, "activation_post_process", None)
+    output = observer.qparams if isinstance(observer, FrozenFakeQuantize) else None
+    return QuantizedIsland(island, output).eval()
