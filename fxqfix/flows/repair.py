@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch, causes, dialects
-from fxqfix.dialects import Reading, Tap, decomposed, int8, reference
-from fxqfix.dialects.site import qparams_text
-from fxqfix.errors import DataError, PairingError, UnsupportedError
+from fxqfix.errors import DataError
+from fxqfix.flows._mend import Bench
 from fxqfix.flows._session import Session
-from fxqfix.flows.compare import prepared_reading
-from fxqfix.flows.convert import convert_by_torch
-from fxqfix.flows.decompose import to_decomposed
-from fxqfix.flows.freeze import freeze
 from fxqfix.measure import run
-from fxqfix.pairing import Pairing, pair
-from fxqfix.passes import InsertShadows, PinRanges, RestoreQParams, RestoreRange
-from fxqfix.passes.restore_qparams import obstacle, state_differs
+from fxqfix.pairing import pair
+from fxqfix.passes import InsertShadows
 from fxqfix.report import Mend, Refusal, Repair, Report, Row
 
 __all__ = ["repair"]
 
-_ROUNDS = 4
+# What a right int8 model does too: no repair is at fault.
+_INHERENT = ("rounding", "bias-int32", "requantization", "upstream")
 
 
 def repair(
@@ -85,126 +78,54 @@ def repair(
             expected="a list of batches or a DataLoader",
         )
     with _torch.quantized_engine(engine) as name:
-        bench = _Bench(prepared, converted, name)
-        refused: dict[str, Refusal] = {}
-        for _ in range(_ROUNDS):
-            model, mends = bench.mend(refused)
-            if data is None:
-                return Repair(model, mends, tuple(refused.values()))
-            before, after = bench.judge(model, data)
-            worse = bench.worse(mends, before, after)
-            if not worse:
-                break
-            refused |= worse
-        left = (*refused.values(), *_left(after))
-        return Repair(model, mends, left, before, after)
+        return _repair(Bench(prepared, converted, name), data)
 
 
-@dataclass
-class _Bench:
-    """The models of one repair, and what stands beside the converted one."""
+def _repair(bench: Bench, data: Iterable[Any] | None) -> Repair:
+    refused: dict[str, Refusal] = {}
+    while True:  # each round refuses more, or is the last one
+        model, mends = bench.mend(refused)
+        if data is None:
+            return Repair(model, mends, tuple(refused.values()))
+        before, after = _judge(bench, model, data)
+        worse = _worse(bench, mends, before, after)
+        if not worse:
+            return Repair(model, mends, (*refused.values(), *_left(after)), before, after)
+        refused |= worse
 
-    prepared: nn.Module
-    converted: nn.Module
-    engine: str
-    mine: Reading = field(init=False)
-    theirs: Reading = field(init=False)
-    pairing: Pairing = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Read, pair, and convert the frozen model the right way."""
-        self.mine = prepared_reading(self.prepared)
-        self.theirs = dialects.read(self.converted)
-        if self.theirs.dialect not in _DONORS:
-            raise PairingError(
-                "the first model is not a converted one; are the arguments swapped?",
-                where="repair",
-                found=f"a model of dialect {self.theirs.dialect}",
-                expected="repair(converted, prepared)",
-            )
-        self.pairing = pair(self.mine, self.theirs)
-        frozen = freeze(self.prepared)
-        self.trained = {t.site.name: t for t in dialects.read(frozen).taps}
-        self.donor = dialects.read(_DONORS[self.theirs.dialect](frozen))
-        found = pair(dialects.read(frozen), self.donor).pairs
-        self.sources = {p.prepared.site.name: p.converted for p in found}
+def _judge(bench: Bench, model: fx.GraphModule, data: Iterable[Any]) -> tuple[Report, Report]:
+    """Compare the model as it came and as it is now, both on each batch."""
+    sessions, twins = [], []
+    for reading in (bench.theirs, dialects.read(model)):
+        session = Session(bench.mine, reading, pair(bench.mine, reading), True, bench.engine)
+        twin = InsertShadows(bench.mine.graph_module, session.probe, True)
+        twins.append(twin(reading.graph_module).graph_module)
+        sessions.append(session)
+    both: Any = _SideBySide(*twins)
+    result = run(both, data, progress=False)
+    before, after = (session.report(result) for session in sessions)
+    return before, after
 
-    def mend(self, refused: dict[str, Refusal]) -> tuple[fx.GraphModule, tuple[Mend, ...]]:
-        """The model with every repair but the refused ones; sites go by their prepared names."""
-        model, mends = self.theirs.graph_module, []
-        sites: dict[str, str] = {}
-        for name, (tap, source) in self._differing(refused).items():
-            sites[tap.site.name] = source.site.name
-            mends.append(Mend(RestoreQParams.name, name, _change(tap, source)))
-        model = RestoreQParams(self.donor.graph_module, sites)(model).graph_module
-        names = {p.converted.site.name: p.prepared.site.name for p in self.pairing.pairs}
-        ranges = {k: v for k, v in self._ranges().items() if names[k] not in refused}
-        step = _RANGES.get(self.theirs.dialect)
-        if step is None:  # decomposed ops carry theirs
-            return model, tuple(mends)
-        result = step(ranges)(model)
-        for edit in result.edits:
-            name, _, what = edit.partition(": ")
-            mends.append(Mend(step.name, names[name], what))
-        return result.graph_module, tuple(mends)
 
-    def _differing(self, refused: dict[str, Refusal]) -> dict[str, tuple[Tap, Tap]]:
-        """Prepared site -> the user's site and the donor's, where their state differs."""
-        found = {}
-        for p in self.pairing.pairs:
-            name, tap = p.prepared.site.name, p.converted
-            source = self.sources.get(name)
-            if source is None or tap.inherited or name in refused:
-                continue
-            taps = tap, source, self.theirs.graph_module, self.donor.graph_module
-            kinds = obstacle(*taps)
-            if kinds is not None:
-                if not _same_used(tap, source):
-                    reason = f"{kinds[0]} stands where conversion puts {kinds[1]}"
-                    refused[name] = Refusal(RestoreQParams.name, name, reason)
-            elif state_differs(*taps):
-                found[name] = tap, source
-        return found
-
-    def _ranges(self) -> dict[str, tuple[int, int]]:
-        """The user's site -> the range that was declared for it."""
-        found = {}
-        for p in self.pairing.pairs:
-            used = self.trained[p.prepared.site.name].site.used
-            activation = p.prepared.site.kind == "activation"
-            if used is not None and activation and used.axis is None and used.is_narrow:
-                found[p.converted.site.name] = used.quant_min, used.quant_max
-        return found
-
-    def together(self, name: str) -> set[str]:
-        """The sites that are restored with one: those of the same op."""
-        ops = {p.prepared.site.name: _op(p.converted) for p in self.pairing.pairs}
-        return {other for other, op in ops.items() if op is ops[name]}
-
-    def judge(self, model: fx.GraphModule, data: Iterable[Any]) -> tuple[Report, Report]:
-        """Compare the model as it came and as it is now, both on each batch."""
-        sessions, twins = [], []
-        for reading in (self.theirs, dialects.read(model)):
-            session = Session(self.mine, reading, pair(self.mine, reading), True, self.engine)
-            twin = InsertShadows(self.mine.graph_module, session.probe, True)
-            twins.append(twin(reading.graph_module).graph_module)
-            sessions.append(session)
-        both: Any = _SideBySide(*twins)
-        result = run(both, data, progress=False)
-        before, after = (session.report(result) for session in sessions)
-        return before, after
-
-    def worse(self, mends: Iterable[Mend], before: Report, after: Report) -> dict[str, Refusal]:
-        """The repairs after which more codes of their op differ on the same inputs."""
-        found: dict[str, Refusal] = {}
-        for mend in mends:
-            group = self.together(mend.site)
-            rows = [(a, b) for a, b in zip(before.rows, after.rows, strict=True) if a.name in group]
-            for old, new in rows:
-                if _local(new) > _local(old):
-                    reason = f"rolled back: {new.name} had {_text(old)}, with it {_text(new)}"
-                    found |= {name: Refusal(mend.step, name, reason) for name in group}
-        return found
+def _worse(
+    bench: Bench, mends: Iterable[Mend], before: Report, after: Report
+) -> dict[str, Refusal]:
+    """The repairs after which more codes of their op differ on the same inputs."""
+    found: dict[str, Refusal] = {}
+    olds = {row.name: row for row in before.rows}
+    for mend in mends:
+        group = bench.together(mend.site)
+        for new in after.rows:
+            old = olds.get(new.name)
+            if new.name in group and old is not None and _faults(new) > _faults(old):
+                reason = (
+                    f"rolled back: {new.name} had {_faults(old)} wrong codes, with it "
+                    f"{_faults(new)} ({', '.join(new.causes)})"
+                )
+                for name in group:
+                    found.setdefault(name, Refusal(mend.step, name, reason))
+    return found
 
 
 class _SideBySide:
@@ -221,57 +142,9 @@ class _SideBySide:
         self.second.forward(*args, **kwargs)
 
 
-def _to_reference(frozen: nn.Module) -> nn.Module:
-    """Torch's own reference conversion of an FX model."""
-    if not isinstance(frozen, fx.GraphModule):
-        raise UnsupportedError(
-            "eager models have no reference conversion to mend by",
-            where="repair",
-            remedy="prepare with prepare_fx, or mend the int8 model",
-        )
-    make = _torch.resolve("torch.ao.quantization.quantize_fx.convert_to_reference_fx")
-    with _torch.quiet(), _torch.same_rng():
-        found: nn.Module = make(copy.deepcopy(frozen))
-    return found
-
-
-_DONORS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    int8.NAME: convert_by_torch,
-    reference.NAME: _to_reference,
-    decomposed.NAME: to_decomposed,
-}
-_RANGES: dict[str, Any] = {int8.NAME: RestoreRange, reference.NAME: PinRanges}
-
-
-def _op(tap: Tap) -> fx.Node:
-    """The op of a site, its own or the one that its weight belongs to."""
-    return tap.node if tap.site.kind == "weight" else tap.producer
-
-
-def _same_used(mine: Tap, theirs: Tap) -> bool:
-    a, b = mine.site.used, theirs.site.used
-    return a is not None and b is not None and a.same_grid(b)
-
-
-def _change(mine: Tap, theirs: Tap) -> str:
-    """What is put in place of what."""
-    a, b = mine.site.used, theirs.site.used
-    if a is None or b is None or a.same_grid(b):
-        return "codes and bias, on the same grid" if mine.site.kind == "weight" else "range"
-    found, wanted = qparams_text(a), qparams_text(b)
-    if found == wanted:  # the last bits of a scale
-        apart = [(x, y) for x, y in zip(a.scales, b.scales, strict=True) if x != y]
-        return f"scale {apart[0][0]:.9g} -> {apart[0][1]:.9g}"
-    return f"{found} -> {wanted}"
-
-
-def _local(row: Row) -> tuple[int, float]:
-    return (row.local.differing, row.local.max_lsb) if row.local is not None else (0, 0)
-
-
-def _text(row: Row) -> str:
-    codes, lsb = _local(row)
-    return f"{codes} differing codes, at most {lsb:g} LSB"
+def _faults(row: Row) -> int:
+    """Differing codes but for those that come and go with other inputs, one step apart."""
+    return sum(codes for cause, codes in row.causes.items() if cause not in _INHERENT)
 
 
 def _left(after: Report) -> Iterator[Refusal]:

@@ -20,7 +20,7 @@ from fxqfix.pairing import pair
 from fxqfix.passes import AvoidDefects, FloatIslands, RestoreRange
 from fxqfix.qparams import QParams
 
-__all__ = ["to_int8"]
+__all__ = ["convert_with_islands", "to_int8"]
 
 _SATURATION = ("warn", "island")
 
@@ -88,14 +88,26 @@ def to_int8(
 
 def _convert(frozen: nn.Module, engine: str, *, islands_saturation: bool) -> fx.GraphModule:
     own = dialects.read(frozen)
-    reasons = _islands(own, engine, islands_saturation=islands_saturation)
-    islanded = FloatIslands(reasons)(frozen).graph_module
-    converted = dialects.trace(convert_by_torch(islanded))
+    converted = convert_with_islands(frozen, engine, islands_saturation=islands_saturation)
     routed = AvoidDefects(engine, _grids(own, converted))(converted).graph_module
     ranges = declared_ranges(dialects.read(routed), frozen)
     result: fx.GraphModule = RestoreRange(ranges)(routed).graph_module
     result.meta["certificate"] = certify(own, dialects.read(result), engine)
     return result.eval()
+
+
+def convert_with_islands(
+    frozen: nn.Module, engine: str, *, islands_saturation: bool = False
+) -> fx.GraphModule:
+    """Torch's conversion of a frozen model, the ops whose kernel is wrong or missing in float.
+
+    Args:
+        frozen: What `freeze` returned; it is not changed.
+        engine: The engine, which is in force.
+        islands_saturation: Whether ops that can saturate at 16 bits stay in float too.
+    """
+    reasons = _islands(dialects.read(frozen), engine, islands_saturation=islands_saturation)
+    return dialects.trace(convert_by_torch(FloatIslands(reasons)(frozen).graph_module))
 
 
 def _frozen(model: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ from fxqfix.passes.emulate_engine import EmulateEngine
 from fxqfix.passes.float_islands import FloatIslands
 from fxqfix.passes.fold_batchnorm import FoldBatchNorm
 from fxqfix.passes.freeze_qparams import FreezeQParams
+from fxqfix.passes.graft_islands import GraftIslands
 from fxqfix.passes.insert_shadows import InsertShadows
 from fxqfix.passes.pin_ranges import PinRanges
 from fxqfix.passes.remove_shadows import RemoveShadows
@@ -25,6 +26,7 @@ __all__ = [
     "FoldBatchNorm",
     "FreezeQParams",
     "FrozenFakeQuantize",
+    "GraftIslands",
     "HoldRange",
     "InMemoryOrder",
     "InsertShadows",

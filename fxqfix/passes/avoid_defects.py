@@ -34,6 +34,7 @@ class AvoidDefects(Pass):
     Attributes:
         engine: The engine that the model was converted for.
         grids: Site name -> the declared qparams.
+        leave: Names of nodes that are left as they are.
 
     Example:
         >>> from fxqfix.passes import AvoidDefects
@@ -44,12 +45,16 @@ class AvoidDefects(Pass):
     name: ClassVar[str] = "avoid-defects"
     engine: str
     grids: Mapping[str, QParams] = field(default_factory=lambda: MappingProxyType({}))
+    leave: frozenset[str] = frozenset()
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Go round node by node; a node that was routed already meets no row any more."""
         work = _Work(rewriter, int8.propagate(rewriter.graph_module))
-        wanted = {tap.node: self.grids.get(tap.site.name) for tap in self._taps(rewriter)}
+        taps = [tap for tap in self._taps(rewriter) if tap.node.name not in self.leave]
+        wanted = {tap.node: self.grids.get(tap.site.name) for tap in taps}
         for node, defect in list(defects_of(rewriter.graph_module, self.engine).items()):
+            if node.name in self.leave:
+                continue
             if defect.cure == "contiguous":
                 work.contiguous(node, defect.name)
             elif defect.cure == "memory order":

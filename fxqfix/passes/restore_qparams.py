@@ -163,7 +163,7 @@ def _nodes(mine: Tap, theirs: Tap) -> Iterator[tuple[fx.Node, fx.Node]]:
         # A constant, the ops that quantize it, and the op that takes it, with its bias.
         yield from _chain(mine.producer, mine.node, theirs.producer, theirs.node)
         return
-    yield mine.node, theirs.node
+    yield mine.held or mine.node, theirs.held or theirs.node
     if mine.node is mine.producer or mine.site.kind == "weight":
         return
     backs = [u for u in mine.node.users if decomposed.is_dequantize(u)]

@@ -1,0 +1,201 @@
+"""What repair does to a converted model: which state and which structure it puts right."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from fxqfix import _torch, dialects
+from fxqfix.dialects import Reading, Tap, decomposed, int8, reference
+from fxqfix.dialects.site import qparams_text
+from fxqfix.errors import PairingError, UnsupportedError
+from fxqfix.flows.compare import prepared_reading
+from fxqfix.flows.decompose import to_decomposed
+from fxqfix.flows.freeze import freeze
+from fxqfix.flows.to_int8 import convert_with_islands
+from fxqfix.pairing import Pairing, pair
+from fxqfix.passes import AvoidDefects, GraftIslands, Pass, PinRanges, RestoreQParams, RestoreRange
+from fxqfix.passes.graft_islands import has_island
+from fxqfix.passes.restore_qparams import obstacle, state_differs
+from fxqfix.report import Mend, Refusal
+
+__all__ = ["Bench"]
+
+
+@dataclass
+class Bench:
+    """A converted model on the bench: the trained state beside it, and what is to be done.
+
+    Attributes:
+        prepared: The prepared model.
+        converted: The converted model.
+        engine: The engine in force.
+    """
+
+    prepared: nn.Module
+    converted: nn.Module
+    engine: str
+    mine: Reading = field(init=False)
+    theirs: Reading = field(init=False)
+    pairing: Pairing = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read, pair, and convert the frozen model the right way."""
+        self.mine = prepared_reading(self.prepared)
+        self.theirs = dialects.read(self.converted)
+        if self.theirs.dialect not in _DONORS:
+            raise PairingError(
+                "the first model is not a converted one; are the arguments swapped?",
+                where="repair",
+                found=f"a model of dialect {self.theirs.dialect}",
+                expected="repair(converted, prepared)",
+            )
+        self.pairing = pair(self.mine, self.theirs)
+        frozen = freeze(self.prepared)
+        reading = dialects.read(frozen)
+        self.trained = {t.site.name: t.site.used for t in reading.taps}
+        self.donor = dialects.read(_DONORS[self.theirs.dialect](frozen, self.engine))
+        found = pair(reading, self.donor).pairs
+        self.sources = {p.prepared.site.name: p.converted for p in found}
+
+    def mend(self, refused: dict[str, Refusal]) -> tuple[fx.GraphModule, tuple[Mend, ...]]:
+        """The model with every repair but the refused ones.
+
+        Args:
+            refused: By prepared site; sites that can't be restored are added.
+        """
+        model, mends = self.theirs.graph_module, list[Mend]()
+        differing, islands = self._differing(refused), self._islands(refused)
+        sites: dict[str, str] = {}
+        for name, (tap, source) in differing.items():
+            if not self.together(name) & islands.keys():
+                sites[tap.site.name] = source.site.name
+                mends.append(Mend(RestoreQParams.name, name, _change(tap, source)))
+        steps: list[Pass] = [RestoreQParams(self.donor.graph_module, sites)]
+        ranges = self._ranges(refused)
+        if self.theirs.dialect == int8.NAME:
+            grafts = {tap.site.name: source.site.name for tap, source in islands.values()}
+            left = frozenset(_op(p.converted).name for p in self._pairs(refused))
+            steps += [
+                GraftIslands(self.donor.graph_module, grafts),
+                AvoidDefects(self.engine, self._grids(refused), left),
+                RestoreRange(ranges),
+            ]
+        elif self.theirs.dialect == reference.NAME:
+            steps.append(PinRanges(ranges))
+        for step in steps:
+            result = step(model)
+            model = result.graph_module
+            if not isinstance(step, RestoreQParams):
+                mends += [self._mend(step.name, edit) for edit in result.edits]
+        return model, tuple(mends)
+
+    def together(self, name: str) -> set[str]:
+        """The prepared sites that are restored with one: those of the same op."""
+        ops = {p.prepared.site.name: _op(p.converted) for p in self.pairing.pairs}
+        return {other for other, op in ops.items() if op is ops.get(name)}
+
+    def _pairs(self, names: Any) -> list[Any]:
+        return [p for p in self.pairing.pairs if p.prepared.site.name in names]
+
+    def _mend(self, step: str, edit: str) -> Mend:
+        """An edit, by the prepared site of the node that it names."""
+        name, _, what = edit.partition(": ")
+        for p in self.pairing.pairs:
+            own = p.converted.site.name, p.converted.node.name
+            if p.prepared.site.kind == "activation" and name in own:
+                return Mend(step, p.prepared.site.name, what)
+        return Mend(step, name, what)
+
+    def _differing(self, refused: dict[str, Refusal]) -> dict[str, tuple[Tap, Tap]]:
+        """Prepared site -> the user's site and the donor's, where their state differs."""
+        found = {}
+        for p in self.pairing.pairs:
+            name, tap = p.prepared.site.name, p.converted
+            source = self.sources.get(name)
+            if source is None or tap.inherited or name in refused:
+                continue
+            taps = tap, source, self.theirs.graph_module, self.donor.graph_module
+            kinds = obstacle(*taps)
+            if kinds is None and state_differs(*taps):
+                found[name] = tap, source
+            elif kinds is not None and not _same_grid(tap, source) and not self._is_island(source):
+                reason = f"{kinds[0]} stands where conversion puts {kinds[1]}"
+                refused[name] = Refusal(RestoreQParams.name, name, reason)
+        return found
+
+    def _islands(self, refused: dict[str, Refusal]) -> dict[str, tuple[Tap, Tap]]:
+        """Prepared site -> the user's site and the donor's, whose op has to stay in float."""
+        found = {}
+        for p in self.pairing.pairs:
+            name, tap, source = p.prepared.site.name, p.converted, None
+            if p.prepared.site.kind == "activation" and name not in refused:
+                source = self.sources.get(name)
+            mine = has_island(self.theirs.graph_module, tap.producer)
+            if source is not None and self._is_island(source) and not mine:
+                found[name] = tap, source
+        return found
+
+    def _is_island(self, source: Tap) -> bool:
+        return has_island(self.donor.graph_module, _op(source))
+
+    def _grids(self, refused: dict[str, Refusal]) -> dict[str, Any]:
+        """The user's site -> the trained qparams."""
+        return {
+            p.converted.site.name: self.trained[p.prepared.site.name]
+            for p in self.pairing.pairs
+            if p.prepared.site.kind == "activation" and p.prepared.site.name not in refused
+        }
+
+    def _ranges(self, refused: dict[str, Refusal]) -> dict[str, tuple[int, int]]:
+        """The user's site -> the range that was declared for it."""
+        grids = self._grids(refused).items()
+        narrow = {k: q for k, q in grids if q is not None and q.axis is None and q.is_narrow}
+        return {k: (q.quant_min, q.quant_max) for k, q in narrow.items()}
+
+
+def _to_reference(frozen: nn.Module, engine: str) -> nn.Module:  # a donor's maker
+    """Torch's own reference conversion of an FX model."""
+    if not isinstance(frozen, fx.GraphModule):
+        raise UnsupportedError(
+            "eager models have no reference conversion to mend by",
+            where="repair",
+            remedy="prepare with prepare_fx, or mend the int8 model",
+        )
+    make = _torch.resolve("torch.ao.quantization.quantize_fx.convert_to_reference_fx")
+    with _torch.quiet(), _torch.same_rng():
+        found: nn.Module = make(copy.deepcopy(frozen))
+    return found
+
+
+_DONORS: dict[str, Callable[[nn.Module, str], nn.Module]] = {
+    int8.NAME: convert_with_islands,
+    reference.NAME: _to_reference,
+    decomposed.NAME: lambda frozen, engine: to_decomposed(frozen),  # as above
+}
+
+
+def _op(tap: Tap) -> fx.Node:
+    """The op of a site, its own or the one that its weight belongs to."""
+    return tap.node if tap.site.kind == "weight" else tap.producer
+
+
+def _same_grid(mine: Tap, theirs: Tap) -> bool:
+    a, b = mine.site.used, theirs.site.used
+    return a is not None and b is not None and a.same_grid(b)
+
+
+def _change(mine: Tap, theirs: Tap) -> str:
+    """What is put in place of what."""
+    a, b = mine.site.used, theirs.site.used
+    if a is None or b is None or a.same_grid(b):
+        return "codes and bias, on the same grid" if mine.site.kind == "weight" else "range"
+    found, wanted = qparams_text(a), qparams_text(b)
+    if found == wanted:  # the last bits of a scale
+        apart = [(x, y) for x, y in zip(a.scales, b.scales, strict=True) if x != y]
+        return f"scale {apart[0][0]:.9g} -> {apart[0][1]:.9g}"
+    return f"{found} -> {wanted}"

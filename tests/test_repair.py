@@ -1,0 +1,228 @@
+"""repair: what it mends, what it leaves and says so, what it rolls back, and that twice is once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.ao.quantization import (
+    QuantStub,
+    convert,
+    get_default_qat_qconfig,
+    get_default_qat_qconfig_mapping,
+    prepare_qat,
+)
+from torch.ao.quantization.quantize_fx import (
+    convert_fx,
+    convert_to_reference_fx,
+    prepare_qat_fx,
+)
+
+import fxqfix
+from fxqfix._torch import quantized_engine, quiet
+from fxqfix.errors import DataError, PairingError, UncalibratedError
+from fxqfix.passes import RestoreQParams, RestoreRange, Rewriter
+from tests.engines.nets import NETS, SHAPES
+from tests.faults.injectors import data, trained
+from tests.states import fingerprint
+
+ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
+NAMES = [name for name in NETS if name != "Recurrent"]  # an LSTM's inside can't be opened
+
+
+def batches(name: str, gain: float = 1.0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        torch.randn(SHAPES.get(name, (4, 3, 16, 16)), generator=generator) * gain for _ in range(2)
+    ]
+
+
+def prepared_net(name: str, engine: str) -> fx.GraphModule:
+    """QAT with the engine's default qconfig; transposed convolutions get per-tensor weights."""
+    torch.manual_seed(0)
+    mapping = get_default_qat_qconfig_mapping(engine)
+    per_tensor = get_default_qat_qconfig_mapping("qnnpack").global_qconfig.weight
+    mapping.set_object_type(nn.ConvTranspose2d, mapping.global_qconfig._replace(weight=per_tensor))
+    with quantized_engine(engine), quiet():
+        model = prepare_qat_fx(NETS[name]().train(), mapping, (batches(name)[0],))
+        for batch in batches(name):
+            model(batch)
+    model.eval().apply(torch.ao.quantization.disable_observer)
+    return model
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", NAMES)
+def test_int8_becomes_what_was_trained(name: str, engine: str) -> None:
+    if engine not in torch.backends.quantized.supported_engines:
+        pytest.skip(f"this torch has no engine {engine}")
+    prepared = prepared_net(name, engine)
+    with quantized_engine(engine), quiet():
+        converted = convert_fx(copy.deepcopy(prepared))
+        before = fingerprint(prepared), converted.code, torch.get_rng_state()
+        mended = fxqfix.repair(converted, prepared, data=batches(name, 3.0), engine=engine)
+        assert (fingerprint(prepared), converted.code) == before[:2]
+        assert torch.equal(torch.get_rng_state(), before[2])
+        again = fxqfix.repair(mended.graph_module, prepared, engine=engine)
+    assert mended.modified
+    assert not again.modified
+    rows = mended.after.rows
+    assert mended.after.unexplained == 0
+    assert sum(row.cumulative.out_of_range for row in rows) == 0
+    for row in rows:
+        assert row.prepared.same_grid(row.converted), row.name
+        if row.kind == "weight":
+            assert row.local.differing == 0, row.name
+        elif "int16-saturation" not in row.causes:
+            assert row.local is None or row.local.max_lsb <= 1, str(row)
+    kept = {"upstream", "rounding", "bias-int32", "requantization", "int16-saturation"}
+    assert set(mended.after.causes) <= kept
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("flow", ["reference", "decomposed"])
+def test_float_forms_become_exact(flow: str, name: str) -> None:
+    prepared = prepared_net(name, "fbgemm")
+    with quiet():
+        if flow == "reference":
+            converted = convert_to_reference_fx(copy.deepcopy(prepared))
+        else:
+            int8 = convert_fx(copy.deepcopy(prepared))
+            converted = fxqfix.to_decomposed(int8, ranges_from=prepared)
+        mended = fxqfix.repair(converted, prepared, data=batches(name, 3.0), engine="fbgemm")
+        again = fxqfix.repair(mended.graph_module, prepared, data=batches(name), engine="fbgemm")
+    assert mended.modified
+    assert not again.modified
+    assert sum(row.cumulative.out_of_range for row in mended.after.rows) == 0
+    if flow == "decomposed":
+        assert sum(row.local.differing for row in mended.after.rows) == 0
+        frozen, x = fxqfix.freeze(prepared), batches(name, 3.0)[0]
+        with torch.no_grad():
+            assert torch.equal(mended.graph_module(x), frozen(x))
+    else:  # torch.quantize_per_tensor adds the zero point before it rounds
+        assert set(mended.after.causes) <= {"rounding", "upstream"}
+
+
+def test_eager() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(QuantStub(), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)).train()
+    net.qconfig = get_default_qat_qconfig("fbgemm")
+    prepared = prepare_qat(net)
+    x = torch.randn(2, 3, 6, 6)
+    prepared(x)
+    prepared.eval()
+    converted = convert(copy.deepcopy(prepared))
+    mended = fxqfix.repair(converted, prepared, data=[3 * x], engine="fbgemm")
+    assert {"restore-qparams", "restore-range"} <= {m.step for m in mended.applied}
+    assert set(mended.after.causes) <= {"rounding", "upstream"}
+
+
+def test_without_data_the_state_is_mended() -> None:
+    prepared = trained()
+    converted = convert_fx(copy.deepcopy(prepared))
+    mended = fxqfix.repair(converted, prepared, engine="fbgemm")
+    assert mended.before is None
+    assert mended.after is None
+    assert len(mended.applied) == len(
+        fxqfix.repair(converted, prepared, data=data(), engine="fbgemm").applied
+    )
+    assert "mended" in str(mended)
+
+
+def test_what_the_engine_itself_does_is_left_and_named() -> None:
+    prepared = trained("qnnpack")
+    with quantized_engine("qnnpack"):
+        converted = convert_fx(fxqfix.freeze(prepared))
+        mended = fxqfix.repair(converted, prepared, data=data())
+    left = {r.cause: r for r in mended.refused}
+    assert "bias-int32" in left
+    assert "nothing to repair" in left["bias-int32"].reason
+    assert f"{mended.after.causes['bias-int32']} codes" in left["bias-int32"].reason
+
+
+def test_a_site_that_is_spelled_otherwise_is_refused() -> None:
+    prepared = trained()
+    converted = convert_fx(copy.deepcopy(prepared))
+
+    class Own(type(converted.head)):  # type: ignore[misc]  # the user's own kind of layer
+        pass
+
+    converted.head.__class__ = Own
+    mended = fxqfix.repair(converted, prepared, data=data(), engine="fbgemm")
+    assert [r.reason for r in mended.refused if r.site == "head.weight"] == [
+        "Own stands where conversion puts Linear"
+    ]
+    assert type(mended.graph_module.head) is Own
+    assert "stem.weight" in {m.site for m in mended.applied}
+
+
+def test_what_makes_it_worse_is_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that spoils one layer: the others are mended, that one is left as it came."""
+    rewrite = RestoreQParams.rewrite
+
+    def spoils(self: Any, rewriter: Rewriter) -> None:
+        rewrite(self, rewriter)
+        if "body.weight" in self.sites:
+            body = rewriter.graph_module.get_submodule("body")
+            body.set_weight_bias(body.weight(), body.bias() + 0.5)
+
+    monkeypatch.setattr(RestoreQParams, "rewrite", spoils)
+    monkeypatch.setattr(RestoreQParams, "check", lambda *_: None)
+    prepared = trained()
+    converted = convert_fx(copy.deepcopy(prepared))
+    mended = fxqfix.repair(converted, prepared, data=data(), engine="fbgemm")
+    reasons = {r.site: r.reason for r in mended.refused if r.cause == "restore-qparams"}
+    assert {"body", "body.weight"} <= reasons.keys()
+    assert reasons["body"].startswith("rolled back: body had ")
+    done = {m.site for m in mended.applied}
+    assert {"stem.weight", "head.weight"} <= done
+    assert not done & {"body", "body.weight"}
+    assert torch.equal(mended.graph_module.body.bias(), converted.body.bias())
+    came, now = (mended.before.row("body"), mended.after.row("body"))
+    assert came.converted == now.converted
+
+
+def test_a_pass_that_fails_midway_leaves_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = trained()
+    converted = convert_fx(copy.deepcopy(prepared))
+    code = converted.code
+
+    def fails(self: Any, rewriter: Rewriter) -> None:
+        rewriter.graph_module.get_submodule("head")
+        raise ValueError("midway")
+
+    monkeypatch.setattr(RestoreRange, "rewrite", fails)
+    with pytest.raises(fxqfix.errors.PassError, match="midway"):
+        fxqfix.repair(converted, prepared, engine="fbgemm")
+    assert converted.code == code
+
+
+def test_bad_input() -> None:
+    prepared = trained()
+    converted = convert_fx(copy.deepcopy(prepared))
+    with pytest.raises(PairingError, match="not a prepared one"):
+        fxqfix.repair(prepared, converted)
+    with pytest.raises(PairingError, match="not a converted one"):
+        fxqfix.repair(prepared, prepared)
+
+    def once() -> Iterator[Tensor]:
+        yield from data()
+
+    with pytest.raises(DataError, match="read the data again"):
+        fxqfix.repair(converted, prepared, data=once())
+    with pytest.raises(DataError, match="no batch"):
+        fxqfix.repair(converted, prepared, data=[])
+    other = prepare_qat_fx(
+        nn.Sequential(nn.Linear(4, 4)).train(),
+        get_default_qat_qconfig_mapping("fbgemm"),
+        (torch.randn(2, 4),),
+    )
+    with pytest.raises(UncalibratedError):
+        fxqfix.repair(converted, other)
+    other(torch.randn(2, 4))
+    with pytest.raises(PairingError):
+        fxqfix.repair(converted, other)
