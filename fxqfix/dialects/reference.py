@@ -14,6 +14,7 @@ from fxqfix.dialects import int8
 from fxqfix.dialects._base import Reading, Tap, modules_of, op_name, scope, unique
 from fxqfix.dialects.site import Site
 from fxqfix.dialects.weights import WeightView, reference_weight, tensor_weight
+from fxqfix.inserted import FloatIsland
 
 __all__ = ["NAME", "matches", "read"]
 
@@ -29,6 +30,8 @@ def matches(graph_module: fx.GraphModule) -> bool:
     value goes straight into a dequantize.
     """
     modules = modules_of(graph_module)
+    if any(isinstance(m, FloatIsland) for m in modules.values()):
+        return False
     quantizes = [
         node
         for node in graph_module.graph.nodes

@@ -17,7 +17,7 @@ from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.decompose import declared_ranges
 from fxqfix.flows.freeze import freeze
 from fxqfix.pairing import pair
-from fxqfix.passes import AvoidDefects, FloatIslands, RestoreRange
+from fxqfix.passes import AvoidDefects, FloatIslands, RestoreRange, Unshare
 from fxqfix.qparams import QParams
 
 __all__ = ["to_int8"]
@@ -87,6 +87,8 @@ def to_int8(
 
 
 def _convert(frozen: nn.Module, engine: str, *, islands_saturation: bool) -> fx.GraphModule:
+    if isinstance(frozen, fx.GraphModule):
+        frozen = Unshare()(frozen).graph_module
     own = dialects.read(frozen)
     reasons = _islands(own, engine, islands_saturation=islands_saturation)
     islanded = FloatIslands(reasons)(frozen).graph_module
@@ -128,8 +130,8 @@ def _islands(own: Reading, engine: str, *, islands_saturation: bool) -> dict[str
     paths = {n.name: str(n.target) for n in own.graph_module.graph.nodes if n.op == "call_module"}
     found: dict[str, str] = {}
     for call in (*(call for _, call in subject.calls), *_bags(own, engine)):
-        if call.weight is None or call.module is None:
-            continue
+        if call.module is None or (call.weight is None and call.key != "prelu"):
+            continue  # ops without a weight are routed once they are converted
         reason = _defect(call, engine)
         if reason is None and islands_saturation and call.qparams:
             highest = call.source.quant_max

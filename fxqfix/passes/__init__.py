@@ -13,6 +13,7 @@ from fxqfix.passes.insert_shadows import InsertShadows
 from fxqfix.passes.pin_ranges import PinRanges
 from fxqfix.passes.remove_shadows import RemoveShadows
 from fxqfix.passes.restore_range import RestoreRange
+from fxqfix.passes.unshare import Unshare
 
 __all__ = [
     "AvoidDefects",
@@ -33,5 +34,6 @@ __all__ = [
     "RemoveShadows",
     "RestoreRange",
     "Rewriter",
+    "Unshare",
     "registry",
 ]
