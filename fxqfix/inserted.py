@@ -99,7 +99,7 @@ class FloatIsland(nn.Module):
 
     Args:
         inner: The float module; the values of its weight lie on the grid of `weight_qparams`.
-        weight_qparams: That grid.
+        weight_qparams: That grid; None for a module without a quantized weight.
         reason: Why it is here.
 
     Example:
@@ -110,7 +110,7 @@ class FloatIsland(nn.Module):
         torch.Size([1, 3])
     """
 
-    def __init__(self, inner: nn.Module, weight_qparams: QParams, reason: str) -> None:
+    def __init__(self, inner: nn.Module, weight_qparams: QParams | None, reason: str) -> None:
         super().__init__()
         self.inner, self.weight_qparams, self.reason = inner, weight_qparams, reason
 

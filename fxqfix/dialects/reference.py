@@ -15,6 +15,7 @@ from fxqfix.dialects._base import Reading, Tap, modules_of, op_name, scope, uniq
 from fxqfix.dialects.decomposed import pinned_range
 from fxqfix.dialects.site import Site
 from fxqfix.dialects.weights import WeightView, reference_weight, tensor_weight
+from fxqfix.inserted import FloatIsland
 
 __all__ = ["NAME", "matches", "read"]
 
@@ -30,6 +31,8 @@ def matches(graph_module: fx.GraphModule) -> bool:
     value goes straight into a dequantize.
     """
     modules = modules_of(graph_module)
+    if any(isinstance(m, FloatIsland) for m in modules.values()):
+        return False
     quantizes = [
         node
         for node in graph_module.graph.nodes

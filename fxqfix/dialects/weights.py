@@ -175,6 +175,8 @@ def int8_weight(module: nn.Module) -> WeightView | None:
     """Weight of a torch.ao.nn.quantized (dynamic) module or a float island; None without one."""
     if isinstance(module, FloatIsland):
         inner, qparams = holder(module), module.weight_qparams
+        if qparams is None:
+            return None
         values = inner.weight.detach()
         return WeightView(quantize(values, qparams), qparams, getattr(inner, "bias", None), values)
     getter, bias = getattr(module, "weight", None), getattr(module, "bias", None)

@@ -214,6 +214,39 @@ def keeps_packed() -> bool:
     return False
 
 
+def has_no_volume_pool() -> bool:
+    with _torch.quantized_engine("qnnpack"):
+        try:
+            F.max_pool3d(_quantized(_noise(1, 2, 2, 2, 2)), 2)
+        except RuntimeError:
+            return True
+    return False
+
+
+def refuses_padding() -> bool:
+    convolution = _torch.resolve("torch.ao.nn.quantized.Conv2d")
+    if convolution is None:
+        return False
+    try:
+        convolution(2, 2, 3, padding=1, padding_mode="circular")
+    except (NotImplementedError, ValueError):
+        return True
+    return False
+
+
+def clips_slopes() -> bool:
+    prelu = _torch.resolve("torch.ao.nn.quantized.PReLU")
+    qconfig = _torch.resolve("torch.ao.quantization.default_qconfig")
+    if prelu is None or qconfig is None:
+        return False
+    given: Any = nn.PReLU(2)
+    given.weight.data = torch.tensor([-0.5, 0.5])
+    given.qconfig = qconfig
+    given.activation_post_process = qconfig.activation()
+    given.activation_post_process(_noise(2, 2))
+    return bool((prelu.from_float(given).weight.dequantize() >= 0).all())
+
+
 def _refuses(engine: str, prepack: str, *options: Any) -> bool:
     with _torch.quantized_engine(engine):
         try:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from fxqfix import _torch
 from fxqfix.engines import _probes
@@ -132,6 +133,11 @@ def _odd_groups(call: Call) -> bool:
 
 def _zero_points(call: Call) -> bool:
     return call.weight is not None and any(call.weight.qparams.zero_points)
+
+
+def _unknown_padding(call: Call) -> bool:
+    known = call.option("padding_mode", "zeros") in ("zeros", "reflect")
+    return not known or isinstance(call.option("padding"), str)
 
 
 def _output_padding(call: Call) -> bool:
@@ -362,6 +368,39 @@ DEFECTS: tuple[Defect, ...] = (
         lambda call: True,
         _probes.keeps_packed,
         emulated=True,
+        cure="island",
+    ),
+    Defect(
+        "no-volume-pool",
+        ("qnnpack",),
+        ("max_pool3d",),
+        "any",
+        "raises",
+        "another engine, or a float island",
+        lambda call: True,
+        _probes.has_no_volume_pool,
+        cure="island",
+    ),
+    Defect(
+        "unknown-padding",
+        ("fbgemm", "onednn", "qnnpack"),
+        ("conv1d", "conv2d", "conv3d"),
+        'padding="same", or a padding mode other than zeros and reflect',
+        "torch's conversion raises",
+        "pad by a module of its own, or a float island",
+        _unknown_padding,
+        _probes.refuses_padding,
+        cure="island",
+    ),
+    Defect(
+        "slopes-clipped",
+        ("fbgemm", "onednn", "qnnpack"),
+        ("prelu",),
+        "slopes on the weight's qint8 grid",
+        "torch's conversion stores them as quint8: negative ones become 0",
+        "a float island",
+        lambda call: isinstance(call.module, nn.PReLU),  # once converted, they are lost
+        _probes.clips_slopes,
         cure="island",
     ),
 )

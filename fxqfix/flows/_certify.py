@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from fxqfix import ops
-from fxqfix.dialects import Reading
+from fxqfix import _torch, ops
+from fxqfix.dialects import Reading, int8
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Interval, calls, dispatch, intervals, saturation_possible
@@ -38,7 +38,7 @@ def certify(own: Reading, result: Reading, engine: str) -> Certificate:
         engine=engine,
         torch=torch.__version__,
         ranges=tuple(ranges),
-        weights=tuple(w for p in weights if (w := _weight(p)) is not None),
+        weights=tuple(w for p in weights if (w := _weight(p, own)) is not None),
         routed=tuple(_routed(result.graph_module)),
         saturating=tuple(_saturating(result.graph_module, engine)),
         unchecked=tuple(_unchecked(own, result, pairing, engine)),
@@ -61,10 +61,13 @@ def _range(p: Pair, found: dict[fx.Node, Interval]) -> CheckedRange:
     )
 
 
-def _weight(p: Pair) -> CheckedWeight | None:
+def _weight(p: Pair, own: Reading) -> CheckedWeight | None:
     if p.prepared.weight is None or p.converted.weight is None:
         return None
     mine, theirs = p.prepared.weight(), p.converted.weight()
+    if p.prepared.producer.op == "get_attr":  # of a functional op, which takes the bias itself
+        bias = int8.arguments(p.prepared.node, own.graph_module).get("bias")
+        mine = replace(mine, bias=bias if isinstance(bias, Tensor) else None)
     return CheckedWeight(
         site=p.prepared.site.name,
         elements=mine.codes.numel(),
@@ -117,6 +120,11 @@ def _unchecked(
     for reading in (own, result):
         for site, reason in reading.unsupported:
             yield site.name, f"{reading.dialect}: {reason}"
+    for node in result.graph_module.graph.nodes:
+        if node.op == "call_module" and _torch.is_reference_module(
+            result.graph_module.get_submodule(str(node.target))
+        ):
+            yield node.name, "torch's conversion left it in float, on its quantized weight"
     for node, defect in defects_of(result.graph_module, engine).items():
         known = "" if defect.certain else "possible, the graph can't tell: "
         yield node.name, f"{known}{defect.name}: {defect.condition}; way round: {defect.way_round}"

@@ -140,8 +140,8 @@ def _islands(own: Reading, engine: str, *, islands_saturation: bool) -> dict[str
     paths = {n.name: str(n.target) for n in own.graph_module.graph.nodes if n.op == "call_module"}
     found: dict[str, str] = {}
     for call in (*(call for _, call in subject.calls), *_bags(own, engine)):
-        if call.weight is None or call.module is None:
-            continue
+        if call.module is None or (call.weight is None and call.key != "prelu"):
+            continue  # ops without a weight are routed once they are converted
         reason = _defect(call, engine)
         if reason is None and islands_saturation and call.qparams:
             highest = call.source.quant_max

@@ -16,6 +16,7 @@ from fxqfix.dialects._base import modules_of
 from fxqfix.engines import ISAS, Call, Defect, calls, dispatch, find_defect
 from fxqfix.inserted import InMemoryOrder
 from fxqfix.passes._base import Pass, Rewriter
+from fxqfix.passes._forms import Emit, emit_float, has_form
 from fxqfix.qparams import QParams
 
 __all__ = ["ROUTE", "AvoidDefects", "defects_of"]
@@ -148,22 +149,44 @@ class _Work:
     def island(self, node: fx.Node, grid: QParams, reason: str) -> None:
         """Dequantize, the op on floats, quantize."""
         graph = self.rewriter.graph
-        for source in [n for n in node.all_input_nodes if n in self.qparams]:
-            with graph.inserting_before(node):
+        with graph.inserting_before(node):
+            for source in [n for n in node.all_input_nodes if n in self.qparams]:
                 node.replace_input_with(source, graph.call_method("dequantize", (source,)))
-        given = node, grid.scales[0], int(grid.zero_points[0]), grid.dtype
-        with graph.inserting_after(node):
+            value = self._float_form(node)
+        given = value, grid.scales[0], int(grid.zero_points[0]), grid.dtype
+        with graph.inserting_after(value):
             codes = graph.call_function(torch.quantize_per_tensor, given)
         node.replace_all_uses_with(codes, delete_user_cb=lambda user: user is not codes)
-        node.meta[ROUTE] = "float island", reason
-        self.rewriter.note(f"{node.name}: float island, {reason}")
+        if value is not node:
+            graph.erase_node(node)
+            value.name = node.name
+        self.qparams[codes] = grid
+        value.meta[ROUTE] = "float island", reason
+        self.rewriter.note(f"{value.name}: float island, {reason}")
+
+    def _float_form(self, node: fx.Node) -> fx.Node:
+        found = ops.match_node(node, modules_of(self.rewriter.graph_module))
+        if found is None or found.column == "spelled":
+            return node
+        args = node.args  # a number may come first: it commutes
+        if len(args) > 1 and not isinstance(args[0], fx.Node):
+            args = (args[1], args[0], *args[2:])
+        emit = Emit(self.rewriter, node.name, args, dict(node.kwargs), None, None, found.relu)
+        return emit_float(emit, found, node)
 
     def regrid(self, node: fx.Node, grid: QParams) -> None:
         """Quantize to the declared grid what a kernel would leave on its input's.
 
-        Ops with a grid of their own, and kernels without a float form, stay as they are.
+        Ops whose grid torch's conversion chose stay as they are.
         """
         found = ops.match_node(node, modules_of(self.rewriter.graph_module))
-        keeps = found is not None and found.spec.output in ("input", "shape")
-        if keeps and self.runs_on_floats(node):
+        if found is None or node not in self.qparams:
+            return
+        keeps = found.spec.output in ("input", "shape", "scalar") or _takes_number(node)
+        formed = found.column == "spelled" or has_form(found.spec.key)
+        if keeps and formed and found.spec.key != "dropout":
             self.island(node, grid, "the kernel only knows its input's grid")
+
+
+def _takes_number(node: fx.Node) -> bool:
+    return isinstance(int8.bound(node).get("b"), int | float)

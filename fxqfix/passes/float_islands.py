@@ -31,7 +31,7 @@ class FloatIslands(Pass):
         reasons: Path of the module -> why.
 
     Raises:
-        UnsupportedError: A module has no frozen quantized weight.
+        UnsupportedError: A module's weight is not frozen.
 
     Example:
         >>> from fxqfix.passes import FloatIslands
@@ -56,15 +56,14 @@ class FloatIslands(Pass):
 
 def _island(module: nn.Module, where: str, reason: str) -> FloatIsland:
     quantizer: Any = weight_quantizer(module)
-    if not isinstance(quantizer, FrozenFakeQuantize):
+    if quantizer is not None and not isinstance(quantizer, FrozenFakeQuantize):
         raise UnsupportedError(
-            f"{type(module).__name__} has no frozen quantized weight",
+            f"the weight of {type(module).__name__} is not frozen",
             where=where,
             found=type(quantizer).__name__,
             expected="FrozenFakeQuantize",
             remedy="call fxqfix.freeze(prepared) first",
         )
-    weight = quantizer(effective_weight(module)).detach()
     inner: Any = copy.deepcopy(module)
     if hasattr(inner, "weight_fake_quant"):
         with _torch.quiet():
@@ -74,8 +73,11 @@ def _island(module: nn.Module, where: str, reason: str) -> FloatIsland:
         for name in ("qconfig", "activation_post_process"):
             if hasattr(part, name):
                 delattr(part, name)
-    holder(inner).weight = nn.Parameter(weight, requires_grad=False)
-    return FloatIsland(inner, quantizer.qparams, reason).eval()
+    if quantizer is not None:
+        weight = quantizer(effective_weight(module)).detach()
+        holder(inner).weight = nn.Parameter(weight, requires_grad=False)
+    qparams = quantizer.qparams if quantizer is not None else None
+    return FloatIsland(inner, qparams, reason).eval()
 
 
 def _closed(island: FloatIsland, module: nn.Module) -> nn.Module:

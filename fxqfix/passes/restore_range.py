@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import fx, nn
 
 from fxqfix import dialects
-from fxqfix.dialects import Reading, int8
+from fxqfix.dialects import Reading, int8, reference
 from fxqfix.engines import intervals
 from fxqfix.errors import DialectError, PassError
 from fxqfix.inserted import HoldRange
@@ -31,7 +31,7 @@ class RestoreRange(Pass):
         ranges: Site name -> (quant_min, quant_max).
 
     Raises:
-        DialectError: The model is not an int8 model.
+        DialectError: The model is neither an int8 nor a reference model.
 
     Example:
         >>> import torch
@@ -87,6 +87,8 @@ class RestoreRange(Pass):
 
 def _int8(where: str, model: nn.Module) -> Reading:
     reading = dialects.read(model)
+    if reading.dialect == reference.NAME:  # its values are quantized tensors all the same
+        return int8.read(reading.graph_module)
     if reading.dialect != int8.NAME:
         raise DialectError(
             "only int8 models lose their ranges to kernels",
