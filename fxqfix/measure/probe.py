@@ -12,7 +12,8 @@ from fxqfix.qparams import QParams
 
 __all__ = ["Probe"]
 
-Attribute = Callable[[Local, Tensor, Tensor, QParams], None]
+Settled = Callable[[], Local]
+Attribute = Callable[[Local, Tensor, Tensor, QParams, Settled | None], None]
 
 
 class Probe(nn.Module):
@@ -22,8 +23,9 @@ class Probe(nn.Module):
         name: The site, for messages.
         grid: The prepared qparams.
         converted: The snapshot that the converted codes come from; it knows their grid.
-        attribute: Called with (local, converted codes, prepared codes, converted grid) on every
-            batch where a code differs; None to skip causes.
+        attribute: Called with (local, converted codes, prepared codes, converted grid, settled) on
+            every batch where a code differs; None to skip causes. `settled` runs the prepared op on
+            the prepared model's own inputs, all of them quantized; None where they are anyway.
 
     Attributes:
         local: Against the shadow, which had the same inputs.
@@ -47,7 +49,12 @@ class Probe(nn.Module):
         return self._converted[0].qparams
 
     def forward(
-        self, local: Local, converted: Tensor, prepared: Tensor, nudged: Tensor | None = None
+        self,
+        local: Local,
+        converted: Tensor,
+        prepared: Tensor,
+        nudged: Tensor | None = None,
+        settled: Settled | None = None,
     ) -> None:
         """Take one batch of codes."""
         check_shape(self.name, local.expected, converted)
@@ -60,4 +67,4 @@ class Probe(nn.Module):
             floor = discrepancy(prepared, nudged, grid, grid)
             self.noise_floor = floor if self.noise_floor is None else self.noise_floor + floor
         if self._attribute is not None and (now.differing or cumulative.differing):
-            self._attribute(local, converted, prepared, target)
+            self._attribute(local, converted, prepared, target, settled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from fxqfix import _torch
 from fxqfix.errors import PairingError
 from fxqfix.qparams import QParams, dequantize, quantize
 
-__all__ = ["NUDGE", "Clone", "Local", "Nudge", "Shadow", "Snapshot", "Streams"]
+__all__ = ["NUDGE", "Clone", "Later", "Local", "Nudge", "Shadow", "Snapshot", "Streams"]
 
 # The noise floor's nudge: about 17 float32 steps, what reordered float arithmetic may well do.
 NUDGE = 1e-6
@@ -120,6 +121,22 @@ class Shadow(nn.Module):
             None if source is None else x for x, source in zip(inputs, self._sources, strict=True)
         )
         return Local(values, codes, raw, value, quantize(value, self.qparams))
+
+
+class Later(nn.Module):
+    """A shadow that runs only if a probe asks for it.
+
+    Args:
+        shadow: The shadow; its inputs are kept until the probe has run.
+    """
+
+    def __init__(self, shadow: Shadow) -> None:
+        super().__init__()
+        self.shadow = shadow
+
+    def forward(self, *inputs: Any) -> Callable[[], Local]:
+        """The call that runs it."""
+        return lambda: self.shadow(*inputs)  # type: ignore[no-any-return]  # a module
 
 
 class Nudge(nn.Module):

@@ -1,0 +1,42 @@
+"""not-lowered: the converted model stays in float where the prepared one quantizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fxqfix.causes._base import Cause
+from fxqfix.causes._view import View
+
+__all__ = ["CAUSE", "NotLowered"]
+
+
+@dataclass(frozen=True)
+class NotLowered(Cause):
+    """A value, or a weight, that the prepared model quantizes and the converted one doesn't.
+
+    Looks for prepared sites without a converted partner among what computes this site.
+    Counterfactual: the converted op in float64, in float at those sites; the codes that then agree,
+    within float32 rounding, are explained.
+    """
+
+    def explains(self, view: View) -> Tensor | None:
+        """Codes that the prepared op gives too once it stays in float there."""
+        if view.unlowered is None:
+            return None
+        return view.agrees(view.unlowered, view.target, view.raw)
+
+    def evidence(self, view: View) -> str:
+        """What stays in float."""
+        found = view.recompute.own_floats if view.recompute is not None else {}
+        kinds = (f"{n!r}" if value is None else f"the weight of {n!r}" for n, value in found.items())
+        return f"the converted model does not quantize {', '.join(kinds)}"
+
+
+CAUSE = NotLowered(
+    name="not-lowered",
+    summary="the converted model computes in float where the prepared one quantizes",
+    repair="to_decomposed",
+    advice="convert with fxqfix.to_decomposed, or leave the op out of prepare's qconfig too",
+)
