@@ -8,7 +8,7 @@ is the partner of the prepared site with the same upstream sites. What is left h
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -144,18 +144,22 @@ def _weights(prepared: Reading, converted: Reading, partner: Mapping[Tap, Tap]) 
         if tap.site.name in by_name
     }
     used = {x.converted for x in found.values()}
-    theirs = {_fed(t, converted): t for t in converted.weights if t not in used}
-    for tap in prepared.weights:
-        owner = _fed(tap, prepared)
-        other = theirs.get(partner.get(owner)) if owner is not None else None
-        if tap not in found and other is not None:
-            found[tap] = Pair(tap, other, "dataflow")
+    theirs: dict[Tap | None, list[Tap]] = {None: []}
+    for tap in (t for t in converted.weights if t not in used):
+        theirs.setdefault(_fed(tap, partner.values()), []).append(tap)
+    for tap in (t for t in prepared.weights if t not in found):
+        owner = _fed(tap, partner)
+        left = theirs.get(partner[owner], []) if owner is not None else []
+        # Several that feed one site come in the order of the graph.
+        left.sort(key=lambda other: other.site.shape != tap.site.shape)
+        if left:
+            found[tap] = Pair(tap, left.pop(0), "dataflow")
     return list(found.values())
 
 
-def _fed(weight: Tap, reading: Reading) -> Tap | None:
-    """The nearest activation site downstream of the op that uses a weight."""
-    taps = {tap.node: tap for tap in reading.activations}
+def _fed(weight: Tap, paired: Iterable[Tap]) -> Tap | None:
+    """The nearest paired activation site downstream of the op that uses a weight."""
+    taps = {tap.node: tap for tap in paired}
     queue, seen = [weight.node], set[fx.Node]()
     while queue:
         node = queue.pop(0)

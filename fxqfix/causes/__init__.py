@@ -2,12 +2,13 @@
 
 The order matters, because a code counts for the first cause that explains it:
 
-1. what touches few codes and says most: codes out of range, train mode, folding, ties;
+1. what touches few codes and says most: codes out of range, train mode, folding, an op that stays
+   in float, ties;
 2. other qparams: no rule at all (`uncalibrated`), another site's, an older range's, another rule's
    for the same range, and last what an observer moved from there. These add up: each corrects what
-   those before it do too, and what two of them need together goes to the later one;
-3. the op: in float where it should be quantized, or the engine's own arithmetic. They are judged
-   with all qparams corrected;
+   those before it do too (`not-lowered` included), and what two of them need together goes to the
+   later one;
+3. the engine's own arithmetic, judged with all qparams corrected;
 4. codes that agree on the same inputs: those that the prepared model has from computing in float
    right here, and then `upstream`, which is the rest of them;
 5. `unexplained`: everything that is left.
@@ -49,13 +50,13 @@ _ORDER = (
     bn_training,
     dropout_training,
     bn_folding,
+    not_lowered,
     rounding,
     uncalibrated,
     shared_qparams,
     stale_qparams,
     scale_formula,
     moving_observer,
-    not_lowered,
     bias_int32,
     int16_saturation,
     kernel_defect,

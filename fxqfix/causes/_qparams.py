@@ -10,7 +10,7 @@ from torch import Tensor
 from fxqfix.causes._base import Cause
 from fxqfix.causes._steps import Step
 from fxqfix.causes._view import View
-from fxqfix.qparams import QParams, regrid
+from fxqfix.qparams import QParams
 
 __all__ = ["OtherQParams"]
 
@@ -28,10 +28,7 @@ class OtherQParams(Cause):
         """Codes that the prepared op gives too once it has these qparams."""
         if not any(step.cause == self.name for _, _, step in _steps(view)):
             return None
-        view.corrected.add(self.name)
-        value, grid = view.stepped()
-        raw = view.raw if grid is view.target else regrid(view.raw, view.target, grid)
-        return view.agrees(value, grid, raw)
+        return view.corrected_by(self.name)
 
     def evidence(self, view: View) -> str:
         """The qparams before and after, and what tells that this is the cause."""

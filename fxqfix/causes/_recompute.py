@@ -20,7 +20,7 @@ from fxqfix.dialects.weights import WeightView, holder
 from fxqfix.passes import FrozenFakeQuantize
 from fxqfix.passes._region import Region, cut
 from fxqfix.passes._shadow_modules import Local
-from fxqfix.qparams import QParams
+from fxqfix.qparams import QParams, quantize
 
 __all__ = ["Recompute"]
 
@@ -38,7 +38,8 @@ class Recompute:
         inner: Node name -> qparams of values that only the converted model quantizes, inside what
             is one float computation for the prepared model (a pool that eager mode observes not).
         floats: What only the prepared model quantizes, inside what is one float computation for the
-            converted one: node name of a fake-quant -> None, path of a module -> its float weight.
+            converted one: node name of a fake-quant -> (site, None), path of a module -> (site, its
+            float weight).
         native: Whether those values are rounded by kernels, which add the zero point before they
             round (an odd one flips the parity of a tie), or by decomposed ops, which add it after.
     """
@@ -50,7 +51,7 @@ class Recompute:
     unfolded: fx.GraphModule
     inner: Mapping[str, QParams] = field(default_factory=dict)
     native: bool = True
-    floats: Mapping[str, Tensor | None] = field(default_factory=dict)
+    floats: Mapping[str, tuple[str, Tensor | None]] = field(default_factory=dict)
 
     @cached_property
     def _region(self) -> Region:
@@ -79,7 +80,7 @@ class Recompute:
         return {name: q for name, q in self.inner.items() if name in names - {self.end.name}}
 
     @cached_property
-    def own_floats(self) -> dict[str, Tensor | None]:
+    def own_floats(self) -> dict[str, tuple[str, Tensor | None]]:
         """Those of `floats` that lie in this site's region."""
         nodes = [n for n in self._region.graph.nodes if n.op != "placeholder"]
         names = {n.name for n in nodes} | set(self._paths)
@@ -115,9 +116,11 @@ class Recompute:
             inner: Whether to quantize in between where only the converted model does.
             floats: Whether to compute in float where only the prepared model quantizes.
         """
-        loose = self.own_floats if floats else {}
+        loose = {n: v for n, (_, v) in self.own_floats.items()} if floats else {}
         modules = {
-            path: _widened(self.graph_module.get_submodule(path), weights.get(path), loose.get(path))
+            path: _widened(
+                self.graph_module.get_submodule(path), weights.get(path), loose.get(path)
+            )
             for path in self._paths
         }
         for node in self._region.graph.nodes:
@@ -182,13 +185,20 @@ def _widened(
         return lambda _: values
     copied: Any = copy.deepcopy(module)
     inner = holder(copied)
+    own = getattr(copied, "weight_fake_quant", None)
     if weight is not None:
         values = _dequantize_wide(weight.codes, weight.qparams)
+    elif values is None and isinstance(own, FrozenFakeQuantize):  # a weight without a partner
+        values = _dequantize_wide(quantize(inner.weight, own.qparams), own.qparams)
     if values is not None:
         inner.weight = nn.Parameter(values, requires_grad=False)
         if hasattr(copied, "weight_fake_quant"):
             copied.weight_fake_quant = nn.Identity()
-        if weight is not None and weight.bias is not None and getattr(inner, "bias", None) is not None:
+        if (
+            weight is not None
+            and weight.bias is not None
+            and getattr(inner, "bias", None) is not None
+        ):
             inner.bias = nn.Parameter(weight.bias.detach().clone(), requires_grad=False)
     widened: Callable[..., Any] = copied.double().eval()
     return widened

@@ -17,9 +17,9 @@ from torch import Tensor
 from fxqfix.causes._emulated import Emulated
 from fxqfix.causes._recompute import Recompute
 from fxqfix.causes._steps import Held, Step, explain
+from fxqfix.dialects import Site
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Defect
-from fxqfix.dialects import Site
 from fxqfix.pairing import Pair
 from fxqfix.passes._shadow_modules import Local
 from fxqfix.qparams import QParams, quantize, regrid
@@ -56,7 +56,6 @@ class View:
             by "".
         loose: Sites that this one is computed from and that don't quantize in the prepared model.
         settled: Runs the prepared op on the prepared model's own inputs, all of them quantized.
-        corrected: Causes whose qparams are corrected so far.
         left: Mask of the codes that no cause before the present one explained.
         problem: Why the last recomputation that failed did, "" where none did.
     """
@@ -76,7 +75,7 @@ class View:
     held: Callable[[str], Held | None] = field(default=lambda _: None)
     loose: tuple[Site, ...] = ()
     settled: Callable[[], Local] | None = None
-    corrected: set[str] = field(default_factory=set, init=False)
+    _corrected: set[str] = field(default_factory=set, init=False)
     left: Tensor = field(init=False)
     problem: str = field(default="", init=False)
 
@@ -189,8 +188,18 @@ class View:
             found = Held(mine, None, None, None, "the prepared model", False, True, False)
         return explain(replace(found, used=mine), theirs, inputs)
 
-    def stepped(self) -> tuple[Tensor, QParams]:
-        """The value in float64, and its grid, with the qparams that `corrected` causes lead to."""
+    def corrected_by(self, cause: str) -> Tensor:
+        """Mask of the codes that agree once this cause is corrected, and those corrected before.
+
+        The prepared op, in float where the converted model is, with the qparams of its output and
+        of its weights that the steps of these causes lead to.
+        """
+        self._corrected.add(cause)
+        value, grid = self._stepped()
+        raw = self.raw if grid is self.target else regrid(self.raw, self.target, grid)
+        return self.agrees(value, grid, raw)
+
+    def _stepped(self) -> tuple[Tensor, QParams]:
         (_, _, own), *others = self.all_steps
         weights = {}
         for (path, (mine, theirs)), (_, _, steps) in zip(
@@ -203,18 +212,11 @@ class View:
                 weights[path] = replace(mine, codes=quantize(mine.values, grid), qparams=grid)
         done = self._done(own)
         grid = self.grid if not done else done[-1].reached
-        return self.recomputed(weights), self.target if len(done) == len(own) else grid
+        value = self.recomputed(weights, floats="not-lowered" in self._corrected)
+        return value, self.target if len(done) == len(own) else grid
 
     def _done(self, steps: Sequence[Step]) -> list[Step]:
-        return list(itertools.takewhile(lambda step: step.cause in self.corrected, steps))
-
-    @cached_property
-    def unlowered(self) -> Tensor | None:
-        """Like `converted`, in float where the converted model is; None if nowhere."""
-        if self.recompute is None or not self.recompute.own_floats:
-            return None
-        weights = {path: b for path, (_, b) in self._weights.items()}
-        return self.recomputed(weights, floats=True)
+        return list(itertools.takewhile(lambda step: step.cause in self._corrected, steps))
 
     @cached_property
     def owed_to_floats(self) -> Tensor:

@@ -17,21 +17,22 @@ class NotLowered(Cause):
     """A value, or a weight, that the prepared model quantizes and the converted one doesn't.
 
     Looks for prepared sites without a converted partner among what computes this site.
-    Counterfactual: the converted op in float64, in float at those sites; the codes that then agree,
+    Counterfactual: the prepared op in float64, in float at those sites; the codes that then agree,
     within float32 rounding, are explained.
     """
 
     def explains(self, view: View) -> Tensor | None:
         """Codes that the prepared op gives too once it stays in float there."""
-        if view.unlowered is None:
+        if view.recompute is None or not view.recompute.own_floats:
             return None
-        return view.agrees(view.unlowered, view.target, view.raw)
+        return view.corrected_by(self.name)
 
     def evidence(self, view: View) -> str:
         """What stays in float."""
         found = view.recompute.own_floats if view.recompute is not None else {}
-        kinds = (f"{n!r}" if value is None else f"the weight of {n!r}" for n, value in found.items())
-        return f"the converted model does not quantize {', '.join(kinds)}"
+        return (
+            f"the converted model does not quantize {', '.join(name for name, _ in found.values())}"
+        )
 
 
 CAUSE = NotLowered(

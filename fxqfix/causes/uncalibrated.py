@@ -18,11 +18,11 @@ __all__ = ["CAUSE", "Uncalibrated"]
 class Uncalibrated(OtherQParams, InFloat):
     """An observer with min=inf, max=-inf has no qparams: conversion bakes scale 1, zero point 0.
 
-    A fused fake-quant that never saw data quantizes with another scale (0.1 in its kernel): it shows
-    in its own row. Counterfactual: the prepared op with the converted qparams. An observer passes
-    the value in float: it shows in the rows of the ops that read it. Counterfactual: the prepared
-    op on the prepared model's own inputs, quantized as the conversion does. Codes that then agree
-    are explained.
+    A fused fake-quant that never saw data quantizes with another scale, 0.1 in its kernel, and
+    shows in its own row. Counterfactual: the prepared op with the converted qparams. An observer
+    passes the value in float, and shows in the rows of the ops that read it. Counterfactual: the
+    prepared op on the prepared model's own inputs, quantized as the conversion does. The codes that
+    then agree are explained.
     """
 
     def explains(self, view: View) -> Tensor | None:

@@ -85,18 +85,18 @@ class Session:
             )
         return found
 
-    def _floats(self) -> dict[str, Tensor | None]:
+    def _floats(self) -> dict[str, tuple[str, Tensor | None]]:
         """What only the prepared model quantizes: fake-quants by node, float weights by path."""
-        found: dict[str, Tensor | None] = {}
+        found: dict[str, tuple[str, Tensor | None]] = {}
         for tap, side, _ in self.pairing.unpaired:
             if side != "prepared" or tap.site.used is None:
                 continue
             if tap.weight is None:
-                found[tap.node.name] = None
+                found[tap.node.name] = tap.site.name, None
             elif tap.producer.op == "get_attr":
-                found[weight_node(tap).name] = None
+                found[weight_node(tap).name] = tap.site.name, None
             else:
-                found[str(tap.node.target)] = tap.weight().values
+                found[str(tap.node.target)] = tap.site.name, tap.weight().values
         return found
 
     def probe(self, probing: Probing) -> nn.Module:
@@ -122,7 +122,12 @@ class Session:
         emulated = self._emulated(p, call, recompute) if call is not None else None
 
         loose = tuple(self.sites[name] for name in probing.loose if name in self.sites)
-        known: dict[str, Any] = {"recompute": recompute, "defect": defect, "emulated": emulated, "loose": loose}
+        known: dict[str, Any] = {
+            "recompute": recompute,
+            "defect": defect,
+            "emulated": emulated,
+            "loose": loose,
+        }
         held = holdings(self.reading, p.prepared)
 
         def judge(

@@ -196,7 +196,7 @@ class Weaver:
         local = self.module(f"shadow_{name}", shadow, inputs, "shadow")
         if self.probe is None:
             return
-        known = {branch.name: branch.codes[p] for branch in self.branches}
+        known: dict[str, Any] = {branch.name: branch.codes[p] for branch in self.branches}
         loose = tuple(n.name for n in region.nodes if n.name in self.loose)
         if loose:
             settled, inputs = self._shadow(module, used, region, "prepared")

@@ -56,7 +56,7 @@ class FreezeQParams(Pass):
                 states[id(module)] = self._state(path, module, rewriter.module)
         for path, module in found:
             state = states[id(module)]
-            if state.used is None or isinstance(module, FrozenFakeQuantize):
+            if state.used is None or (isinstance(module, FrozenFakeQuantize) and state.quantizes):
                 continue
             if not state.calibrated and not self.uncalibrated:
                 continue
