@@ -155,7 +155,8 @@ class View:
             return self.recompute.exact(self.local, weights, inner=inner, floats=floats)
         except (RuntimeError, TypeError, AttributeError) as error:
             # A user's module may not run in float64; the cause then works on float32 values.
-            self.problem = f"no float64 recomputation: {error}"
+            said = str(error).strip().partition("\n")[0]  # torch goes on with traces of the graph
+            self.problem = f"no float64 recomputation: {said}"
             return self.value.double()
 
     @cached_property

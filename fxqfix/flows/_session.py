@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxqfix import _torch, causes, dialects, engines, ops
 from fxqfix.causes import Attribution, Emulated, Recompute, View
-from fxqfix.dialects import Reading, Tap, decomposed, int8
+from fxqfix.dialects import Reading, Site, Tap, decomposed, int8
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.quantizer import read_quantizer
 from fxqfix.dialects.weights import WeightView
@@ -188,7 +188,8 @@ class Session:
             causes=MappingProxyType(dict(share.counts)),
             evidence=MappingProxyType(dict(share.evidence)),
             inputs=tuple(u.site.name for u in ups),
-            note="" if site.quantizes else site.source,
+            note=_note(site),
+            problems=tuple(share.problems),
             engine=call.engine if call is not None else "",
             accumulator=engines.accumulator_bound(call) if call is not None else None,
             saturation=self._saturation(call) if call is not None else None,
@@ -223,6 +224,7 @@ class Session:
             cumulative=numbers,
             causes=MappingProxyType(dict(share.counts)),
             evidence=MappingProxyType(dict(share.evidence)),
+            problems=tuple(share.problems),
         )
 
     def _coverage(self, rows: set[str]) -> Coverage:
@@ -260,6 +262,13 @@ def _kernel(tap: Tap, reading: Reading) -> str:
         if space in spelled:
             return space + spelled.rpartition(space)[2].removesuffix(".default")
     return str(name)
+
+
+def _note(site: Site) -> str:
+    """What is special about a site."""
+    if not site.calibrated:
+        return f"never saw data (min=inf, max=-inf): conversion bakes {site.baked}"
+    return "" if site.quantizes else site.source
 
 
 def _notes(reading: Reading) -> list[str]:

@@ -51,8 +51,7 @@ def compare(
     Raises:
         TraceError, DialectError: A model can't be traced, or holds nothing that quantizes.
         PairingError: The models are swapped or don't belong together.
-        UncalibratedError: The prepared model, or one of its weights, never saw data; of single
-            activations the report tells it.
+        UncalibratedError: The prepared model, or a weight of it, never saw data.
         DataError: There is no data.
         NonFiniteError: NaN or inf in data or qparams.
         DeviceError: Models and data are on different devices.
