@@ -28,11 +28,15 @@ from fxqfix.dialects.quantizer import read_quantizer
 from fxqfix.dialects.weights import prepared_weight
 from fxqfix.passes import FrozenFakeQuantize
 from fxqfix.qparams import QParams
-from tests.faults.zoo import Base, convert
+from tests.faults.zoo import ENGINES, Base, convert
 
-__all__ = ["PLANTS", "Plot", "places"]
+__all__ = ["PLANTS", "Collision", "Plot", "places"]
 
 Edit = Callable[[fx.GraphModule], None]
+
+
+class Collision(Exception):
+    """Two faults at one site."""
 
 
 @dataclass
@@ -47,6 +51,7 @@ class Plot:
         edits: Done on the converted graph.
         batch: The data.
         planted: Cause -> rows that may name it: where its codes can differ. One of them has to.
+        touched: Sites and weights where a fault sits.
     """
 
     base: Base
@@ -56,6 +61,7 @@ class Plot:
     edits: list[Edit] = field(default_factory=list)
     batch: torch.Tensor = field(init=False)
     planted: dict[str, set[str]] = field(default_factory=dict)
+    touched: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Start healthy."""
@@ -81,8 +87,16 @@ class Plot:
             if baked is not None:
                 _put(self.baked, path, FrozenFakeQuantize(baked))
 
-    def name(self, cause: str, rows: set[str]) -> None:
-        """Say which rows may name a cause."""
+    def name(self, cause: str, rows: set[str], *sites: str) -> None:
+        """Say which rows may name a cause, and where the fault sits, if elsewhere.
+
+        Raises:
+            Collision: Another fault sits there.
+        """
+        here = set(sites) or rows
+        if here & self.touched:
+            raise Collision(sorted(here & self.touched))
+        self.touched |= here
         self.planted.setdefault(cause, set()).update(rows)
 
 
@@ -187,7 +201,7 @@ def moving_weight(plot: Plot, place: int) -> None:
     assert found[0].baked is not None
     other: Any = plot.baked.get_submodule(path)
     other.weight_fake_quant = FrozenFakeQuantize(found[0].baked)
-    plot.name("moving-observer", {tap.site.name, f"{node}.weight"})
+    plot.name("moving-observer", {tap.site.name, f"{node}.weight"}, f"{node}.weight")
 
 
 def _used_axis(plot: Plot, path: str) -> int:
@@ -203,7 +217,7 @@ def scale_formula(plot: Plot, place: int) -> None:
     theirs: Any = plot.baked.get_submodule(path)
     mine.weight_fake_quant = fused
     theirs.weight_fake_quant = FrozenFakeQuantize(_baked(fused))
-    plot.name("scale-formula", {tap.site.name, f"{node}.weight"})
+    plot.name("scale-formula", {tap.site.name, f"{node}.weight"}, f"{node}.weight")
 
 
 def shared_qparams(plot: Plot, place: int) -> None:
@@ -235,7 +249,7 @@ def uncalibrated_observer(plot: Plot, place: int) -> None:
     q = _used(taps[0])
     module = MinMaxObserver(quant_min=q.quant_min, quant_max=q.quant_max, dtype=q.dtype)
     plot.swap(taps, module, _baked(module))
-    plot.name("uncalibrated", plot.base.consumers(taps))
+    plot.name("uncalibrated", plot.base.consumers(taps), *_names(taps))
 
 
 # ----------------------------------------------------------------------------- in float
@@ -247,15 +261,15 @@ def fake_quant_off(plot: Plot, place: int) -> None:
     module = FrozenFakeQuantize(_used(taps[0]))
     module.disable_fake_quant()
     plot.swap(taps, module, None)
-    plot.name("fake-quant-off", plot.base.consumers(taps))
+    plot.name("fake-quant-off", plot.base.consumers(taps), *_names(taps))
 
 
 def weight_fake_quant_off(plot: Plot, place: int) -> None:
     """Switch the fake-quant of a weight off."""
-    path, _, tap = plot.base.weighted[place]
+    path, node, tap = plot.base.weighted[place]
     module: Any = plot.prepared.get_submodule(path)
     module.weight_fake_quant.disable_fake_quant()
-    plot.name("fake-quant-off", {tap.site.name})
+    plot.name("fake-quant-off", {tap.site.name}, f"{node}.weight")
 
 
 def observer_only(plot: Plot, place: int) -> None:
@@ -270,7 +284,7 @@ def observer_only(plot: Plot, place: int) -> None:
         quant_max=q.quant_max,
     )
     plot.swap(taps, module, None)
-    plot.name("observer-only", plot.base.consumers(taps))
+    plot.name("observer-only", plot.base.consumers(taps), *_names(taps))
 
 
 def not_lowered(plot: Plot, place: int) -> None:
@@ -285,7 +299,7 @@ def not_lowered(plot: Plot, place: int) -> None:
         model.graph.erase_node(first)
 
     plot.edits.append(edit)
-    plot.name("not-lowered", plot.base.consumers([tap]))
+    plot.name("not-lowered", plot.base.consumers([tap]), tap.site.name)
 
 
 def weight_not_lowered(plot: Plot, place: int) -> None:
@@ -303,7 +317,7 @@ def weight_not_lowered(plot: Plot, place: int) -> None:
         model.graph.eliminate_dead_code()
 
     plot.edits.append(edit)
-    plot.name("not-lowered", {tap.site.name})
+    plot.name("not-lowered", {tap.site.name}, f"{node}.weight")
 
 
 # ------------------------------------------------------------- ranges, ties, train mode
@@ -353,30 +367,45 @@ def rounding(plot: Plot, place: int) -> None:
     plot.name("rounding", {tap.site.name})
 
 
-def _normed(plot: Plot) -> list[tuple[str, Tap]]:
+def bias_int32(plot: Plot, place: int) -> None:
+    """A grid so fine that a step of the accumulator is half a code of it."""
+    path, _, tap = plot.base.weighted[place]
+    weight: Any = plot.base.frozen.get_submodule(path)
+    step = float(weight.weight_fake_quant.scale.max()) * _used(_fed(plot, tap)).scales[0]
+    fine = QParams(2.0 * step, 128, 0, 255, torch.quint8)
+    taps = next(taps for taps in plot.base.groups if tap in taps)
+    plot.swap(taps, FrozenFakeQuantize(fine), fine)
+    plot.name("bias-int32", {tap.site.name})
+
+
+def _fed(plot: Plot, tap: Tap) -> Tap:
+    return plot.base.inputs(tap)[0]
+
+
+def _normed(plot: Plot) -> list[tuple[str, str, Tap]]:
     modules = dict(plot.base.unfolded.named_modules())
-    return [(path, tap) for path, _, tap in plot.base.weighted if hasattr(modules[path], "bn")]
+    return [found for found in plot.base.weighted if hasattr(modules[found[0]], "bn")]
 
 
 def bn_folding(plot: Plot, place: int) -> None:
     """Leave a BatchNorm unfolded; wants a base that is shifted."""
-    path, tap = _normed(plot)[place]
+    path, node, tap = _normed(plot)[place]
     _put(plot.prepared, path, copy.deepcopy(plot.base.unfolded.get_submodule(path)))
-    plot.name("bn-folding", {tap.site.name})
+    plot.name("bn-folding", {tap.site.name}, f"{node}.weight")
 
 
 def bn_training(plot: Plot, place: int) -> None:
     """Leave a BatchNorm unfolded and in train mode."""
-    path, tap = _normed(plot)[place]
+    path, node, tap = _normed(plot)[place]
     _put(plot.prepared, path, copy.deepcopy(plot.base.unfolded.get_submodule(path)).train())
-    plot.name("bn-training", {tap.site.name})
+    plot.name("bn-training", {tap.site.name}, f"{node}.weight")
 
 
 def dropout_training(plot: Plot, place: int) -> None:
     """Leave dropout in train mode."""
     tap = next(t for t in plot.base.reading.activations if t.site.op == "dropout")
     plot.prepared.get_submodule(str(tap.producer.target)).train()
-    plot.name("dropout-training", {tap.site.name})
+    plot.name("dropout-training", {tap.site.name}, "dropout")
 
 
 @dataclass(frozen=True)
@@ -387,15 +416,18 @@ class Plant:
         cause: What it plants.
         put: Plants it at one of its places.
         places: How many places a base has for it.
-        engines: Whether int8 engines can have it too; their other faults are their own.
+        engines: What it can be planted in: int8 engines, None for the decomposed form.
         shifted: Whether it wants a base whose BatchNorms are shifted.
     """
 
     cause: str
     put: Callable[[Plot, int], None]
     places: Callable[[Base], int]
-    engines: bool = False
+    engines: tuple[str | None, ...] = (None,)
     shifted: bool = False
+
+
+_ALL = (None, *ENGINES)
 
 
 def _sites(found: Base) -> int:
@@ -420,25 +452,26 @@ def _norms(found: Base) -> int:
 
 
 PLANTS = {
-    "stale-qparams": Plant("stale-qparams", stale_qparams, _sites, engines=True),
+    "stale-qparams": Plant("stale-qparams", stale_qparams, _sites, _ALL),
     "stale-buffers": Plant("stale-qparams", stale_buffers, _sites),
-    "moving-observer": Plant("moving-observer", moving_observer, _sites, engines=True),
+    "moving-observer": Plant("moving-observer", moving_observer, _sites, _ALL),
     "moving-weight": Plant("moving-observer", moving_weight, _weights),
-    "scale-formula": Plant("scale-formula", scale_formula, _weights, engines=True),
+    "scale-formula": Plant("scale-formula", scale_formula, _weights, _ALL),
     "shared-qparams": Plant(
-        "shared-qparams", shared_qparams, lambda found: len(_alone(found)), engines=True
+        "shared-qparams", shared_qparams, lambda found: len(_alone(found)), _ALL
     ),
-    "uncalibrated": Plant("uncalibrated", uncalibrated, _sites, engines=True),
+    "uncalibrated": Plant("uncalibrated", uncalibrated, _sites, _ALL),
     "uncalibrated-observer": Plant("uncalibrated", uncalibrated_observer, _read),
-    "fake-quant-off": Plant("fake-quant-off", fake_quant_off, _read, engines=True),
+    "fake-quant-off": Plant("fake-quant-off", fake_quant_off, _read, _ALL),
     "weight-fake-quant-off": Plant("fake-quant-off", weight_fake_quant_off, _weights),
-    "observer-only": Plant("observer-only", observer_only, _read, engines=True),
+    "observer-only": Plant("observer-only", observer_only, _read, _ALL),
     "not-lowered": Plant("not-lowered", not_lowered, _read),
     "weight-not-lowered": Plant("not-lowered", weight_not_lowered, _weights),
-    "range-lost": Plant("range-lost", range_lost, _positive, engines=True),
-    "rounding": Plant("rounding", rounding, lambda _: 1, engines=True),
-    "bn-folding": Plant("bn-folding", bn_folding, _norms, shifted=True),
+    "range-lost": Plant("range-lost", range_lost, _positive, _ALL),
+    "rounding": Plant("rounding", rounding, lambda _: 1, _ALL),
+    "bn-folding": Plant("bn-folding", bn_folding, _norms, (None,), shifted=True),
     "bn-training": Plant("bn-training", bn_training, _norms),
+    "bias-int32": Plant("bias-int32", bias_int32, _weights, ("qnnpack",)),
     "dropout-training": Plant("dropout-training", dropout_training, lambda _: 1),
 }
 
