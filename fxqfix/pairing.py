@@ -144,31 +144,30 @@ def _weights(prepared: Reading, converted: Reading, partner: Mapping[Tap, Tap]) 
         if tap.site.name in by_name
     }
     used = {x.converted for x in found.values()}
-    theirs: dict[Tap | None, list[Tap]] = {None: []}
-    for tap in (t for t in converted.weights if t not in used):
-        theirs.setdefault(_fed(tap, partner.values()), []).append(tap)
+    theirs = {t: _fed(t, partner.values()) for t in converted.weights if t not in used}
     for tap in (t for t in prepared.weights if t not in found):
-        owner = _fed(tap, partner)
-        left = theirs.get(partner[owner], []) if owner is not None else []
+        fed = {partner[owner] for owner in _fed(tap, partner)}
+        fits = [other for other, sites in theirs.items() if fed & sites]
         # Several that feed one site come in the order of the graph.
-        left.sort(key=lambda other: other.site.shape != tap.site.shape)
-        if left:
-            found[tap] = Pair(tap, left.pop(0), "dataflow")
+        fits.sort(key=lambda x: (theirs[x] != fed, x.site.shape != tap.site.shape))
+        if fits:
+            found[tap] = Pair(tap, fits[0], "dataflow")
+            del theirs[fits[0]]
     return list(found.values())
 
 
-def _fed(weight: Tap, paired: Iterable[Tap]) -> Tap | None:
-    """The nearest paired activation site downstream of the op that uses a weight."""
+def _fed(weight: Tap, paired: Iterable[Tap]) -> set[Tap]:
+    """The nearest paired activation sites downstream of the op that uses a weight."""
     taps = {tap.node: tap for tap in paired}
-    queue, seen = [weight.node], set[fx.Node]()
+    queue, seen, found = [weight.node], set[fx.Node](), set[Tap]()
     while queue:
         node = queue.pop(0)
         if node in taps:
-            return taps[node]
-        if node not in seen:
+            found.add(taps[node])
+        elif node not in seen:
             seen.add(node)
             queue.extend(node.users)
-    return None
+    return found
 
 
 def _unpaired(

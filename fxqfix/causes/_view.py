@@ -7,7 +7,7 @@ that a model without discrepancies pays nothing and memory stays flat.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -21,7 +21,7 @@ from fxqfix.dialects import Site
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Defect
 from fxqfix.pairing import Pair
-from fxqfix.passes._shadow_modules import Local
+from fxqfix.passes._shadow_modules import Local, Settle
 from fxqfix.qparams import QParams, quantize, regrid
 
 __all__ = ["View"]
@@ -54,8 +54,10 @@ class View:
         emulated: The converted op in its engine's integers; None where it has none.
         held: What a prepared quantizer holds: that of a weight by its module's path, the site's own
             by "".
-        loose: Sites that this one is computed from and that don't quantize in the prepared model.
-        settled: Runs the prepared op on the prepared model's own inputs, all of them quantized.
+        loose: By node: sites that this one is computed from and that the prepared model leaves in
+            float.
+        settled: From some of these nodes to the prepared op's codes on the prepared model's own
+            inputs, with these quantized.
         left: Mask of the codes that no cause before the present one explained.
         problem: Why the last recomputation that failed did, "" where none did.
     """
@@ -73,9 +75,10 @@ class View:
     defect: Defect | None = None
     emulated: Emulated | None = None
     held: Callable[[str], Held | None] = field(default=lambda _: None)
-    loose: tuple[Site, ...] = ()
-    settled: Callable[[], Local] | None = None
+    loose: Mapping[str, Site] = field(default_factory=dict)
+    settled: Settle | None = None
     _corrected: set[str] = field(default_factory=set, init=False)
+    _quantized: set[str] = field(default_factory=set, init=False)
     left: Tensor = field(init=False)
     problem: str = field(default="", init=False)
 
@@ -219,13 +222,17 @@ class View:
     def _done(self, steps: Sequence[Step]) -> list[Step]:
         return list(itertools.takewhile(lambda step: step.cause in self._corrected, steps))
 
-    @cached_property
-    def owed_to_floats(self) -> Tensor:
-        """Codes of the prepared model's own that differ only because it computed in float here."""
+    def once_quantized(self, nodes: Collection[str]) -> Tensor | None:
+        """Mask of the codes that agree once these are quantized, and those quantized before.
+
+        Args:
+            nodes: Some of `loose`. Codes that differ on the same inputs are left alone.
+        """
         if self.settled is None:
-            return torch.zeros_like(self.differs)
-        quantized = self.settled().expected
-        return self.differs & ~self.differs_locally & (quantized == self.actual)
+            return None
+        self._quantized.update(nodes)
+        codes = self.settled(self._quantized)
+        return self.differs & ~self.differs_locally & (codes == self.actual)
 
     @cached_property
     def weights_differ(self) -> bool:

@@ -121,7 +121,7 @@ class Session:
         )
         emulated = self._emulated(p, call, recompute) if call is not None else None
 
-        loose = tuple(self.sites[name] for name in probing.loose if name in self.sites)
+        loose = {name: self.sites[name] for name in probing.loose}
         known: dict[str, Any] = {
             "recompute": recompute,
             "defect": defect,

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from fxqfix.measure.discrepancy import Discrepancy, discrepancy
-from fxqfix.passes._shadow_modules import Local, Snapshot, check_shape
+from fxqfix.passes._shadow_modules import Local, Settle, Snapshot, check_shape
 from fxqfix.qparams import QParams
 
 __all__ = ["Probe"]
 
-Settled = Callable[[], Local]
-Attribute = Callable[[Local, Tensor, Tensor, QParams, Settled | None], None]
+Attribute = Callable[[Local, Tensor, Tensor, QParams, Settle | None], None]
 
 
 class Probe(nn.Module):
@@ -25,7 +24,7 @@ class Probe(nn.Module):
         converted: The snapshot that the converted codes come from; it knows their grid.
         attribute: Called with (local, converted codes, prepared codes, converted grid, settled) on
             every batch where a code differs; None to skip causes. `settled` runs the prepared op on
-            the prepared model's own inputs, all of them quantized; None where they are anyway.
+            the prepared model's own inputs, quantized where asked for; None where they all are.
 
     Attributes:
         local: Against the shadow, which had the same inputs.
@@ -54,7 +53,7 @@ class Probe(nn.Module):
         converted: Tensor,
         prepared: Tensor,
         nudged: Tensor | None = None,
-        settled: Settled | None = None,
+        settled: Settle | None = None,
     ) -> None:
         """Take one batch of codes."""
         check_shape(self.name, local.expected, converted)

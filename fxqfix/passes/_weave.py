@@ -94,6 +94,10 @@ class Branch:
                 snapshot = self.snapshots[here] = Snapshot(here.prepared.site.used)
                 self.codes[here] = weaver.module(name, snapshot, (self._env[node],), self.name)
 
+    def value(self, name: str) -> fx.Node:
+        """The copy of a node that has been copied."""
+        return next(copied for node, copied in self._env.items() if node.name == name)
+
     def _copy(self, weaver: Weaver, node: fx.Node) -> fx.Node:
         env = self._env
         if self.nudged and node in self.sites:
@@ -191,21 +195,30 @@ class Weaver:
             return  # the converted graph computes an input later: nothing local to compare
         if self._random:
             self.switch(f"shadow_{name}")
-        module = region.module(self.frozen)
-        shadow, inputs = self._shadow(module, used, region, "converted")
+        shadow, inputs = self._shadow(region, used, "converted")
         local = self.module(f"shadow_{name}", shadow, inputs, "shadow")
         if self.probe is None:
             return
         known: dict[str, Any] = {branch.name: branch.codes[p] for branch in self.branches}
         loose = tuple(n.name for n in region.nodes if n.name in self.loose)
         if loose:
-            settled, inputs = self._shadow(module, used, region, "prepared")
-            known["settled"] = self.module(f"settled_{name}", Later(settled), inputs, "shadow")
+            known["settled"] = self._settled(name, region, self._shadow(region, used, "prepared"))
         probe = self.probe(Probing(p, shadow, snapshot, loose))
         self.module(f"probe_{name}", probe, (local, codes), "shadow").kwargs = known
 
+    def _settled(
+        self, name: str, region: Region, found: tuple[Shadow, tuple[fx.Node, ...]]
+    ) -> fx.Node:
+        """The prepared op on the prepared model's own codes, to run if a probe asks for it."""
+        first, (shadow, inputs) = self.branches[0], found
+        names = tuple(n.name for n in region.inputs)
+        loose = tuple(n.name for n in region.nodes if n.name in self.loose)
+        later = Later(shadow, names, loose, first.model)
+        raw = tuple(first.value(name) for name in later.raw)
+        return self.module(f"settled_{name}", later, (*inputs, *raw), "shadow")
+
     def _shadow(
-        self, module: fx.GraphModule, used: QParams, region: Region, side: str
+        self, region: Region, used: QParams, side: str
     ) -> tuple[Shadow, tuple[fx.Node, ...]]:
         """The prepared op on the codes of one model, and the nodes that it takes them from."""
         sources: list[Source | None] = []
@@ -220,6 +233,7 @@ class Weaver:
             codes, found = known.converted if side == "converted" else known.prepared
             sources.append((codes, known.prepared[0]))
             nodes.append(found)
+        module = region.module(self.frozen)
         return Shadow(module, used, tuple(sources), region.mutates), tuple(nodes)
 
     def module(self, name: str, module: nn.Module, args: tuple[Any, ...], stream: str) -> fx.Node:

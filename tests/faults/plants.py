@@ -52,6 +52,7 @@ class Plot:
         batch: The data.
         planted: Cause -> rows that may name it: where its codes can differ. One of them has to.
         touched: Sites and weights where a fault sits.
+        gone: Sites that the converted model lacks: they have no row.
     """
 
     base: Base
@@ -62,6 +63,7 @@ class Plot:
     batch: torch.Tensor = field(init=False)
     planted: dict[str, set[str]] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Start healthy."""
@@ -94,8 +96,9 @@ class Plot:
             Collision: Another fault sits there.
         """
         here = set(sites) or rows
-        if here & self.touched:
-            raise Collision(sorted(here & self.touched))
+        expected = set().union(*self.planted.values())
+        if here & self.touched or self.gone & (rows | expected):
+            raise Collision(sorted(here))
         self.touched |= here
         self.planted.setdefault(cause, set()).update(rows)
 
@@ -228,7 +231,7 @@ def shared_qparams(plot: Plot, place: int) -> None:
     assert found is not None
     q = _used(taps[0])
     plot.swap(taps, None, found.with_range(q.quant_min, q.quant_max))
-    plot.name("shared-qparams", _names(taps))
+    plot.name("shared-qparams", _names(taps), *_names(taps), name)
 
 
 def uncalibrated(plot: Plot, place: int) -> None:
@@ -299,6 +302,7 @@ def not_lowered(plot: Plot, place: int) -> None:
         model.graph.erase_node(first)
 
     plot.edits.append(edit)
+    plot.gone.add(tap.site.name)
     plot.name("not-lowered", plot.base.consumers([tap]), tap.site.name)
 
 

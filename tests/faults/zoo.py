@@ -31,7 +31,7 @@ ARCHITECTURES = {
     "MLP": "three",
 }
 ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
-_SHIFT = 4096.0
+_SHIFT = 16384.0
 
 
 @dataclass(frozen=True)
