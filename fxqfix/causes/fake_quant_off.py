@@ -15,8 +15,8 @@ class FakeQuantOff(InFloat):
     """A fake-quant with fake_quant_enabled = 0: its value passes in float, conversion quantizes it.
 
     Shows in the rows of the ops that read the value. Counterfactual: the prepared op on the
-    prepared model's own inputs, with these quantized; the codes that then equal the converted model's
-    are explained.
+    prepared model's own inputs, with these quantized; the codes that then equal the converted
+    model's are explained.
     """
 
     def why(self, site: Site) -> str:
