@@ -8,7 +8,7 @@ is the partner of the prepared site with the same upstream sites. What is left h
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -144,27 +144,30 @@ def _weights(prepared: Reading, converted: Reading, partner: Mapping[Tap, Tap]) 
         if tap.site.name in by_name
     }
     used = {x.converted for x in found.values()}
-    theirs = {_fed(t, converted): t for t in converted.weights if t not in used}
-    for tap in prepared.weights:
-        owner = _fed(tap, prepared)
-        other = theirs.get(partner.get(owner)) if owner is not None else None
-        if tap not in found and other is not None:
-            found[tap] = Pair(tap, other, "dataflow")
+    theirs = {t: _fed(t, partner.values()) for t in converted.weights if t not in used}
+    for tap in (t for t in prepared.weights if t not in found):
+        fed = {partner[owner] for owner in _fed(tap, partner)}
+        fits = [other for other, sites in theirs.items() if fed & sites]
+        # Several that feed one site come in the order of the graph.
+        fits.sort(key=lambda x: (theirs[x] != fed, x.site.shape != tap.site.shape))
+        if fits:
+            found[tap] = Pair(tap, fits[0], "dataflow")
+            del theirs[fits[0]]
     return list(found.values())
 
 
-def _fed(weight: Tap, reading: Reading) -> Tap | None:
-    """The nearest activation site downstream of the op that uses a weight."""
-    taps = {tap.node: tap for tap in reading.activations}
-    queue, seen = [weight.node], set[fx.Node]()
+def _fed(weight: Tap, paired: Iterable[Tap]) -> set[Tap]:
+    """The nearest paired activation sites downstream of the op that uses a weight."""
+    taps = {tap.node: tap for tap in paired}
+    queue, seen, found = [weight.node], set[fx.Node](), set[Tap]()
     while queue:
         node = queue.pop(0)
         if node in taps:
-            return taps[node]
-        if node not in seen:
+            found.add(taps[node])
+        elif node not in seen:
             seen.add(node)
             queue.extend(node.users)
-    return None
+    return found
 
 
 def _unpaired(

@@ -1,4 +1,18 @@
-"""Why codes differ: one cause per file, asked in this order; a new cause is a line here."""
+"""Why codes differ: one cause per file, asked in this order; a new cause is a line here.
+
+The order matters, because a code counts for the first cause that explains it:
+
+1. what touches few codes and says most: codes out of range, train mode, folding, an op that stays
+   in float, ties;
+2. other qparams: no rule at all (`uncalibrated`), another site's, an older range's, another rule's
+   for the same range, and last what an observer moved from there. These add up: each corrects what
+   those before it do too (`not-lowered` included), and what two of them need together goes to the
+   later one;
+3. the engine's own arithmetic, judged with all qparams corrected;
+4. codes that agree on the same inputs: those that the prepared model has from computing in float
+   right here, and then `upstream`, which is the rest of them;
+5. `unexplained`: everything that is left.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +21,48 @@ from fxqfix.causes import (
     bn_folding,
     bn_training,
     dropout_training,
+    fake_quant_off,
     int16_saturation,
     kernel_defect,
+    moving_observer,
+    not_lowered,
+    observer_only,
     range_lost,
     requantization,
     rounding,
     scale_formula,
+    shared_qparams,
+    stale_qparams,
+    uncalibrated,
     unexplained,
     upstream,
 )
 from fxqfix.causes._base import Attribution, Cause, attribute
 from fxqfix.causes._emulated import Emulated
 from fxqfix.causes._recompute import Recompute
+from fxqfix.causes._steps import Held
 from fxqfix.causes._view import View
 
-__all__ = ["Attribution", "Cause", "Emulated", "Recompute", "View", "attribute", "registry"]
+__all__ = ["Attribution", "Cause", "Emulated", "Held", "Recompute", "View", "attribute", "registry"]
 
 _ORDER = (
     range_lost,
     bn_training,
     dropout_training,
     bn_folding,
+    not_lowered,
     rounding,
+    uncalibrated,
+    shared_qparams,
+    stale_qparams,
     scale_formula,
+    moving_observer,
     bias_int32,
     int16_saturation,
     kernel_defect,
     requantization,
+    fake_quant_off,
+    observer_only,
     upstream,
     unexplained,
 )

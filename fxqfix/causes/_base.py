@@ -53,10 +53,12 @@ class Attribution:
     Attributes:
         counts: Cause name -> codes.
         evidence: Cause name -> evidence, from the first batch that shows it.
+        problems: What could not be computed at this site, each once.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     evidence: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
 
 def attribute(view: View, causes: Sequence[Cause], into: Attribution) -> None:
@@ -71,6 +73,8 @@ def attribute(view: View, causes: Sequence[Cause], into: Attribution) -> None:
         if not bool(view.left.any()):
             return
         mask = _ask(cause, view)
+        if view.problem and view.problem not in into.problems:
+            into.problems.append(view.problem)
         if mask is None:
             continue
         mine = mask & view.left
@@ -90,5 +94,6 @@ def _ask(cause: Cause, view: View) -> Tensor | None:
     except FxqfixError:
         raise
     except Exception as error:  # user modules run inside; any kind of error can come back
-        view.problem = f"{cause.name} could not be computed here: {error}"
+        said = str(error).strip().partition("\n")[0]  # torch goes on with traces of the graph
+        view.problem = f"{cause.name} could not be computed here: {said}"
         return None

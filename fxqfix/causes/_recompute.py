@@ -20,7 +20,7 @@ from fxqfix.dialects.weights import WeightView, holder
 from fxqfix.passes import FrozenFakeQuantize
 from fxqfix.passes._region import Region, cut
 from fxqfix.passes._shadow_modules import Local
-from fxqfix.qparams import QParams
+from fxqfix.qparams import QParams, quantize
 
 __all__ = ["Recompute"]
 
@@ -37,6 +37,9 @@ class Recompute:
         unfolded: The same graph before BatchNorm was folded.
         inner: Node name -> qparams of values that only the converted model quantizes, inside what
             is one float computation for the prepared model (a pool that eager mode observes not).
+        floats: What only the prepared model quantizes, inside what is one float computation for the
+            converted one: node name of a fake-quant -> (site, None), path of a module -> (site, its
+            float weight).
         native: Whether those values are rounded by kernels, which add the zero point before they
             round (an odd one flips the parity of a tie), or by decomposed ops, which add it after.
     """
@@ -48,6 +51,7 @@ class Recompute:
     unfolded: fx.GraphModule
     inner: Mapping[str, QParams] = field(default_factory=dict)
     native: bool = True
+    floats: Mapping[str, tuple[str, Tensor | None]] = field(default_factory=dict)
 
     @cached_property
     def _region(self) -> Region:
@@ -75,6 +79,13 @@ class Recompute:
         names = {n.name for n in self._region.graph.nodes if n.op != "placeholder"}
         return {name: q for name, q in self.inner.items() if name in names - {self.end.name}}
 
+    @cached_property
+    def own_floats(self) -> dict[str, tuple[str, Tensor | None]]:
+        """Those of `floats` that lie in this site's region."""
+        nodes = [n for n in self._region.graph.nodes if n.op != "placeholder"]
+        names = {n.name for n in nodes} | set(self._paths)
+        return {name: value for name, value in self.floats.items() if name in names}
+
     def trains(self, *kinds: type[nn.Module]) -> str:
         """Path of a module of these kinds in train mode that the region runs, "" without one."""
         for path in self._paths:
@@ -90,7 +101,12 @@ class Recompute:
         return result
 
     def exact(
-        self, local: Local, weights: Mapping[str, WeightView], *, inner: bool = False
+        self,
+        local: Local,
+        weights: Mapping[str, WeightView],
+        *,
+        inner: bool = False,
+        floats: bool = False,
     ) -> Tensor:
         """The site's value in float64 and eval mode, with the given weights.
 
@@ -98,11 +114,18 @@ class Recompute:
             local: The shadow's inputs.
             weights: Module path -> weight, in place of the region's own.
             inner: Whether to quantize in between where only the converted model does.
+            floats: Whether to compute in float where only the prepared model quantizes.
         """
+        loose = {n: v for n, (_, v) in self.own_floats.items()} if floats else {}
         modules = {
-            path: _widened(self.graph_module.get_submodule(path), weights.get(path))
+            path: _widened(
+                self.graph_module.get_submodule(path), weights.get(path), loose.get(path)
+            )
             for path in self._paths
         }
+        for node in self._region.graph.nodes:
+            if node.op == "call_module" and node.name in loose and loose[node.name] is None:
+                modules[str(node.target)] = nn.Identity()
         inputs = [
             _wide(value) if pair is None else _dequantize_wide(*pair)
             for value, pair in zip(local.inputs, local.codes, strict=True)
@@ -151,7 +174,9 @@ class _Region(fx.Interpreter):
         return _wide(value) if self._swapped else value
 
 
-def _widened(module: nn.Module, weight: WeightView | None) -> Callable[..., Any]:
+def _widened(
+    module: nn.Module, weight: WeightView | None, values: Tensor | None = None
+) -> Callable[..., Any]:
     """A copy of a module that computes in float64 and eval mode, with a weight's exact values."""
     if isinstance(module, FrozenFakeQuantize):
         if weight is None:  # a fake-quant inside the region still quantizes float32 values
@@ -160,12 +185,20 @@ def _widened(module: nn.Module, weight: WeightView | None) -> Callable[..., Any]
         return lambda _: values
     copied: Any = copy.deepcopy(module)
     inner = holder(copied)
+    own = getattr(copied, "weight_fake_quant", None)
     if weight is not None:
         values = _dequantize_wide(weight.codes, weight.qparams)
+    elif values is None and isinstance(own, FrozenFakeQuantize):  # a weight without a partner
+        values = _dequantize_wide(quantize(inner.weight, own.qparams), own.qparams)
+    if values is not None:
         inner.weight = nn.Parameter(values, requires_grad=False)
         if hasattr(copied, "weight_fake_quant"):
             copied.weight_fake_quant = nn.Identity()
-        if weight.bias is not None and getattr(inner, "bias", None) is not None:
+        if (
+            weight is not None
+            and weight.bias is not None
+            and getattr(inner, "bias", None) is not None
+        ):
             inner.bias = nn.Parameter(weight.bias.detach().clone(), requires_grad=False)
     widened: Callable[..., Any] = copied.double().eval()
     return widened

@@ -6,8 +6,9 @@ that a model without discrepancies pays nothing and memory stays flat.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from fxqfix.causes._emulated import Emulated
 from fxqfix.causes._recompute import Recompute
+from fxqfix.causes._steps import Held, Step, explain
+from fxqfix.dialects import Site
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Defect
 from fxqfix.pairing import Pair
-from fxqfix.passes._shadow_modules import Local
+from fxqfix.passes._shadow_modules import Local, Settle
 from fxqfix.qparams import QParams, quantize, regrid
 
 __all__ = ["View"]
@@ -49,8 +52,14 @@ class View:
         weight: For a weight site, the prepared weight.
         defect: The known-wrong kernel that the converted op runs on, or None.
         emulated: The converted op in its engine's integers; None where it has none.
+        held: What a prepared quantizer holds: that of a weight by its module's path, the site's own
+            by "".
+        loose: By node: sites that this one is computed from and that the prepared model leaves in
+            float.
+        settled: From some of these nodes to the prepared op's codes on the prepared model's own
+            inputs, with these quantized.
         left: Mask of the codes that no cause before the present one explained.
-        problem: Why a recomputation failed, "" where none did.
+        problem: Why the last recomputation that failed did, "" where none did.
     """
 
     pair: Pair
@@ -65,6 +74,11 @@ class View:
     weight: WeightView | None = None
     defect: Defect | None = None
     emulated: Emulated | None = None
+    held: Callable[[str], Held | None] = field(default=lambda _: None)
+    loose: Mapping[str, Site] = field(default_factory=dict)
+    settled: Settle | None = None
+    _corrected: set[str] = field(default_factory=set, init=False)
+    _quantized: set[str] = field(default_factory=set, init=False)
     left: Tensor = field(init=False)
     problem: str = field(default="", init=False)
 
@@ -134,15 +148,18 @@ class View:
         without = self.emulated.codes(self.local, without=effect)
         return mine & (without != self.raw) if without is not None else None
 
-    def recomputed(self, weights: Mapping[str, WeightView], *, inner: bool = False) -> Tensor:
+    def recomputed(
+        self, weights: Mapping[str, WeightView], *, inner: bool = False, floats: bool = False
+    ) -> Tensor:
         """The site's value in float64 with these weights; the float32 value where that fails."""
         if self.recompute is None or self.local is None:
             return self.value.double()
         try:
-            return self.recompute.exact(self.local, weights, inner=inner)
+            return self.recompute.exact(self.local, weights, inner=inner, floats=floats)
         except (RuntimeError, TypeError, AttributeError) as error:
             # A user's module may not run in float64; the cause then works on float32 values.
-            self.problem = f"no float64 recomputation: {error}"
+            said = str(error).strip().partition("\n")[0]  # torch goes on with traces of the graph
+            self.problem = f"no float64 recomputation: {said}"
             return self.value.double()
 
     @cached_property
@@ -153,6 +170,69 @@ class View:
         if not any(mine.folded for mine, _ in self.recompute.own_weights.values()):
             return None
         return quantize(self.recompute.folded(self.local), self.grid)
+
+    @cached_property
+    def all_steps(self) -> tuple[tuple[str, QParams, tuple[Step, ...]], ...]:
+        """(site, prepared qparams, steps to the converted ones) of the output and the weights."""
+        inputs = [pair[1] for pair in self.local.codes if pair is not None] if self.local else []
+        own = self._steps_of("", self.grid, self.target, inputs)
+        found = [(self.pair.prepared.site.name, self.grid, own)]
+        for path, (mine, theirs) in self._weights.items():
+            steps = self._steps_of(path, mine.qparams, theirs.qparams, ())
+            found.append((f"{path}.weight", mine.qparams, steps))
+        return tuple(found)
+
+    def _steps_of(
+        self, path: str, mine: QParams, theirs: QParams, inputs: Sequence[QParams]
+    ) -> tuple[Step, ...]:
+        if mine.same_grid(theirs):
+            return ()
+        found = self.held(path)
+        if found is None:
+            found = Held(mine, None, None, None, "the prepared model", False, True, False)
+        return explain(replace(found, used=mine), theirs, inputs)
+
+    def corrected_by(self, cause: str) -> Tensor:
+        """Mask of the codes that agree once this cause is corrected, and those corrected before.
+
+        The prepared op, in float where the converted model is, with the qparams of its output and
+        of its weights that the steps of these causes lead to.
+        """
+        self._corrected.add(cause)
+        value, grid = self._stepped()
+        raw = self.raw if grid is self.target else regrid(self.raw, self.target, grid)
+        return self.agrees(value, grid, raw)
+
+    def _stepped(self) -> tuple[Tensor, QParams]:
+        (_, _, own), *others = self.all_steps
+        weights = {}
+        for (path, (mine, theirs)), (_, _, steps) in zip(
+            self._weights.items(), others, strict=True
+        ):
+            done = self._done(steps)
+            weights[path] = theirs if len(done) == len(steps) else mine
+            if 0 < len(done) < len(steps) and mine.values is not None:
+                grid = done[-1].reached
+                weights[path] = replace(mine, codes=quantize(mine.values, grid), qparams=grid)
+        done = self._done(own)
+        grid = self.grid if not done else done[-1].reached
+        value = self.recomputed(weights, floats="not-lowered" in self._corrected)
+        return value, self.target if len(done) == len(own) else grid
+
+    def _done(self, steps: Sequence[Step]) -> list[Step]:
+        return list(itertools.takewhile(lambda step: step.cause in self._corrected, steps))
+
+    def once_quantized(self, nodes: Collection[str]) -> Tensor | None:
+        """Mask of the codes that agree once these are quantized, and those quantized before.
+
+        Args:
+            nodes: Some of `loose`. Codes that differ on the same inputs are left alone.
+        """
+        if self.settled is None:
+            return None
+        self._quantized.update(nodes)
+        codes = self.settled(self._quantized)
+        return self.differs & ~self.differs_locally & (codes == self.actual)
 
     @cached_property
     def weights_differ(self) -> bool:

@@ -213,6 +213,15 @@ def _owner(node: fx.Node) -> str:
         if _kind(user) is not None:
             producer = user.all_input_nodes[0]
             return (producer.all_input_nodes[0] if is_pin(producer) else producer).name
-        if len(user.users) > 1:
-            break
+        if len(user.users) > 1 or any(map(_is_weight, user.all_input_nodes)):
+            break  # behind it is another op, whose site and whose weight have that name
     return node.name
+
+
+def _is_weight(node: fx.Node) -> bool:
+    """Whether a node dequantizes a constant."""
+    while _kind(node) is not None:
+        node = node.all_input_nodes[0]
+        if node.op == "get_attr":
+            return True
+    return False

@@ -12,7 +12,7 @@ from fxqfix import _torch
 from fxqfix.errors import NonFiniteError
 from fxqfix.qparams import QParams
 
-__all__ = ["QuantizerState", "observing", "qparams_of", "read_quantizer"]
+__all__ = ["QuantizerState", "buffers_of", "observing", "qparams_of", "read_quantizer"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _read(module: nn.Module, kind: str) -> QuantizerState:
         source = f"observer (the fake-quant of {kind} is switched off)"
         return QuantizerState(baked, baked, source, False, calibrated, moving)
     used, source = baked, f"calculate_qparams ({kind})"
-    if _torch.is_fused_fake_quant(module) and calibrated:
+    if _torch.is_fused_fake_quant(module) and (calibrated or _runs_uncalibrated(module)):
         used, source = _qparams(module, *_torch.fused_qparams(module)), f"fused kernel ({kind})"
     elif learnable:
         used, source = _learned(baked, module), f"parameters ({kind})"
@@ -139,6 +139,26 @@ def _learned(baked: QParams, module: nn.Module) -> QParams:
     return replace(
         baked, zero_point=tuple(0 for _ in baked.scales) if baked.axis is not None else 0
     )
+
+
+def buffers_of(module: nn.Module) -> QParams | None:
+    """What a fake-quant's scale and zero_point hold, whoever wrote them; None where they can't.
+
+    Args:
+        module: An observer or fake-quant of torch.ao or torchao; it is only read.
+    """
+    if not _has_buffers(module):
+        return None
+    try:
+        return _qparams(module, module.scale, module.zero_point)
+    except NonFiniteError:  # never written: nobody can have copied it
+        return None
+
+
+def _runs_uncalibrated(module: nn.Module) -> bool:
+    """Whether the kernel is going to quantize with a range that it never observed."""
+    observer: Any = module.activation_post_process
+    return not observing(module) and observer.min_val.numel() == 1
 
 
 def _was_set(module: nn.Module) -> bool:

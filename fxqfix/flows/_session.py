@@ -12,10 +12,11 @@ from torch import Tensor, fx, nn
 
 from fxqfix import _torch, causes, dialects, engines, ops
 from fxqfix.causes import Attribution, Emulated, Recompute, View
-from fxqfix.dialects import Reading, Tap, decomposed, int8
+from fxqfix.dialects import Reading, Site, Tap, decomposed, int8
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.quantizer import read_quantizer
 from fxqfix.dialects.weights import WeightView
+from fxqfix.flows._holdings import holdings, weight_node
 from fxqfix.measure import Probe, Run, discrepancy
 from fxqfix.pairing import Pair, Pairing
 from fxqfix.passes import EmulateEngine, FoldBatchNorm, FreezeQParams
@@ -40,7 +41,7 @@ class Session:
     shares: dict[str, Attribution] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.frozen = FreezeQParams()(self.reading.graph_module).graph_module
+        self.frozen = FreezeQParams(uncalibrated=True)(self.reading.graph_module).graph_module
         self.folded: fx.GraphModule = FoldBatchNorm()(self.frozen).graph_module
         functional_uses(self.folded)
         self.nodes = {n.name: n for n in self.folded.graph.nodes}
@@ -53,6 +54,8 @@ class Session:
             for tap in self.converted.activations
             if tap not in paired and tap.site.used is not None
         }
+        self.floats = self._floats()
+        self.sites = {tap.node.name: tap.site for tap in self.reading.taps}
         self.calls: dict[str, engines.Call] = {}  # by node: shadows are woven into a copy
         self.emulation: fx.GraphModule | None = None
         if self.converted.dialect == int8.NAME:
@@ -73,7 +76,7 @@ class Session:
                 continue
             if tap.weight is None or p.converted.weight is None:
                 continue
-            path = str(_weight_node(tap).target)
+            path = str(weight_node(tap).target)
             mine = tap.weight()
             unfolded = p.prepared.weight() if p.prepared.weight else mine
             found[path] = (
@@ -82,31 +85,56 @@ class Session:
             )
         return found
 
+    def _floats(self) -> dict[str, tuple[str, Tensor | None]]:
+        """What only the prepared model quantizes: fake-quants by node, float weights by path."""
+        found: dict[str, tuple[str, Tensor | None]] = {}
+        for tap, side, _ in self.pairing.unpaired:
+            if side != "prepared" or tap.site.used is None:
+                continue
+            if tap.weight is None:
+                found[tap.node.name] = tap.site.name, None
+            elif tap.producer.op == "get_attr":
+                found[weight_node(tap).name] = tap.site.name, None
+            else:
+                found[str(tap.node.target)] = tap.site.name, tap.weight().values
+        return found
+
     def probe(self, probing: Probing) -> nn.Module:
         """The probe of one site, made while the shadows are woven in."""
         p = probing.pair
         name, used = p.prepared.site.name, p.prepared.site.used
         assert used is not None  # pairs have qparams
         share = self.shares.setdefault(name, Attribution())
-        judge = self._judge(p, used, share) if self.attribute else None
+        judge = self._judge(probing, used, share) if self.attribute else None
         self.probes[name] = Probe(name, used, probing.converted, judge)
         return self.probes[name]
 
-    def _judge(self, p: Pair, used: QParams, share: Attribution) -> Callable[..., None]:
+    def _judge(self, probing: Probing, used: QParams, share: Attribution) -> Callable[..., None]:
+        p = probing.pair
         end = self.nodes[p.prepared.producer.name]
         starts = self.starts - {self.nodes[p.prepared.node.name]}
         call = self.calls.get(p.converted.kernel.name)
         defect = engines.find_defect(call) if call is not None else None
         native = self.converted.dialect != decomposed.NAME
         recompute = Recompute(
-            self.folded, end, starts, self.weights, self.frozen, self.inner, native
+            self.folded, end, starts, self.weights, self.frozen, self.inner, native, self.floats
         )
         emulated = self._emulated(p, call, recompute) if call is not None else None
 
-        def judge(local: Any, converted: Tensor, prepared: Tensor, target: QParams) -> None:
-            own = prepared.int()
-            args = (p, used, target, local.value, local.expected, converted, own)
-            view = View(*args, local=local, recompute=recompute, defect=defect, emulated=emulated)
+        loose = {name: self.sites[name] for name in probing.loose}
+        known: dict[str, Any] = {
+            "recompute": recompute,
+            "defect": defect,
+            "emulated": emulated,
+            "loose": loose,
+        }
+        held = holdings(self.reading, p.prepared)
+
+        def judge(
+            local: Any, converted: Tensor, prepared: Tensor, target: QParams, settled: Any
+        ) -> None:
+            args = (p, used, target, local.value, local.expected, converted, prepared.int())
+            view = View(*args, local=local, settled=settled, held=held, **known)
             causes.attribute(view, causes.registry(), share)
 
         return judge
@@ -160,7 +188,8 @@ class Session:
             causes=MappingProxyType(dict(share.counts)),
             evidence=MappingProxyType(dict(share.evidence)),
             inputs=tuple(u.site.name for u in ups),
-            note="" if site.quantizes else site.source,
+            note=_note(site),
+            problems=tuple(share.problems),
             engine=call.engine if call is not None else "",
             accumulator=engines.accumulator_bound(call) if call is not None else None,
             saturation=self._saturation(call) if call is not None else None,
@@ -181,7 +210,8 @@ class Session:
         if self.attribute and numbers.differing and own.values is not None:
             codes = own.codes.int()
             args = (p, own.qparams, other.qparams, own.values, codes, other.codes, codes)
-            causes.attribute(View(*args, weight=own), causes.registry(), share)
+            held = holdings(self.reading, p.prepared)
+            causes.attribute(View(*args, weight=own, held=held), causes.registry(), share)
         return Row(
             name=site.name,
             kind=site.kind,
@@ -194,6 +224,7 @@ class Session:
             cumulative=numbers,
             causes=MappingProxyType(dict(share.counts)),
             evidence=MappingProxyType(dict(share.evidence)),
+            problems=tuple(share.problems),
         )
 
     def _coverage(self, rows: set[str]) -> Coverage:
@@ -217,13 +248,6 @@ class Session:
         )
 
 
-def _weight_node(tap: Tap) -> fx.Node:
-    """The node whose module holds a prepared weight's fake-quant."""
-    if tap.producer.op != "get_attr":
-        return tap.node
-    return next(iter(tap.producer.users))
-
-
 def _kernel(tap: Tap, reading: Reading) -> str:
     """What computes a converted value, as torch spells it."""
     node = tap.kernel
@@ -238,6 +262,13 @@ def _kernel(tap: Tap, reading: Reading) -> str:
         if space in spelled:
             return space + spelled.rpartition(space)[2].removesuffix(".default")
     return str(name)
+
+
+def _note(site: Site) -> str:
+    """What is special about a site."""
+    if not site.calibrated:
+        return f"never saw data (min=inf, max=-inf): conversion bakes {site.baked}"
+    return "" if site.quantizes else site.source
 
 
 def _notes(reading: Reading) -> list[str]:

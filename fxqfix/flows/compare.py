@@ -51,7 +51,7 @@ def compare(
     Raises:
         TraceError, DialectError: A model can't be traced, or holds nothing that quantizes.
         PairingError: The models are swapped or don't belong together.
-        UncalibratedError: The prepared model never saw data.
+        UncalibratedError: The prepared model, or a weight of it, never saw data.
         DataError: There is no data.
         NonFiniteError: NaN or inf in data or qparams.
         DeviceError: Models and data are on different devices.
@@ -105,12 +105,14 @@ def prepared_reading(prepared: nn.Module) -> Reading:
             found=[s.name for s, _ in reading.unsupported] or "no site",
             remedy="give it a qconfig that quantizes activations statically",
         )
-    never = [t.site.name for t in reading.taps if not t.site.calibrated]
-    if never:
+    never = [t.site for t in reading.taps if not t.site.calibrated]
+    weights = [site for site in never if site.kind == "weight"]
+    saw = [t for t in reading.activations if t.site.calibrated and "Fixed" not in t.site.source]
+    if weights or (never and not saw):
         raise UncalibratedError(
             f"{len(never)} of {len(reading.taps)} sites never saw data",
             where="compare",
-            found=f"{never[:5]} with min=inf, max=-inf",
+            found=f"{[site.name for site in weights or never][:5]} with min=inf, max=-inf",
             remedy="run calibration data through the prepared model (observers enabled) first",
         )
     return reading

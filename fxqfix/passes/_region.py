@@ -28,11 +28,13 @@ class Region:
         graph: Its nodes; its placeholders are the values of `inputs`, in that order.
         inputs: Site nodes and placeholders of the prepared graph that it starts from.
         mutates: Whether any of its ops writes in place.
+        nodes: The nodes of the prepared graph that it holds, the inputs among them.
     """
 
     graph: fx.Graph
     inputs: tuple[fx.Node, ...]
     mutates: bool
+    nodes: tuple[fx.Node, ...]
 
     def module(self, root: fx.GraphModule) -> fx.GraphModule:
         """The region as a module, which shares the modules of `root`."""
@@ -128,4 +130,4 @@ def cut(graph_module: fx.GraphModule, end: fx.Node, starts: Iterable[fx.Node]) -
             copies[node] = graph.node_copy(node, lambda n: copies[n])
     graph.output(copies[end])
     mutates = any(is_inplace(n, modules) for n in ordered if n not in inputs)
-    return Region(graph, inputs, mutates)
+    return Region(graph, inputs, mutates, tuple(ordered))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ from fxqfix import _torch
 from fxqfix.errors import PairingError
 from fxqfix.qparams import QParams, dequantize, quantize
 
-__all__ = ["NUDGE", "Clone", "Local", "Nudge", "Shadow", "Snapshot", "Streams"]
+__all__ = ["NUDGE", "Clone", "Later", "Local", "Nudge", "Settle", "Shadow", "Snapshot", "Streams"]
 
 # The noise floor's nudge: about 17 float32 steps, what reordered float arithmetic may well do.
 NUDGE = 1e-6
@@ -106,6 +108,18 @@ class Shadow(nn.Module):
 
     def forward(self, *inputs: Any) -> Local:
         """Dequantize the inputs, run the region, quantize its result."""
+        codes, values = self.floats(inputs)
+        given = tuple(_clone(v) for v in values) if self.mutates else values
+        value = self.region(*given)
+        raw = tuple(
+            None if source is None else x for x, source in zip(inputs, self._sources, strict=True)
+        )
+        return Local(values, codes, raw, value, quantize(value, self.qparams))
+
+    def floats(
+        self, inputs: tuple[Any, ...]
+    ) -> tuple[tuple[tuple[Tensor, QParams] | None, ...], tuple[Any, ...]]:
+        """The codes of the inputs with their grids, and the values that they stand for."""
         codes = tuple(
             None if source is None else (_as_laid_out(value, source[1]), source[0].qparams)
             for value, source in zip(inputs, self._sources, strict=True)
@@ -114,12 +128,67 @@ class Shadow(nn.Module):
             value if pair is None else dequantize(*pair)
             for value, pair in zip(inputs, codes, strict=True)
         )
-        given = tuple(_clone(v) for v in values) if self.mutates else values
-        value = self.region(*given)
-        raw = tuple(
-            None if source is None else x for x, source in zip(inputs, self._sources, strict=True)
-        )
-        return Local(values, codes, raw, value, quantize(value, self.qparams))
+        return codes, values
+
+
+Settle = Callable[[Collection[str]], Tensor]
+
+
+class Later(nn.Module):
+    """The prepared op on the prepared model's own inputs, quantized where a probe wants them.
+
+    Args:
+        shadow: The prepared op, which takes the prepared model's own codes.
+        inputs: Names of the nodes that these are of.
+        loose: Nodes that the prepared model leaves in float: those among `inputs`, whose values
+            come behind the codes, and those of modules whose weight is not quantized.
+        held: The prepared model, held still; it is not run, copies of its modules are.
+    """
+
+    def __init__(
+        self,
+        shadow: Shadow,
+        inputs: tuple[str, ...],
+        loose: tuple[str, ...],
+        held: fx.GraphModule,
+    ) -> None:
+        super().__init__()
+        self.shadow, self.inputs = shadow, inputs
+        self.raw = tuple(name for name in loose if name in inputs)
+        self.weights = tuple(name for name in loose if name not in inputs)
+        self._held = (held,)  # owned by its branch
+
+    def forward(self, *given: Any) -> Settle:
+        """The function from nodes to quantize to the codes that the op then gives."""
+        count = len(self.inputs)
+        codes, raw = given[:count], dict(zip(self.raw, given[count:], strict=True))
+
+        def settle(names: Collection[str]) -> Tensor:
+            values = self.shadow.floats(codes)[1]
+            chosen = [
+                raw[name] if name in raw and name not in names else value
+                for name, value in zip(self.inputs, values, strict=True)
+            ]
+            left = [name for name in self.weights if name not in names]
+            region = _InFloat(self.shadow.region, self._held[0], left)
+            return quantize(region.run(*(_clone(v) for v in chosen)), self.shadow.qparams)
+
+        return settle
+
+
+class _InFloat(fx.Interpreter):
+    """Runs a region with some of its modules as they are in another model."""
+
+    def __init__(self, region: fx.GraphModule, other: fx.GraphModule, names: list[str]) -> None:
+        super().__init__(region)
+        self._other, self._names = other, names
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op != "call_module" or n.name not in self._names:
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        # A copy: a BatchNorm in train mode would move the statistics of its owner once more.
+        return copy.deepcopy(self._other.get_submodule(str(n.target)))(*args, **kwargs)
 
 
 class Nudge(nn.Module):

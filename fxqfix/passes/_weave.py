@@ -11,8 +11,17 @@ from torch import fx, nn
 from fxqfix.pairing import Pair
 from fxqfix.passes._base import Rewriter
 from fxqfix.passes._random import draws
-from fxqfix.passes._region import cut
-from fxqfix.passes._shadow_modules import Clone, Nudge, Shadow, Snapshot, Source, Streams
+from fxqfix.passes._region import Region, cut
+from fxqfix.passes._shadow_modules import (
+    Clone,
+    Later,
+    Nudge,
+    Shadow,
+    Snapshot,
+    Source,
+    Streams,
+)
+from fxqfix.qparams import QParams
 
 __all__ = ["PREFIX", "TAG", "Branch", "ProbeFactory", "Probing", "Weaver"]
 
@@ -28,11 +37,14 @@ class Probing:
         pair: The prepared and the converted site.
         shadow: The shadow whose record the probe will get.
         converted: The snapshot of the converted codes, which knows their grid.
+        loose: Nodes of the prepared model that this site is computed from and that don't quantize:
+            fake-quants that are off, observers, modules whose weight is only observed.
     """
 
     pair: Pair
     shadow: Shadow
     converted: Snapshot
+    loose: tuple[str, ...] = ()
 
 
 ProbeFactory = Callable[[Probing], nn.Module]
@@ -82,6 +94,10 @@ class Branch:
                 snapshot = self.snapshots[here] = Snapshot(here.prepared.site.used)
                 self.codes[here] = weaver.module(name, snapshot, (self._env[node],), self.name)
 
+    def value(self, name: str) -> fx.Node:
+        """The copy of a node that has been copied."""
+        return next(copied for node, copied in self._env.items() if node.name == name)
+
     def _copy(self, weaver: Weaver, node: fx.Node) -> fx.Node:
         env = self._env
         if self.nudged and node in self.sites:
@@ -94,6 +110,14 @@ class Branch:
         return weaver.tag(new, self.name)
 
 
+@dataclass(frozen=True)
+class _Known:
+    """Codes of a site that stand in the twin already: the converted and the prepared ones."""
+
+    converted: tuple[Snapshot, fx.Node]
+    prepared: tuple[Snapshot, fx.Node]
+
+
 @dataclass
 class Weaver:
     """Walks the converted graph and puts everything else where it is due.
@@ -104,6 +128,7 @@ class Weaver:
         pairs: The paired activation sites.
         branches: The prepared model, and its nudged copy where the noise floor is wanted.
         probe: Makes the probe of a site, or None.
+        loose: Nodes of the prepared model that should quantize and don't.
     """
 
     rewriter: Rewriter
@@ -111,9 +136,10 @@ class Weaver:
     pairs: list[Pair]
     branches: list[Branch]
     probe: ProbeFactory | None
+    loose: frozenset[str] = frozenset()
     _stream: str = "converted"
     _inputs: list[fx.Node] = field(default_factory=list)
-    _codes: dict[fx.Node, tuple[Source, fx.Node]] = field(default_factory=dict)
+    _codes: dict[fx.Node, _Known] = field(default_factory=dict)
 
     def weave(self) -> None:
         """Weave everything into the converted graph."""
@@ -159,28 +185,56 @@ class Weaver:
         codes = self.module(f"codes_{name}", snapshot, (node,), "shadow")
         for branch in self.branches:
             branch.advance(self, p)
-        self._codes[p.prepared.node] = ((snapshot, self.branches[0].snapshots[p]), codes)
+        first = self.branches[0]
+        self._codes[p.prepared.node] = _Known(
+            (snapshot, codes), (first.snapshots[p], first.codes[p])
+        )
         starts = {x.prepared.node for x in self.pairs} - {p.prepared.node}
         region = cut(self.frozen, p.prepared.producer, starts)
-        found = [self._region_input(n) for n in region.inputs]
-        if any(node is None for _, node in found):
+        if any(n.op != "placeholder" and n not in self._codes for n in region.inputs):
             return  # the converted graph computes an input later: nothing local to compare
         if self._random:
             self.switch(f"shadow_{name}")
-        sources = tuple(source for source, _ in found)
-        shadow = Shadow(region.module(self.frozen), used, sources, region.mutates)
-        local = self.module(f"shadow_{name}", shadow, tuple(node for _, node in found), "shadow")
-        if self.probe is not None:
-            known = tuple(branch.codes[p] for branch in self.branches)
-            probe = self.probe(Probing(p, shadow, snapshot))
-            self.module(f"probe_{name}", probe, (local, codes, *known), "shadow")
+        shadow, inputs = self._shadow(region, used, "converted")
+        local = self.module(f"shadow_{name}", shadow, inputs, "shadow")
+        if self.probe is None:
+            return
+        known: dict[str, Any] = {branch.name: branch.codes[p] for branch in self.branches}
+        loose = tuple(n.name for n in region.nodes if n.name in self.loose)
+        if loose:
+            known["settled"] = self._settled(name, region, self._shadow(region, used, "prepared"))
+        probe = self.probe(Probing(p, shadow, snapshot, loose))
+        self.module(f"probe_{name}", probe, (local, codes), "shadow").kwargs = known
 
-    def _region_input(self, node: fx.Node) -> tuple[Source | None, fx.Node | None]:
-        """Where a shadow takes an input from: a site's codes, or an input of the model."""
-        if node.op != "placeholder":
-            return self._codes.get(node, (None, None))
+    def _settled(
+        self, name: str, region: Region, found: tuple[Shadow, tuple[fx.Node, ...]]
+    ) -> fx.Node:
+        """The prepared op on the prepared model's own codes, to run if a probe asks for it."""
+        first, (shadow, inputs) = self.branches[0], found
+        names = tuple(n.name for n in region.inputs)
+        loose = tuple(n.name for n in region.nodes if n.name in self.loose)
+        later = Later(shadow, names, loose, first.model)
+        raw = tuple(first.value(name) for name in later.raw)
+        return self.module(f"settled_{name}", later, (*inputs, *raw), "shadow")
+
+    def _shadow(
+        self, region: Region, used: QParams, side: str
+    ) -> tuple[Shadow, tuple[fx.Node, ...]]:
+        """The prepared op on the codes of one model, and the nodes that it takes them from."""
+        sources: list[Source | None] = []
+        nodes = []
         placeholders = [n for n in self.frozen.graph.nodes if n.op == "placeholder"]
-        return None, self._inputs[placeholders.index(node)]
+        for node in region.inputs:
+            if node.op == "placeholder":
+                sources.append(None)
+                nodes.append(self._inputs[placeholders.index(node)])
+                continue
+            known = self._codes[node]
+            codes, found = known.converted if side == "converted" else known.prepared
+            sources.append((codes, known.prepared[0]))
+            nodes.append(found)
+        module = region.module(self.frozen)
+        return Shadow(module, used, tuple(sources), region.mutates), tuple(nodes)
 
     def module(self, name: str, module: nn.Module, args: tuple[Any, ...], stream: str) -> fx.Node:
         """Add a module under a free name and append its call."""

@@ -32,6 +32,10 @@ class FreezeQParams(Pass):
 
     Eager in, eager out; FX in, FX out. Works on QAT and PTQ models.
 
+    Attributes:
+        uncalibrated: Whether to accept activations that never saw data, and fix them to what they
+            hold; without it they are an error.
+
     Example:
         >>> from fxqfix.passes import FreezeQParams
         >>> str(FreezeQParams.name)
@@ -39,6 +43,7 @@ class FreezeQParams(Pass):
     """
 
     name: ClassVar[str] = "freeze-qparams"
+    uncalibrated: bool = False
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Replace quantizer by quantizer; shared ones stay shared."""
@@ -48,16 +53,23 @@ class FreezeQParams(Pass):
         found = list(_quantizers(rewriter.module))
         for path, module in found:
             if id(module) not in states:
-                states[id(module)] = _state(path, module, rewriter.module)
+                states[id(module)] = self._state(path, module, rewriter.module)
         for path, module in found:
             state = states[id(module)]
-            if state.used is None or not state.calibrated or isinstance(module, FrozenFakeQuantize):
+            if state.used is None or (isinstance(module, FrozenFakeQuantize) and state.quantizes):
+                continue
+            if not state.calibrated and not self.uncalibrated:
                 continue
             if id(module) not in frozen:
                 device = next((b.device for b in module.buffers()), None)
                 frozen[id(module)] = FrozenFakeQuantize(state.used, device)
                 frozen[id(module)].train(module.training)
             rewriter.set_module(path, frozen[id(module)], f"{state.source} -> {state.used}")
+
+    def _state(self, path: str, module: nn.Module, model: nn.Module) -> QuantizerState:
+        if self.uncalibrated and not path.endswith("weight_fake_quant"):
+            return read_quantizer(module, f"freeze-qparams, {path}")
+        return _state(path, module, model)
 
     def _weights(self, rewriter: Rewriter) -> None:
         """Fix the weights of PTQ modules, which conversion would observe anew."""

@@ -37,7 +37,7 @@ class InsertShadows(Pass):
 
     Raises:
         PairingError: The models don't belong together.
-        UncalibratedError: The prepared model never saw data.
+        UncalibratedError: A weight's fake-quant never saw data.
 
     Example:
         >>> from fxqfix.passes import InsertShadows
@@ -54,14 +54,15 @@ class InsertShadows(Pass):
         """Weave prepared, nudged and shadow branches into the copy of the converted graph."""
         converted = dialects.read(rewriter.graph_module)
         traced = dialects.trace(self.prepared)
-        frozen = FreezeQParams()(traced).graph_module
+        frozen = FreezeQParams(uncalibrated=True)(traced).graph_module
         pairing = pair(dialects.read(frozen), converted)
         pairs = [p for p in pairing.pairs if p.converted.site.kind == "activation"]
         functional_uses(frozen)
+        loose = frozenset(t.node.name for t in dialects.read(traced).taps if not t.site.quantizes)
         branches = [Branch("prepared", hold(copy.deepcopy(traced)), pairs, nudged=False)]
         if self.noise_floor:
             branches.append(Branch("nudged", hold(copy.deepcopy(traced)), pairs, nudged=True))
-        Weaver(rewriter, frozen, pairs, branches, self.probe).weave()
+        Weaver(rewriter, frozen, pairs, branches, self.probe, loose).weave()
 
     def check(self, before: nn.Module, after: nn.Module) -> None:
         """The converted model's own nodes are all there, in their order."""

@@ -91,6 +91,8 @@ class Row:
         evidence: Cause name -> the numbers that it rests on, as a sentence.
         inputs: Names of the sites that this one is computed from.
         note: What is special about this row, "" as a rule.
+        problems: What could not be computed at this site, so that its causes are less sure: a
+            recomputation that failed, and why. Empty as a rule.
         engine: The engine whose kernel computes the value: what "x86" picks, or what qnnpack
             leaves to the shared kernels; "" where no quantized kernel does.
         accumulator: Largest sum of products, in absolute value, that the integer weights and the
@@ -120,6 +122,7 @@ class Row:
     evidence: Mapping[str, str] = field(default_factory=dict, hash=False)
     inputs: tuple[str, ...] = ()
     note: str = ""
+    problems: tuple[str, ...] = ()
     engine: str = ""
     accumulator: int | None = None
     saturation: int | None = None
@@ -348,6 +351,7 @@ def _merge_rows(a: Row, b: Row) -> Row:
         noise_floor=_add(a.noise_floor, b.noise_floor),
         causes=Counter(a.causes) + Counter(b.causes),
         evidence={**b.evidence, **a.evidence},
+        problems=tuple(dict.fromkeys((*a.problems, *b.problems))),
     )
 
 

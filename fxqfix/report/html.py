@@ -115,10 +115,10 @@ def _body(report: Report) -> Iterator[str]:
         ]
         yield from _table(("cause", "codes", "rows", "worst row and its evidence"), found)
     yield from _evidence(report.rows)
-    lines = text.kernels(report)
-    if lines:
-        yield "<h2>Kernels</h2>"
-        yield f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+    for head, lines in (("Problems", text.problems(report)), ("Kernels", text.kernels(report))):
+        if lines:
+            yield f"<h2>{head}</h2>"
+            yield f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
     yield "<h2>Coverage</h2>"
     yield f"<p>{escape(text.how_paired(report.coverage))}</p>"
     left_out = [

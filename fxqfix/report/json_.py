@@ -181,6 +181,7 @@ def _read_row(data: dict[str, Any]) -> Row:
             **{name: _read_qparams(data[name]) for name in ("prepared", "converted")},
             "causes": {cause: int(count) for cause, count in data["causes"].items()},
             "inputs": tuple(data["inputs"]),
+            "problems": tuple(data.get("problems", ())),
         }
     )
 

@@ -28,6 +28,7 @@ __all__ = [
     "inspection_table",
     "kernels",
     "listing",
+    "problems",
     "render",
     "render_inspection",
     "table",
@@ -299,6 +300,16 @@ def kernels(report: Report) -> list[str]:
     return lines
 
 
+def problems(report: Report) -> list[str]:
+    """What could not be computed, site by site.
+
+    Example:
+        >>> problems(Report(rows=()))
+        []
+    """
+    return [f"{row.name}: {problem}" for row in report.rows for problem in row.problems]
+
+
 def _some(names: Sequence[str], most: int = 5) -> str:
     """The first names, and how many more there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
@@ -350,7 +361,11 @@ def render(
     ]
     notes = [f"- {note}" for note in report.notes]
     notes += [f"- {row.name}: {row.note}" for row in report.rows if row.note]
-    sections = {"causes": causes, "kernels": [f"- {line}" for line in kernels(report)]}
+    sections = {
+        "causes": causes,
+        "problems": [f"- {line}" for line in problems(report)],
+        "kernels": [f"- {line}" for line in kernels(report)],
+    }
     for head, lines in {**sections, "coverage": coverage, "notes": notes}.items():
         if lines:
             parts.append("\n".join([f"{head}:", *lines]))

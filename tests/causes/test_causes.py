@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 import fxqfix
+import fxqfix.causes
+import fxqfix.report
 from fxqfix.causes import registry
 from tests.faults.injectors import INJECTORS, data, trained
 
@@ -97,3 +101,32 @@ def test_a_cause_that_fails_says_so_in_the_row(monkeypatch: pytest.MonkeyPatch) 
     assert report.unexplained > 0
     row = next(r for r in report.rows if "unexplained" in r.causes and r.kind == "activation")
     assert "could not be computed here: no such kernel" in row.evidence["unexplained"]
+    said = tuple(
+        f"{cause} could not be computed here: no such kernel"
+        for cause in ("rounding", "scale-formula")
+    )
+    assert row.problems == said
+    assert f"- {row.name}: {said[0]}\n" in str(report).partition("\nproblems:\n")[2]
+    assert f"<li>{row.name}: {said[0]}</li>" in report.to_html().partition("<h2>Problems</h2>")[2]
+    assert fxqfix.report.Report.from_json(report.to_json()) == report
+    assert report.merge(report).row(row.name).problems == said
+
+
+def test_reports_written_before_there_were_problems_are_read() -> None:
+    fault = INJECTORS["range-lost"]()
+    report = fxqfix.compare(fault.prepared, fault.converted, fault.batches)
+    old = json.loads(report.to_json())
+    for row in old["rows"]:
+        assert row.pop("problems") == []
+    assert fxqfix.report.Report.from_json(json.dumps(old)) == report
+
+
+def test_torch_traces_are_left_out_of_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: object, local: object, weights: object, **options: bool) -> None:
+        raise RuntimeError("no such kernel\n\nWhile executing %conv")
+
+    monkeypatch.setattr(fxqfix.causes.Recompute, "exact", broken)
+    fault = INJECTORS["scale-formula"]()
+    report = fxqfix.compare(fault.prepared, fault.converted, fault.batches)
+    found = {problem for row in report.rows for problem in row.problems}
+    assert found == {"no float64 recomputation: no such kernel"}

@@ -26,6 +26,8 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qa
 
 import fxqfix
 from fxqfix._torch import quantized_engine
+from tests.faults.plants import PLANTS, Plot
+from tests.faults.zoo import base
 
 SHAPE = (8, 3, 8, 8)
 
@@ -235,6 +237,18 @@ def _edit(model: fx.GraphModule, site: str, quant_max: int) -> None:
     model.recompile()
 
 
+def _plant(name: str, place: int = 1) -> Callable[[], Fault]:
+    """A plant in the smallest architecture that has all of them."""
+
+    def injector() -> Fault:
+        plot = Plot(base("Residual"))
+        PLANTS[name].put(plot, place)
+        (sites,) = plot.planted.values()
+        return Fault(plot.prepared, plot.converted(), [plot.batch] * 2, tuple(sorted(sites)))
+
+    return injector
+
+
 INJECTORS: dict[str, Callable[[], Fault]] = {
     "range-lost": range_lost,
     "scale-formula": scale_formula,
@@ -245,4 +259,16 @@ INJECTORS: dict[str, Callable[[], Fault]] = {
     "bias-int32": bias_int32,
     "requantization": requantization,
     "kernel-defect": kernel_defect,
+    **{
+        name: _plant(name)
+        for name in (
+            "uncalibrated",
+            "shared-qparams",
+            "stale-qparams",
+            "moving-observer",
+            "not-lowered",
+            "fake-quant-off",
+            "observer-only",
+        )
+    },
 }

@@ -1,0 +1,34 @@
+"""observer-only: the prepared model observes and doesn't quantize, so that its forward is float."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fxqfix.causes._floats import InFloat
+from fxqfix.dialects import Site
+
+__all__ = ["CAUSE", "ObserverOnly"]
+
+
+@dataclass(frozen=True)
+class ObserverOnly(InFloat):
+    """A calibrated (PTQ) model holds observers: its forward is the float model's.
+
+    Shows in the rows of the ops that read observed values or observed weights. Counterfactual: the
+    prepared op on the prepared model's own inputs, with these quantized; the codes that then equal
+    the converted model's are explained: they are what quantization itself costs at this op.
+    """
+
+    def why(self, site: Site) -> str:
+        """The source of the site's qparams, where it is an observer's."""
+        alone = site.calibrated and "switched off" not in site.source
+        return f"{site.source} quantizes nothing" if alone else ""
+
+
+CAUSE = ObserverOnly(
+    name="observer-only",
+    summary="the prepared model only observes: this is what quantization itself costs",
+    repair="freeze-qparams",
+    advice="judge the quantized network by fxqfix.freeze(prepared), which quantizes these sites",
+    local=False,
+)

@@ -1,0 +1,64 @@
+"""What the quantizers of a prepared model hold, read when a cause asks for it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from fxqfix import _torch
+from fxqfix.causes import Held
+from fxqfix.dialects import Reading, Tap
+from fxqfix.dialects.quantizer import buffers_of, read_quantizer
+from fxqfix.dialects.weights import weight_quantizer
+
+__all__ = ["holdings", "weight_node"]
+
+
+def weight_node(tap: Tap) -> fx.Node:
+    """The node whose module holds a prepared weight's fake-quant."""
+    if tap.producer.op != "get_attr":
+        return tap.node
+    return next(iter(tap.producer.users))
+
+
+def holdings(reading: Reading, tap: Tap) -> Callable[[str], Held | None]:
+    """A function from "" or the path of a weight's module to what that quantizer holds.
+
+    Args:
+        reading: The prepared model.
+        tap: The site that "" stands for.
+    """
+    weights = {str(weight_node(t).target): t for t in reading.weights}
+
+    @functools.cache
+    def held(path: str) -> Held | None:
+        found = weights.get(path) if path else tap
+        return _held(reading, found) if found is not None else None
+
+    return held
+
+
+def _held(reading: Reading, tap: Tap) -> Held | None:
+    weight = tap.site.kind == "weight"
+    path = str((weight_node(tap) if weight else tap.node).target)
+    quantizer: Any = reading.graph_module.get_submodule(path)
+    own = _torch.is_quantizer(quantizer) or hasattr(quantizer, "weight_fake_quant")
+    if not _torch.is_quantizer(quantizer):
+        quantizer = weight_quantizer(quantizer)
+    if quantizer is None or tap.site.used is None:
+        return None
+    state = read_quantizer(quantizer, path)
+    observer = getattr(quantizer, "activation_post_process", quantizer)
+    return Held(
+        used=tap.site.used,
+        given=state.baked,
+        moved=tap.site.baked,
+        buffers=buffers_of(quantizer) if _torch.is_fake_quant(quantizer) else None,
+        source=state.source,
+        observing=own and state.observing,  # a PTQ weight's observer is made anew each time
+        calibrated=state.calibrated,
+        observed=hasattr(observer, "min_val"),
+    )
