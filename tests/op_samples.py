@@ -366,10 +366,6 @@ def _binaries() -> Iterator[Sample]:
         net(lambda m, x: m.p(m.p(x)), p=point),
         (IMAGE,),
         FX,
-        limits=(
-            Limit("baked", "torch's int8 module has one output grid for all of its calls"),
-            Limit("int8", "torch's int8 module has one output grid for all of its calls"),
-        ),
     )
     yield Sample(
         "cat",

@@ -26,6 +26,7 @@ __all__ = [
     "reference_weight",
     "tensor_weight",
     "weight_quantizer",
+    "weight_state",
 ]
 
 
@@ -117,7 +118,7 @@ def prepared_weight(
     quantizer = weight_quantizer(module)
     if quantizer is None:
         return None
-    state = read_quantizer(quantizer, path)
+    state = weight_state(module, quantizer, path)
     used = state.used
     if used is None:
         return None
@@ -131,6 +132,19 @@ def prepared_weight(
         return WeightView(quantize(values, used), used, bias, values, folded)
 
     return state, view
+
+
+def weight_state(module: nn.Module, quantizer: nn.Module, path: str = "") -> QuantizerState:
+    """The state of a weight's quantizer, which `weight_quantizer` has found or made.
+
+    QAT has no modules for some ops (transposed convolutions): their forward runs on the float
+    weight, and conversion makes a fake-quant only to ask it for qparams.
+    """
+    state = read_quantizer(quantizer, path)
+    if state.quantizes and state.observing and not hasattr(module, "weight_fake_quant"):
+        source = f"observer ({type(quantizer).__name__}, made at conversion)"
+        return replace(state, used=state.baked, source=source, quantizes=False)
+    return state
 
 
 def _baked(module: nn.Module, quantizer: nn.Module, path: str) -> QParams | None:

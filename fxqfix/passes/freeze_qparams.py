@@ -13,7 +13,7 @@ from torch import fx, nn
 from fxqfix import _torch, ops
 from fxqfix.dialects.quantizer import QuantizerState, read_quantizer
 from fxqfix.dialects.trace import trace
-from fxqfix.dialects.weights import effective_weight, holder, weight_quantizer
+from fxqfix.dialects.weights import effective_weight, holder, weight_quantizer, weight_state
 from fxqfix.errors import TraceError, UncalibratedError
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._frozen import FrozenFakeQuantize
@@ -75,8 +75,11 @@ class FreezeQParams(Pass):
         """Fix the weights of PTQ modules, which conversion would observe anew."""
         for path, module in list(_ptq_modules(rewriter.module)):
             quantizer = weight_quantizer(module)
-            state = _state(path, quantizer) if quantizer is not None else None
-            if state is None or state.used is None:
+            if quantizer is None:
+                continue
+            _state(path, quantizer)  # raises where it never saw data
+            state = weight_state(module, quantizer, path)
+            if state.used is None:
                 continue
             inner = holder(module)
             weight = effective_weight(module)
