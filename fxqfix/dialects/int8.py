@@ -123,7 +123,7 @@ def declared(graph_module: fx.GraphModule) -> dict[str, tuple[int, int]]:
 
 
 def _holds(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> dict[fx.Node, fx.Node]:
-    """Each value that nothing but a `HoldRange` takes -> that node: the two are one site."""
+    """Each value that nothing but a `hold_range` takes -> that node: the two are one site."""
     found: dict[fx.Node, fx.Node] = {}
     for node in graph_module.graph.nodes:
         match = ops.match_node(node, modules)
@@ -288,8 +288,8 @@ def _output(
     if source is None or found is None or node.op in ("output", "placeholder"):
         return None
     if found.key == "hold_range":
-        module: Any = modules[str(node.target)]
-        low, high = module.quant_min, module.quant_max
+        limits: Any = node.args[1:]
+        low, high = limits
         return source.with_range(max(low, source.quant_min), min(high, source.quant_max))
     rule = found.spec.output
     if rule in ("float", "none", "tuple") or found.column == "dynamic":

@@ -1,6 +1,6 @@
 """Graph passes, one per file. Each works on a copy, records its edits and verifies its result."""
 
-from fxqfix.inserted import FloatIsland, HoldRange, InMemoryOrder, QuantizedIsland
+from fxqfix.inserted import FloatIsland, InMemoryOrder, QuantizedIsland, hold_range
 from fxqfix.passes._base import Pass, PassResult, Rewriter, registry
 from fxqfix.passes._frozen import FrozenFakeQuantize
 from fxqfix.passes.avoid_defects import AvoidDefects
@@ -24,7 +24,6 @@ __all__ = [
     "FoldBatchNorm",
     "FreezeQParams",
     "FrozenFakeQuantize",
-    "HoldRange",
     "InMemoryOrder",
     "InsertShadows",
     "Pass",
@@ -35,5 +34,6 @@ __all__ = [
     "RestoreRange",
     "Rewriter",
     "Unshare",
+    "hold_range",
     "registry",
 ]
