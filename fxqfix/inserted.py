@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxqfix import _torch
 from fxqfix.qparams import QParams
@@ -29,7 +29,6 @@ def as_shaped(y: Tensor, x: Tensor) -> Tensor:
     return y
 
 
-@fx.wrap
 def hold_range(x: Tensor, quant_min: int, quant_max: int) -> Tensor:
     """Clamp the codes of a quantized tensor to a declared range; its grid and layout stay.
 

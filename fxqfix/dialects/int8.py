@@ -30,6 +30,7 @@ __all__ = [
     "declared",
     "fetch",
     "matches",
+    "own_ranges",
     "propagate",
     "read",
     "weight_of",
@@ -120,6 +121,15 @@ def declare(graph_module: fx.GraphModule, ranges: Mapping[str, tuple[int, int]])
 def declared(graph_module: fx.GraphModule) -> dict[str, tuple[int, int]]:
     """What `declare` wrote down: site name -> range."""
     return dict(graph_module.meta.get(_RANGES, {}))
+
+
+def own_ranges(reading: Reading) -> dict[str, tuple[int, int]]:
+    """The ranges that a model holds or declares itself: those that restore-range restored."""
+    return declared(reading.graph_module) | {
+        tap.site.name: (tap.site.used.quant_min, tap.site.used.quant_max)
+        for tap in reading.activations
+        if tap.held is not None and tap.site.used is not None
+    }
 
 
 def _holds(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> dict[fx.Node, fx.Node]:
