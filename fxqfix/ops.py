@@ -208,7 +208,7 @@ TABLE: tuple[OpSpec, ...] = (
         output="float",
     ),
     # fxqfix's own: the declared range behind an int8 kernel.
-    _plain("hold_range", "boundary", int8=("fxqfix.inserted.HoldRange",), output="input"),
+    _plain("hold_range", "boundary", int8=("fxqfix.inserted.hold_range",), output="input"),
     _plain(
         "stub",
         "boundary",

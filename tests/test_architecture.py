@@ -29,7 +29,7 @@ PACKAGE = "fxqfix"
 LEVELS = {
     "errors": -1,
     **dict.fromkeys(("qparams", "_torch", "_extras"), 0),
-    "inserted": 0.3,  # modules that the table lists and the passes insert
+    "inserted": 0.3,  # what the table lists and the passes insert
     "ops": 0.5,  # the readers of L1 look nodes up in the table
     "dialects": 1,
     "pairing": 1.5,  # needs the readers only, and the passes need it

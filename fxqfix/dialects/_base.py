@@ -28,7 +28,7 @@ class Tap:
         weight: Weights only: reads the codes, their qparams, the bias and the float values.
         inherited: The value keeps its input's qparams, so that it is a site only if the other
             model has one there.
-        held: Where `node` only holds the range (`HoldRange`): the node that computes the codes.
+        held: Where `node` only holds the range (`hold_range`): the node that computes the codes.
     """
 
     site: Site

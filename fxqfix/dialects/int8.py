@@ -30,6 +30,7 @@ __all__ = [
     "declared",
     "fetch",
     "matches",
+    "own_ranges",
     "propagate",
     "read",
     "weight_of",
@@ -122,8 +123,17 @@ def declared(graph_module: fx.GraphModule) -> dict[str, tuple[int, int]]:
     return dict(graph_module.meta.get(_RANGES, {}))
 
 
+def own_ranges(reading: Reading) -> dict[str, tuple[int, int]]:
+    """The ranges that a model holds or declares itself: those that restore-range restored."""
+    return declared(reading.graph_module) | {
+        tap.site.name: (tap.site.used.quant_min, tap.site.used.quant_max)
+        for tap in reading.activations
+        if tap.held is not None and tap.site.used is not None
+    }
+
+
 def _holds(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> dict[fx.Node, fx.Node]:
-    """Each value that nothing but a `HoldRange` takes -> that node: the two are one site."""
+    """Each value that nothing but a `hold_range` takes -> that node: the two are one site."""
     found: dict[fx.Node, fx.Node] = {}
     for node in graph_module.graph.nodes:
         match = ops.match_node(node, modules)
@@ -288,8 +298,8 @@ def _output(
     if source is None or found is None or node.op in ("output", "placeholder"):
         return None
     if found.key == "hold_range":
-        module: Any = modules[str(node.target)]
-        low, high = module.quant_min, module.quant_max
+        limits: Any = node.args[1:]
+        low, high = limits
         return source.with_range(max(low, source.quant_min), min(high, source.quant_max))
     rule = found.spec.output
     if rule in ("float", "none", "tuple") or found.column == "dynamic":

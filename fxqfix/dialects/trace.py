@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from fxqfix import _torch
 from fxqfix.errors import TraceError
-from fxqfix.inserted import FloatIsland, HoldRange, InMemoryOrder
+from fxqfix.inserted import FloatIsland, InMemoryOrder
 
 __all__ = ["call", "trace"]
 
@@ -45,7 +45,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if _torch.is_quantizer(m) or _torch.is_fused_module(m):
             return True
-        if isinstance(m, FloatIsland | HoldRange | InMemoryOrder):
+        if isinstance(m, FloatIsland | InMemoryOrder):
             return True
         name = type(m).__module__
         if name.startswith("torch.ao.quantization"):

@@ -403,4 +403,15 @@ DEFECTS: tuple[Defect, ...] = (
         _probes.clips_slopes,
         cure="island",
     ),
+    Defect(
+        "transposed-grouped-scales",
+        ("qnnpack",),
+        _TRANSPOSED,
+        "per-channel weights with several groups",
+        "scales are read beyond their end: raises, or computes with what memory held",
+        "per-tensor weights, or a float island",
+        lambda call: _per_channel(call) and call.option("groups", 1) > 1,
+        _probes.reads_beyond_scales,
+        cure="island",
+    ),
 )

@@ -74,7 +74,7 @@ def declared_ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, 
     """Site name -> (quant_min, quant_max) for every activation of a converted model."""
     if not reading.activations:  # weight-only, or all dynamic
         return {}
-    if ranges_from is None and (known := _own(reading)):
+    if ranges_from is None and (known := int8.own_ranges(reading)):
         return _inherit(reading, known)
     if ranges_from is None:
         raise RangeUnknownError(
@@ -89,16 +89,6 @@ def declared_ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, 
     else:
         known = _from_qconfig(reading, ranges_from)
     return _inherit(reading, known)
-
-
-def _own(reading: Reading) -> dict[str, tuple[int, int]]:
-    """The ranges that an int8 model holds or declares itself: those of `to_int8`."""
-    declared = int8.declared(reading.graph_module)
-    return declared | {
-        tap.site.name: (tap.site.used.quant_min, tap.site.used.quant_max)
-        for tap in reading.activations
-        if tap.held is not None and tap.site.used is not None
-    }
 
 
 def _from_prepared(reading: Reading, prepared: nn.Module) -> dict[str, tuple[int, int]]:

@@ -78,7 +78,7 @@ def to_int8(
     with _torch.quantized_engine(engine) as name:
         if name not in ENGINES:
             raise UnknownNameError(
-                f"{name!r} has no int8 kernels",
+                f"{name!r} has no int8 kernels that fxqfix knows",
                 where="to_int8",
                 expected=", ".join(ENGINES),
                 remedy="pass engine=, or set torch.backends.quantized.engine",

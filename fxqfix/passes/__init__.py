@@ -1,6 +1,6 @@
 """Graph passes, one per file. Each works on a copy, records its edits and verifies its result."""
 
-from fxqfix.inserted import FloatIsland, HoldRange, InMemoryOrder, QuantizedIsland
+from fxqfix.inserted import FloatIsland, InMemoryOrder, QuantizedIsland, hold_range
 from fxqfix.passes._base import Pass, PassResult, Rewriter, registry
 from fxqfix.passes._frozen import FrozenFakeQuantize
 from fxqfix.passes.avoid_defects import AvoidDefects
@@ -39,5 +39,6 @@ __all__ = [
     "RestoreRange",
     "Rewriter",
     "SplitShared",
+    "hold_range",
     "registry",
 ]

@@ -33,7 +33,8 @@ class DecomposeQuantize(Pass):
 
     Attributes:
         ranges: Site name -> (quant_min, quant_max). A frozen prepared graph knows its own; a
-            reference or int8 graph has lost them, so each of its sites needs an entry.
+            reference or int8 graph has lost them, so each of its sites needs an entry, but for
+            those that `restore-range` restored.
 
     Raises:
         RangeUnknownError: A site's range is in neither the graph nor `ranges`.
@@ -53,8 +54,13 @@ class DecomposeQuantize(Pass):
         reading = dialects.read(rewriter.graph_module)
         if reading.dialect == "decomposed":
             return
+        own = int8.own_ranges(reading)
+        if any(tap.held is not None for tap in reading.activations):
+            _drop_holds(rewriter, reading)
+            reading = dialects.read(rewriter.graph_module)
         taps = {tap.node: tap for tap in reading.activations}
-        work = _Work(rewriter, reading, taps, modules_of(rewriter.graph_module))
+        ranges = {**own, **self.ranges}
+        work = _Work(rewriter, reading, taps, modules_of(rewriter.graph_module), ranges)
         for node in list(rewriter.graph.nodes):
             with rewriter.graph.inserting_before(node):
                 self._node(work, node)
@@ -91,7 +97,7 @@ class DecomposeQuantize(Pass):
     def _site(self, work: _Work, node: fx.Node, value: fx.Node) -> fx.Node:
         site = work.taps[node].site
         assert site.used is not None  # readers list sites without qparams elsewhere
-        limits = self.ranges.get(site.name)
+        limits = work.ranges.get(site.name)
         if limits is None:
             raise RangeUnknownError(
                 "quant_min / quant_max of this site are not in the model",
@@ -152,6 +158,7 @@ class _Work:
     reading: Reading
     taps: Mapping[fx.Node, Tap]
     modules: dict[str, nn.Module]
+    ranges: Mapping[str, tuple[int, int]]
 
 
 def _fake_quant(rewriter: Rewriter, node: fx.Node, module: nn.Module) -> None:
@@ -176,6 +183,17 @@ def _fake_quant(rewriter: Rewriter, node: fx.Node, module: nn.Module) -> None:
     else:
         new = quantize_node(rewriter, producer, module.qparams, producer.name)
     rewriter.replace(node, new, f"fake-quant -> decomposed {module.qparams}")
+
+
+def _drop_holds(rewriter: Rewriter, reading: Reading) -> None:
+    """Take out what holds ranges: the decomposed ops do."""
+    for tap in reading.activations:
+        node = tap.node
+        while tap.held is not None and node is not tap.held:
+            source = node.all_input_nodes[0]
+            node.replace_all_uses_with(source)
+            rewriter.graph.erase_node(node)
+            node = source
 
 
 def _drop_unused_inputs(graph: fx.Graph) -> None:

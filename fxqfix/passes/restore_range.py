@@ -13,7 +13,7 @@ from fxqfix import dialects
 from fxqfix.dialects import Reading, int8, reference
 from fxqfix.engines import intervals
 from fxqfix.errors import DialectError, PassError
-from fxqfix.inserted import HoldRange
+from fxqfix.inserted import hold_range
 from fxqfix.passes._base import Pass, Rewriter
 
 __all__ = ["RestoreRange"]
@@ -23,7 +23,7 @@ __all__ = ["RestoreRange"]
 class RestoreRange(Pass):
     """Hold the declared [quant_min, quant_max] of an int8 graph, which conversion has dropped.
 
-    A `HoldRange` follows each quantize and each kernel whose codes can leave the range. Where they
+    A `hold_range` follows each quantize and each kernel whose codes can leave the range. Where they
     provably can't (the range is the whole container; ops that move codes; pools, relus and cats on
     one grid; tables that stay inside), there is none; the result's `remarks` say why.
 
@@ -101,7 +101,7 @@ def _int8(where: str, model: nn.Module) -> Reading:
 
 
 def _hold(rewriter: Rewriter, node: fx.Node, low: int, high: int) -> None:
-    path = rewriter.add_module(f"{node.name}_hold", HoldRange(low, high))
     with rewriter.graph.inserting_after(node):
-        hold = rewriter.graph.create_node("call_module", path, (node,), name=f"{node.name}_hold")
+        hold = rewriter.call(hold_range, (node, low, high), f"{node.name}_hold")
+    hold.meta["is_wrapped"] = True  # fx traces anew what it unpickles, and has to stop there
     node.replace_all_uses_with(hold, delete_user_cb=lambda user: user is not hold)

@@ -20,7 +20,7 @@ class CheckedRange:
         site: The site's name.
         quant_min: Lowest code declared.
         quant_max: Highest code declared.
-        clamped: Whether a `HoldRange` stands behind the op.
+        clamped: Whether a `hold_range` stands behind the op.
         reason: Why there is a clamp, or why none is needed.
         held: Whether the codes that the result can give all lie in the range.
         same_grid: Whether scale and zero point are the frozen model's.
