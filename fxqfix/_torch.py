@@ -305,6 +305,19 @@ def packed_engine(packed: Any) -> str | None:
     return "onednn" if dim == 0 else None
 
 
+def requantized(like: Tensor, codes: Tensor, scale: float, zero_point: int) -> Tensor:
+    """A quantized tensor of these codes and this grid, with the dtype and the strides of another.
+
+    Args:
+        like: A quantized tensor, per tensor.
+        codes: Integer codes of the same shape.
+        scale: Of the new tensor.
+        zero_point: Of the new tensor.
+    """
+    integers = torch.empty_like(like.int_repr()).copy_(codes)
+    return torch._make_per_tensor_quantized_tensor(integers, scale, zero_point)
+
+
 def reversed_padding(module: nn.Module) -> list[int]:
     """The padding of a convolution as `F.pad` takes it (for padding modes other than zeros)."""
     return list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]

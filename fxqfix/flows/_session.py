@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -17,9 +17,9 @@ from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.quantizer import read_quantizer
 from fxqfix.dialects.weights import WeightView
 from fxqfix.flows._holdings import holdings, weight_node
-from fxqfix.measure import Probe, Run, discrepancy
+from fxqfix.measure import Corrector, Probe, Run, discrepancy, run
 from fxqfix.pairing import Pair, Pairing
-from fxqfix.passes import EmulateEngine, FoldBatchNorm, FreezeQParams
+from fxqfix.passes import EmulateEngine, FoldBatchNorm, FreezeQParams, InsertShadows
 from fxqfix.passes._region import functional_uses
 from fxqfix.passes.insert_shadows import Probing
 from fxqfix.qparams import QParams
@@ -37,6 +37,7 @@ class Session:
     pairing: Pairing
     attribute: bool
     engine: str
+    culprits: int = 0
     probes: dict[str, Probe] = field(default_factory=dict)
     shares: dict[str, Attribution] = field(default_factory=dict)
 
@@ -55,6 +56,9 @@ class Session:
             if tap not in paired and tap.site.used is not None
         }
         self.floats = self._floats()
+        self.corrector = None
+        if self.culprits:
+            self.corrector = Corrector(self.converted.graph_module, self.culprits)
         self.sites = {tap.node.name: tap.site for tap in self.reading.taps}
         self.calls: dict[str, engines.Call] = {}  # by node: shadows are woven into a copy
         self.emulation: fx.GraphModule | None = None
@@ -99,6 +103,14 @@ class Session:
                 found[str(tap.node.target)] = tap.site.name, tap.weight().values
         return found
 
+    def run(self, data: Iterable[Any], noise_floor: bool, progress: bool | None) -> Run:
+        """Weave the twin graph and stream the data through it."""
+        weave = InsertShadows(self.reading.graph_module, self.probe, noise_floor)
+        twin = weave(self.converted.graph_module).graph_module
+        if self.corrector is not None:
+            self.corrector.start()
+        return run(twin, data, progress=progress, after=self.corrector)
+
     def probe(self, probing: Probing) -> nn.Module:
         """The probe of one site, made while the shadows are woven in."""
         p = probing.pair
@@ -106,8 +118,10 @@ class Session:
         assert used is not None  # pairs have qparams
         share = self.shares.setdefault(name, Attribution())
         judge = self._judge(probing, used, share) if self.attribute else None
-        self.probes[name] = Probe(name, used, probing.converted, judge)
-        return self.probes[name]
+        probe = self.probes[name] = Probe(name, used, probing.converted, judge)
+        if self.corrector is not None:
+            self.corrector.add(probing, probe)
+        return probe
 
     def _judge(self, probing: Probing, used: QParams, share: Attribution) -> Callable[..., None]:
         p = probing.pair
@@ -163,6 +177,7 @@ class Session:
             engine=self.engine,
             batches=result.batches,
             notes=(*_notes(self.reading), *result.notes),
+            corrected=self.corrector.results() if self.corrector is not None else None,
         )
 
     def _row(self, p: Pair) -> Row | None:

@@ -12,9 +12,7 @@ from fxqfix.dialects import Reading
 from fxqfix.errors import DeviceError, DialectError, PairingError, UncalibratedError
 from fxqfix.flows._session import Session
 from fxqfix.flows.convert import convert_by_torch
-from fxqfix.measure import run
 from fxqfix.pairing import pair
-from fxqfix.passes import InsertShadows
 from fxqfix.report import Report
 
 __all__ = ["compare", "prepared_reading"]
@@ -28,6 +26,7 @@ def compare(
     engine: str | None = None,
     attribute: bool = True,
     noise_floor: bool = True,
+    culprits: int = 0,
     progress: bool | None = None,
 ) -> Report:
     """Compare a prepared model with its conversion, site by site, and say why they differ.
@@ -43,6 +42,7 @@ def compare(
         engine: The quantized engine to convert and run on; None is torch.backends.quantized.engine.
         attribute: Whether to compute causes.
         noise_floor: Whether to run the nudged prepared model too.
+        culprits: Sites to correct alone, each in a forward of its own: `Report.culprits`.
         progress: Show a bar (needs tqdm); None shows it on a terminal only.
 
     Returns:
@@ -74,12 +74,9 @@ def compare(
     with _torch.quantized_engine(engine) as name:
         mine = prepared_reading(prepared)
         theirs = dialects.read(convert_by_torch(prepared) if converted is None else converted)
-        pairing = pair(mine, theirs)
+        session = Session(mine, theirs, pair(mine, theirs), attribute, name, culprits)
         _same_device(prepared, theirs)
-        session = Session(mine, theirs, pairing, attribute, name)
-        twin = InsertShadows(mine.graph_module, session.probe, noise_floor)
-        result = run(twin(theirs.graph_module).graph_module, data, progress=progress)
-    return session.report(result)
+        return session.report(session.run(data, noise_floor, progress))
 
 
 def prepared_reading(prepared: nn.Module) -> Reading:

@@ -1,7 +1,17 @@
 """Probes, streaming statistics and the runner."""
 
+from fxqfix.measure.culprits import Corrector, Culprit
 from fxqfix.measure.discrepancy import Discrepancy, discrepancy
 from fxqfix.measure.probe import Probe
 from fxqfix.measure.run import Run, batches_of, run
 
-__all__ = ["Discrepancy", "Probe", "Run", "batches_of", "discrepancy", "run"]
+__all__ = [
+    "Corrector",
+    "Culprit",
+    "Discrepancy",
+    "Probe",
+    "Run",
+    "batches_of",
+    "discrepancy",
+    "run",
+]

@@ -30,6 +30,8 @@ class Probe(nn.Module):
         local: Against the shadow, which had the same inputs.
         cumulative: Against the prepared model's own value.
         noise_floor: The nudged prepared model against the prepared model.
+        keep: Whether to keep the prepared codes of a batch until somebody takes them.
+        kept: These codes.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class Probe(nn.Module):
         self._attribute = attribute
         self.local, self.cumulative = Discrepancy(), Discrepancy()
         self.noise_floor: Discrepancy | None = None
+        self.keep = False
+        self.kept: Tensor | None = None
 
     @property
     def converted_qparams(self) -> QParams:
@@ -58,6 +62,7 @@ class Probe(nn.Module):
         """Take one batch of codes."""
         check_shape(self.name, local.expected, converted)
         check_shape(self.name, prepared, converted)
+        self.kept = prepared if self.keep else None
         grid, target = self.grid, self.converted_qparams
         now = discrepancy(local.expected, converted, grid, target)
         cumulative = discrepancy(prepared, converted, grid, target)

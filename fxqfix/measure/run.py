@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,9 @@ from fxqfix import _torch
 from fxqfix.errors import DataError, DeviceError, FxqfixError, ModelRunError, NonFiniteError
 
 __all__ = ["Run", "batches_of", "run"]
+
+
+After = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
 
 
 @dataclass
@@ -46,13 +49,17 @@ def batches_of(data: Any) -> Iterable[Any]:
     return data
 
 
-def run(twin: fx.GraphModule, data: Any, *, progress: bool | None = None) -> Run:
+def run(
+    twin: fx.GraphModule, data: Any, *, progress: bool | None = None, after: After | None = None
+) -> Run:
     """Run every batch through the twin, under no_grad and with the random state put back.
 
     Args:
         twin: What `InsertShadows` returned.
         data: Batches; see `batches_of`.
         progress: Show a bar (needs tqdm); None shows it on a terminal where tqdm is installed.
+        after: Called behind every batch with its arguments, its keywords and the random state that
+            it started from.
 
     Returns:
         The number of batches, and notes.
@@ -69,7 +76,10 @@ def run(twin: fx.GraphModule, data: Any, *, progress: bool | None = None) -> Run
         for index, batch in enumerate(_bar(batches_of(data), progress)):
             args, kwargs = _arguments(batch, names, result)
             _check(twin, index, [*args, *kwargs.values()])
+            start = _torch.rng_state()
             _forward(twin, index, args, kwargs)
+            if after is not None:
+                after(args, kwargs, start)
             result.batches += 1
     if not result.batches:
         raise DataError(

@@ -104,7 +104,7 @@ class Shadow(nn.Module):
     ) -> None:
         super().__init__()
         self.region, self.qparams, self.mutates = region, qparams, mutates
-        self._sources = sources  # a tuple, so that nn.Module does not own them twice
+        self.sources = sources  # a tuple, so that nn.Module does not own them twice
 
     def forward(self, *inputs: Any) -> Local:
         """Dequantize the inputs, run the region, quantize its result."""
@@ -112,7 +112,7 @@ class Shadow(nn.Module):
         given = tuple(_clone(v) for v in values) if self.mutates else values
         value = self.region(*given)
         raw = tuple(
-            None if source is None else x for x, source in zip(inputs, self._sources, strict=True)
+            None if source is None else x for x, source in zip(inputs, self.sources, strict=True)
         )
         return Local(values, codes, raw, value, quantize(value, self.qparams))
 
@@ -122,7 +122,7 @@ class Shadow(nn.Module):
         """The codes of the inputs with their grids, and the values that they stand for."""
         codes = tuple(
             None if source is None else (_as_laid_out(value, source[1]), source[0].qparams)
-            for value, source in zip(inputs, self._sources, strict=True)
+            for value, source in zip(inputs, self.sources, strict=True)
         )
         values = tuple(
             value if pair is None else dequantize(*pair)

@@ -39,12 +39,19 @@ class Probing:
         converted: The snapshot of the converted codes, which knows their grid.
         loose: Nodes of the prepared model that this site is computed from and that don't quantize:
             fake-quants that are off, observers, modules whose weight is only observed.
+        inputs: Nodes of the converted model that the shadow takes its inputs from.
     """
 
     pair: Pair
     shadow: Shadow
     converted: Snapshot
     loose: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def node(self) -> str:
+        """The node of the converted model that gives the site's value."""
+        return self.pair.converted.node.name
 
 
 ProbeFactory = Callable[[Probing], nn.Module]
@@ -203,8 +210,16 @@ class Weaver:
         loose = tuple(n.name for n in region.nodes if n.name in self.loose)
         if loose:
             known["settled"] = self._settled(name, region, self._shadow(region, used, "prepared"))
-        probe = self.probe(Probing(p, shadow, snapshot, loose))
+        probe = self.probe(Probing(p, shadow, snapshot, loose, self._origins(region)))
         self.module(f"probe_{name}", probe, (local, codes), "shadow").kwargs = known
+
+    def _origins(self, region: Region) -> tuple[str, ...]:
+        """Names of the converted nodes that stand for the inputs of a region."""
+        sites = {p.prepared.node: p.converted.node.name for p in self.pairs}
+        nodes = self.rewriter.graph.nodes
+        inputs = [n.name for n in nodes if n.op == "placeholder" and TAG not in n.meta]
+        own = [n for n in self.frozen.graph.nodes if n.op == "placeholder"]
+        return tuple(sites[n] if n in sites else inputs[own.index(n)] for n in region.inputs)
 
     def _settled(
         self, name: str, region: Region, found: tuple[Shadow, tuple[fx.Node, ...]]

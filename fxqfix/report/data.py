@@ -14,12 +14,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fxqfix.dialects.site import closest
-from fxqfix.errors import PairingError, UnknownNameError
+from fxqfix.errors import DataError, PairingError, UnknownNameError
+from fxqfix.measure.culprits import Culprit
 from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.qparams import QParams
 
 if TYPE_CHECKING:
     import pandas
+
+    from fxqfix.report.blame import Origin
 
 __all__ = ["Coverage", "Report", "Row", "Uncovered"]
 
@@ -168,6 +171,7 @@ class Report:
         engine: The quantized engine that the converted model ran on.
         batches: Batches read.
         notes: What a reader has to know, e.g. that observers were held still.
+        corrected: What `culprits` gives; None where no site was corrected.
 
     Example:
         >>> report = Report(rows=(), engine="fbgemm", batches=1)
@@ -182,6 +186,7 @@ class Report:
     engine: str = ""
     batches: int = 0
     notes: tuple[str, ...] = ()
+    corrected: tuple[Culprit, ...] | None = None
 
     def row(self, name: str) -> Row:
         """Return the row of that site name, or of that module path where only one has it.
@@ -246,7 +251,8 @@ class Report:
             )
         rows = tuple(_merge_rows(a, b) for a, b in zip(self.rows, other.rows, strict=True))
         notes = tuple(dict.fromkeys((*self.notes, *other.notes)))
-        return replace(self, rows=rows, batches=self.batches + other.batches, notes=notes)
+        batches, found = self.batches + other.batches, _merge_culprits(self, other)
+        return replace(self, rows=rows, batches=batches, notes=notes, corrected=found)
 
     def __str__(self) -> str:
         """Render the table, the causes and the coverage as text."""
@@ -309,28 +315,35 @@ class Report:
 
         tensorboard.log(self, summary_writer, step)
 
-    def origin(self, name: str) -> tuple[Row, ...]:
+    def origin(self, name: str) -> Origin:
         """The path from where the error of this row was born down to this row.
 
-        From the row upwards, each step follows the input whose cumulative share of differing
-        codes is largest, until no input differs; the path is returned from its birth downwards.
-        Empty where the row is exact.
+        A tuple of rows, empty where the row is exact; `str` shows what each step added. See
+        `fxqfix.report.blame.origin`.
 
         Raises:
             UnknownNameError: There is no such row.
         """
-        row = self.row(name)
-        path: list[Row] = []
-        by_name = {r.name: r for r in self.rows}
-        seen: set[str] = set()
-        current: Row | None = row if not row.exact else None
-        while current is not None and current.name not in seen:
-            path.append(current)
-            seen.add(current.name)
-            parents = [by_name[i] for i in current.inputs if i in by_name]
-            wrong = [p for p in parents if not p.cumulative.exact]
-            current = max(wrong, key=lambda p: p.cumulative_share, default=None)
-        return tuple(reversed(path))
+        from fxqfix.report import blame
+
+        return blame.origin(self, name)
+
+    def culprits(self, n: int | None = None) -> tuple[Culprit, ...]:
+        """The sites whose correction, each alone, takes most noise from the end of the model.
+
+        Args:
+            n: How many; None for all that were corrected.
+
+        Raises:
+            DataError: The comparison did not correct any.
+        """
+        if self.corrected is None:
+            raise DataError(
+                "this report holds no culprits: they take a forward each",
+                where="Report.culprits",
+                remedy="compare(prepared, converted, data, culprits=5)",
+            )
+        return self.corrected[:n]
 
 
 def _share(found: Discrepancy) -> float:
@@ -353,6 +366,15 @@ def _merge_rows(a: Row, b: Row) -> Row:
         evidence={**b.evidence, **a.evidence},
         problems=tuple(dict.fromkeys((*a.problems, *b.problems))),
     )
+
+
+def _merge_culprits(a: Report, b: Report) -> tuple[Culprit, ...] | None:
+    """Of the sites that were corrected in both."""
+    if a.corrected is None or b.corrected is None:
+        return None
+    others = {c.name: c for c in b.corrected}
+    found = [c + others[c.name] for c in a.corrected if c.name in others]
+    return tuple(sorted(found, key=lambda c: c.after.noise))
 
 
 def _save(text: str, path: str | os.PathLike[str] | None) -> str:

@@ -8,6 +8,7 @@ from html import escape
 from fxqfix.dialects.site import Inspection
 from fxqfix.report import text
 from fxqfix.report.data import Report, Row
+from fxqfix.report.findings import culprits, kernels, problems
 
 __all__ = ["page", "render", "render_inspection"]
 
@@ -115,7 +116,9 @@ def _body(report: Report) -> Iterator[str]:
         ]
         yield from _table(("cause", "codes", "rows", "worst row and its evidence"), found)
     yield from _evidence(report.rows)
-    for head, lines in (("Problems", text.problems(report)), ("Kernels", text.kernels(report))):
+    lists = {"Culprits": culprits, "Problems": problems, "Kernels": kernels}
+    for head, listed in lists.items():
+        lines = listed(report)
         if lines:
             yield f"<h2>{head}</h2>"
             yield f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"

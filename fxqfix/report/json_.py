@@ -17,6 +17,7 @@ import torch
 
 from fxqfix.dialects.site import Inspection, Site
 from fxqfix.errors import DataError
+from fxqfix.measure.culprits import Culprit
 from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.qparams import QParams
 from fxqfix.report.data import Coverage, Report, Row, Uncovered
@@ -45,6 +46,11 @@ def to_json(report: Report) -> str:
     data = {"format": FORMAT, **_fields(report, "engine", "batches", "notes")}
     data["coverage"] = asdict(report.coverage)
     data["rows"] = [_row(row) for row in report.rows]
+    if report.corrected is not None:
+        data["culprits"] = [
+            {"name": c.name, "before": c.before.to_dict(), "after": c.after.to_dict()}
+            for c in report.corrected
+        ]
     return _dump(data)
 
 
@@ -169,7 +175,13 @@ def _report(data: dict[str, Any]) -> Report:
         engine=data["engine"],
         batches=int(data["batches"]),
         notes=tuple(data["notes"]),
+        corrected=tuple(map(_read_culprit, data["culprits"])) if "culprits" in data else None,
     )
+
+
+def _read_culprit(data: dict[str, Any]) -> Culprit:
+    before, after = (_read_discrepancy(data[name]) for name in ("before", "after"))
+    return Culprit(str(data["name"]), before, after)
 
 
 def _read_row(data: dict[str, Any]) -> Row:

@@ -16,19 +16,17 @@ from tabulate import tabulate, tabulate_formats
 from fxqfix.dialects.site import Inspection, closest, grid_text
 from fxqfix.errors import UnknownNameError
 from fxqfix.report.data import Coverage, Report, Row, Uncovered
+from fxqfix.report.findings import counted, culprits, decibels, kernels, problems
 
 __all__ = [
     "COLUMNS",
     "LEGEND",
     "Column",
     "check",
-    "decibels",
     "evidence",
     "how_paired",
     "inspection_table",
-    "kernels",
     "listing",
-    "problems",
     "render",
     "render_inspection",
     "table",
@@ -79,16 +77,6 @@ def _count(key: str, header: str, count: Callable[[Row], int | None]) -> Column:
         return math.inf if (found := count(row)) is None else -found
 
     return Column(key, header, cell, rank, right=True)
-
-
-def decibels(value: float) -> str:
-    """SQNR as every rendering shows it: no noise at all reads "exact".
-
-    Example:
-        >>> decibels(31.24), decibels(float("inf"))
-        ('31.2', 'exact')
-    """
-    return "exact" if value == math.inf else f"{value:.1f}"
 
 
 def _sqnr(row: Row) -> str:
@@ -236,9 +224,9 @@ def verdict(report: Report) -> str:
     if not report.rows:
         return "nothing was compared"
     if wrong:
-        return f"not exact, differs in {wrong} of {_counted(len(report.rows), 'row')}"
+        return f"not exact, differs in {wrong} of {counted(len(report.rows), 'row')}"
     if left_out:
-        return f"exact where compared, {_counted(left_out, 'site')} left out"
+        return f"exact where compared, {counted(left_out, 'site')} left out"
     return "exact"
 
 
@@ -271,53 +259,7 @@ def how_paired(coverage: Coverage) -> str:
     """
     ways = Counter(way for _, _, way in coverage.paired)
     by = ", ".join(f"by {way} {count}" for way, count in sorted(ways.items()))
-    return f"{_counted(len(coverage.paired), 'site')} paired" + (f": {by}" if by else "")
-
-
-def kernels(report: Report) -> list[str]:
-    """What is known of the kernels without any data: where they run, how far their sums may go.
-
-    Example:
-        >>> kernels(Report(rows=()))
-        []
-    """
-    lines = []
-    others = [row for row in report.rows if row.engine not in ("", report.engine)]
-    for engine in dict.fromkeys(row.engine for row in others):
-        names = [row.name for row in others if row.engine == engine]
-        lines.append(f"on {engine}: {_some(names)}")
-    sums = [row for row in report.rows if row.accumulator is not None]
-    if sums:
-        largest = max(sums, key=lambda row: row.accumulator or 0)
-        lines.append(
-            f"sums of products in {_counted(len(sums), 'op')}, at most {largest.accumulator} "
-            f"({largest.name}) of the {2**31 - 1} that int32 holds"
-        )
-    hot = {row.name: row.saturation for row in report.rows if row.saturation}
-    if hot:
-        listed = [f"{name} ({_counted(count, 'pair')} of weights)" for name, count in hot.items()]
-        lines.append(f"int16 saturation is possible on CPUs without VNNI: {_some(listed)}")
-    return lines
-
-
-def problems(report: Report) -> list[str]:
-    """What could not be computed, site by site.
-
-    Example:
-        >>> problems(Report(rows=()))
-        []
-    """
-    return [f"{row.name}: {problem}" for row in report.rows for problem in row.problems]
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and how many more there are."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
-
-
-def _counted(count: int, noun: str, ending: str = "s") -> str:
-    return f"{count} {noun}{'' if count == 1 else ending}"
+    return f"{counted(len(coverage.paired), 'site')} paired" + (f": {by}" if by else "")
 
 
 def _left_out(what: str, sites: Iterable[Uncovered]) -> list[str]:
@@ -342,8 +284,8 @@ def render(
         >>> print(render(Report(rows=(), engine="fbgemm", batches=1)).splitlines()[0])
         fxqfix report: engine fbgemm, 1 batch, 0 rows: nothing was compared
     """
-    rows = _counted(len(report.rows), "row")
-    size = f"{_counted(report.batches, 'batch', 'es')}, {rows}"
+    rows = counted(len(report.rows), "row")
+    size = f"{counted(report.batches, 'batch', 'es')}, {rows}"
     title = f"fxqfix report: engine {report.engine or 'unknown'}, {size}: {verdict(report)}"
     parts = [title, table(report, fmt, sort, limit)]
     if limit is not None and limit < len(report.rows):
@@ -351,7 +293,7 @@ def render(
     if report.rows:
         parts.append("\n".join(LEGEND))
     causes = [
-        f"- {cause}: {_counted(codes, 'code')} in {_counted(count, 'row')}; {why}"
+        f"- {cause}: {counted(codes, 'code')} in {counted(count, 'row')}; {why}"
         for cause, codes, count, why in evidence(report)
     ]
     coverage = [
@@ -363,6 +305,7 @@ def render(
     notes += [f"- {row.name}: {row.note}" for row in report.rows if row.note]
     sections = {
         "causes": causes,
+        "culprits": [f"- {line}" for line in culprits(report)],
         "problems": [f"- {line}" for line in problems(report)],
         "kernels": [f"- {line}" for line in kernels(report)],
     }
