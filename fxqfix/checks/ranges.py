@@ -46,6 +46,8 @@ def _sub_8_bit(subject: Subject) -> Iterator[Finding]:
 
 def _shared(subject: Subject) -> Iterator[Finding]:
     """Ops whose int8 kernel hands its input's grid on, and whose own site declares another."""
+    if subject.exported:  # each op requantizes to its own site's grid
+        return
     for tap in subject.reading.activations:
         match = subject.matches.get(tap.producer)
         used = tap.site.used

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxqfix import _torch, ops
+from fxqfix.dialects._modes import trains
 from fxqfix.dialects.site import Inspection, Site
 from fxqfix.dialects.weights import WeightView
 from fxqfix.errors import UnknownNameError
@@ -28,6 +29,9 @@ class Tap:
         weight: Weights only: reads the codes, their qparams, the bias and the float values.
         inherited: The value keeps its input's qparams, so that it is a site only if the other
             model has one there.
+        quantizer: Prepared weights with an observer or fake-quant in the graph: its node.
+        origins: Names of the nodes that it was made from, where the conversion recorded them
+            (PT2E); for a prepared site the name of its quantizer's node.
     """
 
     site: Site
@@ -35,6 +39,8 @@ class Tap:
     producer: fx.Node
     weight: Callable[[], WeightView] | None = None
     inherited: bool = False
+    quantizer: fx.Node | None = None
+    origins: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,18 @@ class Reading:
             (*sites, *(site for site, _ in self.unsupported)),
             tuple((site.name, reason) for site, reason in self.unsupported),
         )
+
+    @property
+    def prepared(self) -> bool:
+        """Whether it is a prepared model, of either flow."""
+        return self.dialect.endswith("-prepared")
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in train mode; an exported one has no mode but in its calls."""
+        if self.dialect.startswith("pt2e"):
+            return any(trains(node) for node in self.graph_module.graph.nodes)
+        return self.graph_module.training
 
     @property
     def activations(self) -> tuple[Tap, ...]:

@@ -89,7 +89,12 @@ def _read(module: nn.Module, kind: str) -> QuantizerState:
     if _torch.is_placeholder(module) or _torch.is_dynamic(module):
         what = "dynamic" if _torch.is_dynamic(module) else f"placeholder for {dtype}"
         return QuantizerState(None, None, f"{what} ({kind})", False, True, False)
+    if _torch.is_blockwise(module):
+        source = f"grids by block, group or token ({kind}), which are no QParams"
+        return QuantizerState(None, None, source, False, True, False)
     calibrated = _calibrated(module)
+    if not calibrated and getattr(module, "scale", "") is None:  # torchao's learnable, never run
+        return QuantizerState(None, None, f"never run ({kind})", False, False, True)
     baked = _qparams(module, *_calculate(module))
     if not _torch.is_fake_quant(module):
         return QuantizerState(baked, baked, f"observer ({kind})", False, calibrated, True)

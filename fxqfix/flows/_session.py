@@ -93,7 +93,8 @@ class Session:
         return self.probes[name]
 
     def _judge(self, p: Pair, used: QParams, share: Attribution) -> Callable[..., None]:
-        end = self.nodes[p.prepared.producer.name]
+        # The quantizer's node has one name before and after folding, its input need not.
+        end = self.nodes[p.prepared.node.name].all_input_nodes[0]
         starts = self.starts - {self.nodes[p.prepared.node.name]}
         call = self.calls.get(p.converted.node.name)
         defect = engines.find_defect(call) if call is not None else None
@@ -219,9 +220,7 @@ class Session:
 
 def _weight_node(tap: Tap) -> fx.Node:
     """The node whose module holds a prepared weight's fake-quant."""
-    if tap.producer.op != "get_attr":
-        return tap.node
-    return next(iter(tap.producer.users))
+    return tap.quantizer or tap.node
 
 
 def _kernel(tap: Tap, reading: Reading) -> str:
@@ -252,7 +251,7 @@ def _notes(reading: Reading) -> list[str]:
             f"{len(moving)} fake-quants still observe; they were held at their present state "
             "(the prepared model's own forward would move their qparams)"
         )
-    if reading.graph_module.training:
+    if reading.training:
         notes.append(
             "the prepared model is in train mode: BatchNorm and dropout act as in training"
         )

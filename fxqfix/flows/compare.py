@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fxqfix import _torch, dialects
-from fxqfix.dialects import Reading
+from fxqfix.dialects import Reading, pt2e
 from fxqfix.errors import DeviceError, DialectError, PairingError, UncalibratedError
 from fxqfix.flows._session import Session
 from fxqfix.flows.convert import convert_by_torch
@@ -84,14 +84,14 @@ def compare(
 
 def _prepared_reading(prepared: nn.Module) -> Reading:
     reading = dialects.read(prepared)
-    if reading.dialect != "fx-prepared":
+    if not reading.prepared:
         raise PairingError(
             "the first model is not a prepared one; are the arguments swapped?",
             where="compare",
             found=f"a model of dialect {reading.dialect}",
             expected="compare(prepared, converted, data)",
         )
-    if not reading.activations:
+    if not reading.activations and reading.dialect != pt2e.NAME:  # weight-only is a mode there
         raise DialectError(
             "the prepared model observes no activation",
             where="compare",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import fx, nn
 
-from fxqfix import _torch, ops
+from fxqfix import _pt2e, _torch, ops
 from fxqfix.dialects.quantizer import QuantizerState, read_quantizer
 from fxqfix.dialects.trace import trace
 from fxqfix.dialects.weights import effective_weight, holder, weight_quantizer
@@ -46,10 +46,13 @@ class FreezeQParams(Pass):
         frozen: dict[int, nn.Module] = {}
         states: dict[int, QuantizerState] = {}
         found = list(_quantizers(rewriter.module))
+        # Those that derive their qparams from others (a bias's) come last, and ask the frozen ones.
+        found.sort(key=lambda x: _pt2e.derived_from(x[1]) is not None)
         for path, module in found:
             if id(module) not in states:
+                if (sources := _pt2e.derived_from(module)) is not None:
+                    sources[:] = [frozen.get(id(m), m) for m in sources]
                 states[id(module)] = _state(path, module, rewriter.module)
-        for path, module in found:
             state = states[id(module)]
             if state.used is None or not state.calibrated or isinstance(module, FrozenFakeQuantize):
                 continue
