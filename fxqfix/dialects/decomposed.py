@@ -62,9 +62,16 @@ def qparams_of_op(node: fx.Node, graph_module: fx.GraphModule) -> QParams | None
     )
 
 
+def _blockwise(node: fx.Node) -> bool:
+    """True for torchao's (de)quantize ops with grids by block, group or token."""
+    name = str(node.target)
+    return node.op == "call_function" and "torchao" in name and "quantize_affine" in name
+
+
 def matches(graph_module: fx.GraphModule) -> bool:
-    """True where any node is a quantized_decomposed quantize or dequantize."""
-    return any(_kind(node) is not None for node in graph_module.graph.nodes)
+    """True where any node is a quantized_decomposed (or a torchao) quantize or dequantize."""
+    nodes = graph_module.graph.nodes
+    return any(_kind(node) is not None or _blockwise(node) for node in nodes)
 
 
 def is_pin(node: fx.Node) -> bool:
@@ -111,6 +118,8 @@ def read(graph_module: fx.GraphModule) -> Reading:
                 shape=tuple(w.codes.shape),
             )
             taps.append(Tap(site, node, node, lambda w=w: w))  # type: ignore[misc]
+        if _blockwise(node):
+            hidden += _hidden_blocks(graph_module, node, fixed, taken)
         if kind is None:
             continue
         qparams, source = qparams_of_op(node, graph_module), node.args[0]
@@ -125,6 +134,27 @@ def read(graph_module: fx.GraphModule) -> Reading:
             else:
                 taps.append(tap)
     return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
+
+
+def _hidden_blocks(
+    graph_module: fx.GraphModule, node: fx.Node, fixed: frozenset[fx.Node], taken: set[str]
+) -> list[tuple[Site, str]]:
+    """The site of a blockwise quantize, or of the dequantize of a constant; none for the others."""
+    modules, source = modules_of(graph_module), node.all_input_nodes[0]
+    reason = "grids by block, group or token are no QParams"
+    if source in fixed:
+        user = reader(node, modules)
+        if _blockwise(user):
+            return []  # quantized and dequantized in the graph: counted at the dequantize
+        name = unique(f"{user.name}.{role(node, user, modules)}", taken)
+        shape = tuple(constant(graph_module, source).shape)
+        place = scope(user, graph_module), op_name(user, modules)
+        return [(Site(name, "weight", *place, source="blockwise", shape=shape), reason)]
+    if "dequantize" in str(node.target):
+        return []
+    place = scope(source, graph_module), op_name(source, modules)
+    name = unique(source.name, taken)
+    return [(Site(name, "activation", *place, source="blockwise"), reason)]
 
 
 def _activation(

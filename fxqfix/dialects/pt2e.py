@@ -30,11 +30,11 @@ NAME = "pt2e-prepared"
 
 def is_exported(graph_module: fx.GraphModule) -> bool:
     """True for a graph of torch.export: ATen ops, and no module that computes."""
-    modules = modules_of(graph_module)
     nodes = graph_module.graph.nodes
-    return any(getattr(n.target, "namespace", "") == "aten" for n in nodes) and not any(
-        n.op == "call_module" and ops.match_node(n, modules) is not None for n in nodes
-    )
+    if not any(getattr(n.target, "namespace", "") == "aten" for n in nodes):
+        return False
+    modules = modules_of(graph_module)
+    return not any(n.op == "call_module" and ops.match_node(n, modules) for n in nodes)
 
 
 def matches(graph_module: fx.GraphModule) -> bool:

@@ -116,8 +116,8 @@ def _read(module: nn.Module, kind: str) -> QuantizerState:
 
 def observing(module: nn.Module) -> bool:
     """Whether a fake-quant's forward would still move its range."""
-    learnable = _torch.is_learnable_fake_quant(module)
-    switch = "static_enabled" if learnable else "observer_enabled"
+    # torch.ao's learnable fake-quant has a switch of its own, torchao's has not.
+    switch = "static_enabled" if hasattr(module, "static_enabled") else "observer_enabled"
     return bool(_flag(module, switch)) and not _is_fixed(module)
 
 

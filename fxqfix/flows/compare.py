@@ -91,11 +91,15 @@ def _prepared_reading(prepared: nn.Module) -> Reading:
             found=f"a model of dialect {reading.dialect}",
             expected="compare(prepared, converted, data)",
         )
-    if not reading.activations and reading.dialect != pt2e.NAME:  # weight-only is a mode there
+    followed = [tap for tap in reading.taps if tap.site.used is not None]
+    # Weight-only is a mode of its own in PT2E.
+    if not (followed if reading.dialect == pt2e.NAME else reading.activations):
         raise DialectError(
             "the prepared model observes no activation",
             where="compare",
-            found=[s.name for s, _ in reading.unsupported] or "no site",
+            found=[s.name for s, _ in reading.unsupported]
+            or [f"{t.site.name}: {t.site.source}" for t in reading.taps][:5]
+            or "no site",
             remedy="give it a qconfig that quantizes activations statically",
         )
     never = [t.site.name for t in reading.taps if not t.site.calibrated]

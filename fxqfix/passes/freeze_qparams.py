@@ -84,8 +84,7 @@ class FreezeQParams(Pass):
 
 def _state(path: str, module: nn.Module, model: nn.Module | None = None) -> QuantizerState:
     state = read_quantizer(module, f"freeze-qparams, {path}")
-    needed = not state.calibrated and state.used is not None
-    if needed and not (model is not None and _never_runs(module, model)):
+    if not state.calibrated and not (model is not None and _never_runs(module, model)):
         raise UncalibratedError(
             f"{type(module).__name__} never saw data",
             where=f"freeze-qparams, {path}",
