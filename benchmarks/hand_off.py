@@ -1,8 +1,8 @@
 """Does the declared range survive what comes after? Decomposed graphs, with and without the clamps.
 
-Each graph is handed to torch.export (saved and loaded), to Inductor (freezing on, so that it picks
-int8 kernels) and to ONNX Runtime at every optimization level. Their outputs are compared with those of
-the graph itself, at 1, 1.5 and 3 times the calibrated amplitude.
+Each graph is handed to torch.export (saved and loaded), to Inductor with freezing on, to torchao's
+lowering to x86's int8 kernels, and to ONNX Runtime at every optimization level. Their outputs are
+compared with those of the graph itself, at 1, 1.5 and 3 times the calibrated amplitude.
 
 python benchmarks/hand_off.py
 """
@@ -19,12 +19,12 @@ from pathlib import Path
 
 os.environ["TORCHINDUCTOR_FREEZING"] = "1"  # read when Inductor is imported
 
-import _common  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor, fx, nn  # noqa: E402
+import _common
+import torch
+from torch import Tensor, fx, nn
 
-from fxqfix import inspect, to_decomposed  # noqa: E402
-from fxqfix.qparams import QParams, dequantize, quantize  # noqa: E402
+from fxqfix import inspect, to_decomposed
+from fxqfix.qparams import QParams, dequantize, quantize
 
 GAINS = (1.0, 1.5, 3.0)
 Forward = Callable[[Tensor], Tensor]
@@ -35,11 +35,12 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.body = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.stem, self.mid = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.body = nn.Conv2d(16, 16, 3, padding=1)
         self.last = nn.Conv2d(16, 8, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.stem(x))
+        x = torch.relu(self.mid(torch.relu(self.stem(x))))
         return torch.relu(self.last(torch.relu(self.body(x)) + x))
 
 
@@ -72,6 +73,15 @@ def inductor(model: fx.GraphModule, x: Tensor, folder: Path) -> Forward:
     return torch.compile(torch.export.export(model, (x,)).module())
 
 
+def lowered(model: fx.GraphModule, x: Tensor, folder: Path) -> Forward:
+    from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
+
+    found = lower_pt2e_quantized_to_x86(model, (x,))
+    kernels = sum("qconv" in str(node.target) for node in found.graph.nodes)
+    assert kernels == 4, f"{kernels} int8 kernels"
+    return found
+
+
 def onnx_runtime(level: str) -> Callable[[fx.GraphModule, Tensor, Path], Forward]:
     def make(model: fx.GraphModule, x: Tensor, folder: Path) -> Forward:
         import onnxruntime
@@ -92,6 +102,7 @@ LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENA
 ROUTES = {
     "torch.export, .pt2": exported,
     "Inductor, freezing": inductor,
+    "torchao's lowering to x86": lowered,
     **{f"ONNX Runtime, {level[4:].lower()}": onnx_runtime(level) for level in LEVELS},
 }
 
