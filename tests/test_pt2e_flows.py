@@ -170,9 +170,9 @@ def test_converted_models_get_their_ranges_pinned(mode: str, net: str) -> None:
 
 @each_case
 def test_every_site_is_paired_or_has_its_reason(mode: str, net: str) -> None:
-    model = prepared(mode, net)
+    model, converted = prepared(mode, net), nets.converted(mode, net)
     before, state = fingerprint(model), rng_state()[0]
-    report = compare(model, nets.converted(mode, net), [image(seed=5), image(seed=6, gain=1.5)])
+    report = compare(model, converted, [image(seed=5), image(seed=6, gain=1.5)])
     assert report.unexplained == 0
     covered = report.coverage
     named = {name for name, *_ in covered.paired}
@@ -228,6 +228,37 @@ def test_an_exported_program_is_taken_as_the_converted_model() -> None:
     assert report.causes == compare(model, own, [image(seed=5)]).causes
     again = to_decomposed(program)
     assert torch.equal(outputs(again), outputs(own))
+
+
+def test_sites_inside_a_loop_are_listed() -> None:
+    """Control flow calls its body as a whole: frozen and converted like the rest, but no rows."""
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            def more(count: Tensor, _: Tensor) -> Tensor:
+                return count < 3
+
+            def body(count: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+                return count + 1, torch.relu(self.step(value))
+
+            start = (x[:, 0, 0] * 1.0).contiguous()
+            return self.last(torch.while_loop(more, body, (torch.tensor(0), start))[1])
+
+    torch.manual_seed(0)
+    model = nets.prepare(Loop(), nets.xnnpack(is_per_channel=True))
+    frozen = freeze(model)
+    converted = nets.convert(frozen)
+    assert torch.equal(outputs(frozen, 1.5), outputs(converted, 1.5))
+    report = compare(model, converted, [image(seed=5)])
+    assert report.unexplained == 0
+    hidden = {u.name for u in report.coverage.unsupported if u.side == "prepared"}
+    assert len(hidden) == 3  # the state, the weight, which is handed in as well, and the relu
+    paired = {name for name, *_ in report.coverage.paired}
+    assert paired | hidden == {s.name for s in inspect(model)}
 
 
 def test_the_converted_outputs_pass_through_the_twin() -> None:

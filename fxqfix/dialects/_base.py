@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
@@ -14,7 +14,7 @@ from fxqfix.dialects.site import Inspection, Site
 from fxqfix.dialects.weights import WeightView
 from fxqfix.errors import UnknownNameError
 
-__all__ = ["Reading", "Tap", "modules_of", "op_name", "parents", "scope", "unique"]
+__all__ = ["Reading", "Tap", "inside", "modules_of", "op_name", "parents", "scope", "unique"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,30 @@ class Reading:
             if tap.site.name == name:
                 return tap
         raise UnknownNameError(f"no site is named {name!r}", where=self.dialect)
+
+
+def inside(
+    graph_module: fx.GraphModule, read: Callable[[fx.GraphModule], Reading]
+) -> list[tuple[Site, str]]:
+    """Sites of the sub-graphs that an exported graph hands to its control flow (while_loop, scan).
+
+    Args:
+        graph_module: The graph.
+        read: Its dialect's reader.
+
+    Returns:
+        (site, reason): they are frozen and converted as all are, but run in no branch of their own.
+    """
+    found: list[tuple[Site, str]] = []
+    for node in graph_module.graph.nodes:
+        value = getattr(graph_module, str(node.target), None) if node.op == "get_attr" else None
+        if not isinstance(value, fx.GraphModule):
+            continue
+        reading = read(value)
+        for site in reading.inspection:
+            reason = f"inside {node.target!r}, which the graph calls as a whole"
+            found.append((replace(site, name=f"{node.target}.{site.name}"), reason))
+    return found
 
 
 def modules_of(graph_module: fx.GraphModule) -> dict[str, nn.Module]:

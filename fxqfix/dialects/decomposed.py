@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from fxqfix import _pt2e
-from fxqfix.dialects._base import Reading, Tap, modules_of, op_name, scope, unique
+from fxqfix.dialects._base import Reading, Tap, inside, modules_of, op_name, scope, unique
 from fxqfix.dialects._constants import constant, constants, reader, role
 from fxqfix.dialects.int8 import fetch
 from fxqfix.dialects.quantizer import qparams_of
@@ -133,6 +133,7 @@ def read(graph_module: fx.GraphModule) -> Reading:
                 hidden.append((tap.site, "qparams are chosen at run time (dynamic)"))
             else:
                 taps.append(tap)
+    hidden += inside(graph_module, read)
     return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
 
 

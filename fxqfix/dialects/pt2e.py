@@ -14,7 +14,7 @@ from functools import cached_property
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch, ops
-from fxqfix.dialects._base import Reading, Tap, modules_of, op_name, scope, unique
+from fxqfix.dialects._base import Reading, Tap, inside, modules_of, op_name, scope, unique
 from fxqfix.dialects._constants import constant, constants, reader, role
 from fxqfix.dialects._conv_bn import ConvBatchNorm, conv_batch_norms
 from fxqfix.dialects.prepared import qparams_fields, where
@@ -58,7 +58,7 @@ def read(graph_module: fx.GraphModule) -> Reading:
         if id(module) not in states:  # a shared quantizer is read once
             states[id(module)] = read_quantizer(module, where(node))
         taps.append(work.tap(node, states[id(module)]))
-    return Reading(graph_module, NAME, tuple(taps))
+    return Reading(graph_module, NAME, tuple(taps), tuple(inside(graph_module, read)))
 
 
 @dataclass
