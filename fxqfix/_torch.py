@@ -113,6 +113,7 @@ def _torchao_bases(name: str) -> tuple[type, ...]:
 def is_observer(module: nn.Module) -> bool:
     """True for observers of torch.ao and torchao (fake-quants are not observers here)."""
     kinds = _bases("observer") + _torchao_bases("ObserverBase")
+    kinds += _torchao_bases("AffineQuantizedObserverBase")
     return isinstance(module, kinds) and not is_fake_quant(module)
 
 
@@ -146,7 +147,13 @@ def is_fused_fake_quant(module: nn.Module) -> bool:
 def is_learnable_fake_quant(module: nn.Module) -> bool:
     """True for fake-quants whose scale and zero point are trained."""
     own = resolve("torch.ao.quantization._learnable_fake_quantize._LearnableFakeQuantize")
-    return own is not None and isinstance(module, own)
+    return isinstance(module, ((own,) if own else ()) + _torchao_bases("LearnableFakeQuantize"))
+
+
+def is_blockwise(module: nn.Module) -> bool:
+    """True for torchao's quantizers by blocks, groups or tokens, whose grids are no QParams."""
+    observer = getattr(module, "activation_post_process", module)
+    return isinstance(observer, _torchao_bases("AffineQuantizedObserverBase"))
 
 
 def is_dynamic(module: nn.Module) -> bool:

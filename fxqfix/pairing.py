@@ -1,8 +1,9 @@
 """Pair the sites of a prepared model with those of its conversion: by name, then by dataflow.
 
-Names survive conversion for most nodes. What fusion and lowering rename (add + relu -> add_relu),
-and what a user edited, is found by dataflow: a converted site whose upstream sites are all paired
-is the partner of the prepared site with the same upstream sites. What is left has a reason.
+convert_pt2e records which observer a quantize op was made from; that comes before both. Names
+survive conversion for most nodes. What fusion and lowering rename (add + relu -> add_relu), and
+what a user edited, is found by dataflow: a converted site whose upstream sites are all paired is
+the partner of the prepared site with the same upstream sites. What is left has a reason.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxqfix.dialects import Reading, Tap, parents
+from fxqfix.dialects import Reading, Tap, parents, pt2e
 from fxqfix.errors import PairingError
 from fxqfix.qparams import dequantize
 
@@ -59,7 +60,8 @@ def pair(prepared: Reading, converted: Reading) -> Pairing:
         PairingError: The models don't belong together: no site has a partner, or weights that
             should be the same have other shapes or nothing in common.
     """
-    found = _by_name(prepared.activations, converted.activations)
+    found = _by_origin(prepared.activations, converted.activations)
+    _by_name(prepared.activations, converted.activations, found)
     _by_dataflow(prepared, converted, found)
     pairs = [Pair(p, c, how) for p, (c, how) in found.items()]
     pairs += _weights(prepared, converted, {p: c for p, (c, _) in found.items()})
@@ -81,13 +83,24 @@ def _alike(a: Tap, b: Tap) -> bool:
     return _base(a) == _base(b) or "input" in (_base(a), _base(b))
 
 
-def _by_name(prepared: tuple[Tap, ...], converted: tuple[Tap, ...]) -> _Found:
-    by_name = {tap.site.name: tap for tap in converted}
+def _by_origin(prepared: tuple[Tap, ...], converted: tuple[Tap, ...]) -> _Found:
+    """By the quantizer's node that the conversion says it replaced."""
+    made_from = {name: tap for tap in reversed(converted) for name in tap.origins}
     return {
-        tap: (other, "name")
+        tap: (other, "origin")
         for tap in prepared
-        if (other := by_name.get(tap.site.name)) is not None and _alike(tap, other)
+        for name in tap.origins
+        if (other := made_from.get(name)) is not None
     }
+
+
+def _by_name(prepared: tuple[Tap, ...], converted: tuple[Tap, ...], found: _Found) -> None:
+    taken = {c for c, _ in found.values()}
+    by_name = {tap.site.name: tap for tap in converted if tap not in taken}
+    for tap in prepared:
+        other = by_name.get(tap.site.name)
+        if tap not in found and other is not None and _alike(tap, other):
+            found[tap] = (other, "name")
 
 
 def _by_dataflow(prepared: Reading, converted: Reading, found: _Found) -> None:
@@ -137,11 +150,14 @@ def _upstream(tap: Tap, taps: Mapping[fx.Node, Tap]) -> frozenset[Tap]:
 
 def _weights(prepared: Reading, converted: Reading, partner: Mapping[Tap, Tap]) -> list[Pair]:
     """Pair weights by name, the rest by the site that they feed."""
-    by_name = {tap.site.name: tap for tap in converted.weights}
-    found = {
+    origins = _by_origin(prepared.weights, converted.weights)
+    found = {tap: Pair(tap, other, how) for tap, (other, how) in origins.items()}
+    taken = {x.converted for x in found.values()}
+    by_name = {tap.site.name: tap for tap in converted.weights if tap not in taken}
+    found |= {
         tap: Pair(tap, by_name[tap.site.name], "name")
         for tap in prepared.weights
-        if tap.site.name in by_name
+        if tap not in found and tap.site.name in by_name
     }
     used = {x.converted for x in found.values()}
     theirs = {t: _fed(t, partner.values()) for t in converted.weights if t not in used}
@@ -194,7 +210,10 @@ def _check(prepared: Reading, converted: Reading, pairs: list[Pair]) -> None:
     # Inputs pair with each other in any two models; weights only where the models belong together.
     shapes = [sorted(str(t.site.shape) for t in r.weights) for r in (prepared, converted)]
     strangers = all(shapes) and shapes[0] != shapes[1] and "weight" not in kinds
-    if strangers or "activation" not in kinds:
+    # PT2E quantizes weights alone, or with dynamic activations: then the weights are what pairs.
+    static = any(t.site.used is not None for t in prepared.activations)
+    static |= prepared.dialect != pt2e.NAME
+    if strangers or ("activation" not in kinds and (static or "weight" not in kinds)):
         raise PairingError(
             "the two models have next to no site in common",
             where="compare",

@@ -55,6 +55,15 @@ PROMISES = {
         "to_decomposed(prepared)    exact: True ",
         "trace: FX can't trace DataDependent",
     ],
+    "pt2e": [
+        "pt2e-prepared: 6 sites",
+        "lint: ['scale-formula']",
+        "convert_pt2e(prepared)          exact: False {'scale-formula': ",
+        "convert_pt2e(freeze(prepared))  exact: True  {}",
+        "to_decomposed(prepared)         exact: True  {}",
+        "equal to the trained model's: True",
+        "clamps that hold the range: 3",
+    ],
 }
 
 
@@ -91,6 +100,8 @@ def test_every_example_is_here() -> None:
 
 @pytest.mark.parametrize("name", PROMISES)
 def test_example(name: str) -> None:
+    if name == "pt2e":
+        pytest.importorskip("torchao", reason='the extra "pt2e" is not installed')
     result = run(f"examples/{name}.py")
     assert result.returncode == 0, result.stderr
     assert in_order(result.stdout, PROMISES[name]), result.stdout

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from fxqfix import _torch
 from fxqfix.dialects.weights import WeightView, holder
 from fxqfix.passes import FrozenFakeQuantize
+from fxqfix.passes._fold_exported import FOLDED_IN_TRAINING
 from fxqfix.passes._region import Region, cut
 from fxqfix.passes._shadow_modules import Local
 from fxqfix.qparams import QParams, quantize
@@ -87,7 +88,14 @@ class Recompute:
         return {name: value for name, value in self.floats.items() if name in names}
 
     def trains(self, *kinds: type[nn.Module]) -> str:
-        """Path of a module of these kinds in train mode that the region runs, "" without one."""
+        """Path of a module of these kinds in train mode that the region runs, "" without one.
+
+        For a BatchNorm that an exported graph spells out, the name of its node.
+        """
+        if _torch.BATCH_NORM in kinds:
+            for node in self._region.graph.nodes:
+                if FOLDED_IN_TRAINING in node.meta:
+                    return str(node.meta[FOLDED_IN_TRAINING])
         for path in self._paths:
             for name, module in self.unfolded.get_submodule(path).named_modules():
                 if module.training and isinstance(module, kinds):
@@ -97,7 +105,9 @@ class Recompute:
     def folded(self, local: Local) -> Tensor:
         """The site's value in float32, with BatchNorm folded."""
         inputs = _torch.tree_map_tensors(Tensor.clone, local.inputs)
-        result: Tensor = _Region(self.graph_module, self._region.graph, {}, {}).run(*inputs)
+        result: Tensor = _Region(self.graph_module, self._region.graph, {}, {}, wide=False).run(
+            *inputs
+        )
         return result
 
     def exact(
@@ -131,7 +141,7 @@ class Recompute:
             for value, pair in zip(local.inputs, local.codes, strict=True)
         ]
         grids = {n: (q, self.native) for n, q in self.own_inner.items()} if inner else {}
-        region = _Region(self.graph_module, self._region.graph, modules, grids)
+        region = _Region(self.graph_module, self._region.graph, modules, grids, wide=True)
         result: Tensor = region.run(*inputs)
         return result
 
@@ -144,6 +154,7 @@ class _Region(fx.Interpreter):
         graph: The region.
         modules: Path -> what to call there instead.
         grids: Node name -> grid to round its value to, and whether as a kernel does.
+        wide: Whether it runs in float64.
     """
 
     def __init__(
@@ -152,9 +163,11 @@ class _Region(fx.Interpreter):
         graph: fx.Graph,
         modules: Mapping[str, Callable[..., Any]],
         grids: Mapping[str, tuple[QParams, bool]],
+        *,
+        wide: bool,
     ) -> None:
         super().__init__(root, graph=graph)
-        self._swapped, self._grids = modules, grids
+        self._swapped, self._grids, self._is_wide = modules, grids, wide
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node; round its value where a grid is given."""
@@ -171,7 +184,7 @@ class _Region(fx.Interpreter):
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read an attribute, in float64 in a region that runs in float64."""
         value = super().get_attr(target, args, kwargs)
-        return _wide(value) if self._swapped else value
+        return _wide(value) if self._is_wide else value
 
 
 def _widened(

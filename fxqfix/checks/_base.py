@@ -13,7 +13,7 @@ from functools import cached_property
 from torch import fx, nn
 
 from fxqfix import ops
-from fxqfix.dialects import Reading, Tap, int8, parents
+from fxqfix.dialects import Reading, Tap, int8, parents, pt2e
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.weights import holder
 from fxqfix.engines import Call, dispatch
@@ -68,6 +68,16 @@ class Subject:
     def graph_module(self) -> fx.GraphModule:
         """The model's graph."""
         return self.reading.graph_module
+
+    @property
+    def exported(self) -> bool:
+        """Whether it is a model of the PT2E flow, whose ops run on no engine's own kernels."""
+        return self.reading.dialect == pt2e.NAME
+
+    @property
+    def toolbox(self) -> str:
+        """Where the helpers are that switch this flow's observers and fake-quants."""
+        return "torchao.quantization.pt2e" if self.exported else "torch.ao.quantization"
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:

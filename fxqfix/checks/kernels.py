@@ -34,11 +34,15 @@ def _saturation(subject: Subject) -> Iterator[Finding]:
             tap.site.name,
             f"{pairs} pairs of weights can leave int16 on CPUs without VNNI; {held} while "
             f"activations stay in [{source.quant_min},{source.quant_max}]",
-            "hold activations in [0,127] (reduce_range and fxqfix.to_int8), or use qnnpack",
+            "a quantizer with reduce_range=True, and fxqfix.to_decomposed, which holds the range"
+            if subject.exported
+            else "hold activations in [0,127] (reduce_range and fxqfix.to_int8), or use qnnpack",
         )
 
 
 def _defects(subject: Subject) -> Iterator[Finding]:
+    if subject.exported:
+        return
     for _, capped in subject.calls:
         call = replace(capped, engine=subject.engine, isa=_torch.native_isa())
         call = replace(call, engine=dispatch(call))
@@ -54,6 +58,8 @@ def _defects(subject: Subject) -> Iterator[Finding]:
 
 
 def _fit(subject: Subject) -> Iterator[Finding]:
+    if subject.exported:
+        return
     known = torch.backends.quantized.supported_engines
     if subject.engine not in known:
         evidence = f"this torch has {', '.join(e for e in known if e != 'none')}"

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import fx
-
 from fxqfix import _torch
 from fxqfix.checks._base import Check, Finding, Subject
+from fxqfix.dialects._modes import trains
 from fxqfix.passes._random import draws_in
 
 __all__ = ["CHECKS"]
+
+_TRACED = "trace in eval mode, or use the module (nn.Dropout, nn.BatchNorm2d)"
+_PT2E = "torchao.quantization.pt2e.move_exported_model_to_eval(prepared)"
 
 
 def _in_train_mode(subject: Subject, code: str, kind: Any, what: str) -> Iterator[Finding]:
@@ -32,21 +34,14 @@ def _traced_in(subject: Subject, code: str, word: str) -> Iterator[Finding]:
     """Functions that a trace in train mode called with training=True: eval() can't reach them."""
     for node in subject.graph_module.graph.nodes:
         name = str(getattr(node.target, "__name__", ""))
-        if node.op == "call_function" and word in name and _trains(node):
+        if word in name and trains(node):
             yield Finding(
                 code,
                 "error",
                 node.name,
                 f"{name} was traced with training=True: eval() does not switch it off",
-                "trace in eval mode, or use the module (nn.Dropout, nn.BatchNorm2d)",
+                _PT2E if subject.exported else _TRACED,
             )
-
-
-def _trains(node: fx.Node) -> bool:
-    if "training" in node.kwargs:
-        return node.kwargs["training"] is True
-    place = 2 if "dropout" in str(getattr(node.target, "__name__", "")) else 5
-    return len(node.args) > place and node.args[place] is True
 
 
 def _batch_norm(subject: Subject) -> Iterator[Finding]:

@@ -37,7 +37,7 @@ def _moving(subject: Subject) -> Iterator[Finding]:
                 "warning",
                 path,
                 "its observer is on in eval mode: every batch moves scale and zero_point",
-                "prepared.apply(torch.ao.quantization.disable_observer), or fxqfix.freeze",
+                f"prepared.apply({subject.toolbox}.disable_observer), or fxqfix.freeze",
             )
 
 
@@ -79,7 +79,7 @@ def _off(subject: Subject) -> Iterator[Finding]:
                 "error",
                 tap.site.name,
                 f"{tap.site.source}: the forward computes in float here, conversion quantizes",
-                "prepared.apply(torch.ao.quantization.enable_fake_quant)",
+                f"prepared.apply({subject.toolbox}.enable_fake_quant)",
             )
 
 

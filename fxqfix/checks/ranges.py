@@ -48,6 +48,8 @@ def _sub_8_bit(subject: Subject) -> Iterator[Finding]:
 
 def _shared(subject: Subject) -> Iterator[Finding]:
     """What becomes one grid at conversion, and is several before it."""
+    if subject.exported:  # each op requantizes to its own site's grid
+        return
     yield from _shared_modules(subject)
     # prepare_fx shares the observer wherever convert_fx keeps the grid, but for dropout, whose
     # kernel takes a scale and ignores it; eager mode leaves it to the user.

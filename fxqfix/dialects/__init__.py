@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import fx, nn
 
-from fxqfix.dialects import decomposed, int8, prepared, reference
+from fxqfix.dialects import decomposed, int8, prepared, pt2e, reference
 from fxqfix.dialects._base import Reading, Tap, parents
 from fxqfix.dialects.site import Inspection, Site
 from fxqfix.dialects.trace import call, trace
@@ -22,6 +22,7 @@ __all__ = [
     "inspect",
     "parents",
     "read",
+    "read_prepared",
     "trace",
 ]
 
@@ -39,7 +40,8 @@ class Dialect(Protocol):
 
 
 # Asked in this order: a graph can hold what several dialects have, the first is the most telling.
-DIALECTS: tuple[Dialect, ...] = (prepared, decomposed, reference, int8)
+# PT2E's prepared models are prepared ones too, and decomposed ones where part is converted.
+DIALECTS: tuple[Dialect, ...] = (pt2e, prepared, decomposed, reference, int8)
 
 
 def read(model: nn.Module) -> Reading:
@@ -65,7 +67,35 @@ def read(model: nn.Module) -> Reading:
         found=f"{sum(1 for _ in graph_module.graph.nodes)} nodes, all float",
         expected="a prepared, reference, int8 or decomposed model",
         remedy="pass the result of prepare_fx, prepare_qat_fx, convert_fx, "
-        "convert_to_reference_fx, prepare_pt2e, or eager prepare / convert",
+        "convert_to_reference_fx, prepare_pt2e, convert_pt2e, or eager prepare / convert",
+    )
+
+
+def read_prepared(model: nn.Module, where: str, *, settled: bool = True) -> Reading:
+    """Read a prepared model of either flow; eager models are traced first.
+
+    Args:
+        model: What prepare_fx, prepare_qat_fx, prepare_pt2e, prepare_qat_pt2e, or eager prepare
+            or prepare_qat returned.
+        where: Who asks, for messages.
+        settled: See `prepared.read`.
+
+    Raises:
+        TraceError: An eager model can't be traced.
+        DialectError: The model is not a prepared one.
+    """
+    graph_module = trace(model)
+    if pt2e.matches(graph_module):
+        return pt2e.read(graph_module)
+    if prepared.matches(graph_module):
+        return prepared.read(graph_module, settled=settled)
+    raise DialectError(
+        "only prepared models are checked",
+        where=where,
+        found=f"a {type(model).__name__} without observers and fake-quants",
+        expected="observers or fake-quants",
+        remedy="pass what prepare_fx, prepare_qat_fx, prepare_pt2e or prepare_qat_pt2e returned, "
+        "before its conversion",
     )
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
 
 from fxqfix import _torch, ops
+from fxqfix.dialects._modes import trains
 from fxqfix.dialects.site import Inspection, Site
 from fxqfix.dialects.weights import WeightView
 from fxqfix.errors import UnknownNameError
 
-__all__ = ["Reading", "Tap", "modules_of", "op_name", "parents", "scope", "unique"]
+__all__ = ["Reading", "Tap", "inside", "modules_of", "op_name", "parents", "scope", "unique"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Tap:
         inherited: The value keeps its input's qparams, so that it is a site only if the other
             model has one there.
         held: Where `node` only holds the range (`hold_range`): the node that computes the codes.
+        quantizer: Prepared weights with an observer or fake-quant in the graph: its node.
+        origins: Names of the nodes that it was made from, where the conversion recorded them
+            (PT2E); for a prepared site the name of its quantizer's node.
     """
 
     site: Site
@@ -37,6 +41,8 @@ class Tap:
     weight: Callable[[], WeightView] | None = None
     inherited: bool = False
     held: fx.Node | None = None
+    quantizer: fx.Node | None = None
+    origins: frozenset[str] = frozenset()
 
     @property
     def kernel(self) -> fx.Node:
@@ -71,6 +77,18 @@ class Reading:
         )
 
     @property
+    def prepared(self) -> bool:
+        """Whether it is a prepared model, of either flow."""
+        return self.dialect.endswith("-prepared")
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in train mode; an exported one has no mode but in its calls."""
+        if self.dialect.startswith("pt2e"):
+            return any(trains(node) for node in self.graph_module.graph.nodes)
+        return self.graph_module.training
+
+    @property
     def activations(self) -> tuple[Tap, ...]:
         """The taps of activations."""
         return tuple(t for t in self.taps if t.site.kind == "activation")
@@ -86,6 +104,30 @@ class Reading:
             if tap.site.name == name:
                 return tap
         raise UnknownNameError(f"no site is named {name!r}", where=self.dialect)
+
+
+def inside(
+    graph_module: fx.GraphModule, read: Callable[[fx.GraphModule], Reading]
+) -> list[tuple[Site, str]]:
+    """Sites of the sub-graphs that an exported graph hands to its control flow (while_loop, scan).
+
+    Args:
+        graph_module: The graph.
+        read: Its dialect's reader.
+
+    Returns:
+        (site, reason): they are frozen and converted as all are, but run in no branch of their own.
+    """
+    found: list[tuple[Site, str]] = []
+    for node in graph_module.graph.nodes:
+        value = getattr(graph_module, str(node.target), None) if node.op == "get_attr" else None
+        if not isinstance(value, fx.GraphModule):
+            continue
+        reading = read(value)
+        for site in reading.inspection:
+            reason = f"inside {node.target!r}, which the graph calls as a whole"
+            found.append((replace(site, name=f"{node.target}.{site.name}"), reason))
+    return found
 
 
 def modules_of(graph_module: fx.GraphModule) -> dict[str, nn.Module]:

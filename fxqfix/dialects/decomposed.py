@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from fxqfix.dialects._base import Reading, Tap, modules_of, op_name, scope, unique
+from fxqfix import _pt2e
+from fxqfix.dialects._base import Reading, Tap, inside, modules_of, op_name, scope, unique
+from fxqfix.dialects._constants import constant, constants, reader, role
 from fxqfix.dialects.int8 import fetch
 from fxqfix.dialects.quantizer import qparams_of
 from fxqfix.dialects.site import Site
@@ -60,9 +62,16 @@ def qparams_of_op(node: fx.Node, graph_module: fx.GraphModule) -> QParams | None
     )
 
 
+def _blockwise(node: fx.Node) -> bool:
+    """True for torchao's (de)quantize ops with grids by block, group or token."""
+    name = str(node.target)
+    return node.op == "call_function" and "torchao" in name and "quantize_affine" in name
+
+
 def matches(graph_module: fx.GraphModule) -> bool:
-    """True where any node is a quantized_decomposed quantize or dequantize."""
-    return any(_kind(node) is not None for node in graph_module.graph.nodes)
+    """True where any node is a quantized_decomposed (or a torchao) quantize or dequantize."""
+    nodes = graph_module.graph.nodes
+    return any(_kind(node) is not None or _blockwise(node) for node in nodes)
 
 
 def is_dequantize(node: fx.Node) -> bool:
@@ -121,6 +130,7 @@ def read(graph_module: fx.GraphModule) -> Reading:
     taken: set[str] = set()
     taps: list[Tap] = []
     hidden: list[tuple[Site, str]] = []
+    fixed, done = constants(graph_module), set[tuple[fx.Node, QParams | None]]()
     for node in graph_module.graph.nodes:
         kind = _kind(node)
         if node.op == "call_module" and (w := reference_weight(modules[str(node.target)])):
@@ -134,18 +144,44 @@ def read(graph_module: fx.GraphModule) -> Reading:
                 shape=tuple(w.codes.shape),
             )
             taps.append(Tap(site, node, node, lambda w=w: w))  # type: ignore[misc]
+        if _blockwise(node):
+            hidden += _hidden_blocks(graph_module, node, fixed, taken)
         if kind is None:
             continue
-        qparams = qparams_of_op(node, graph_module)
-        if node.args[0].op == "get_attr":  # a constant: float before, or integer behind quantize
-            taps.append(_weight(graph_module, node, qparams, taken))
+        qparams, source = qparams_of_op(node, graph_module), node.args[0]
+        if source.op == "get_attr" or (kind[0] == "quantize" and source in fixed):
+            if (source, qparams) not in done:  # convert_pt2e repeats dequantize for each reader
+                taps.append(_weight(graph_module, node, qparams, taken))
+            done.add((source, qparams))
         elif kind[0] == "quantize":
             tap = _activation(graph_module, node, qparams, taken)
             if qparams is None:
                 hidden.append((tap.site, "qparams are chosen at run time (dynamic)"))
             else:
                 taps.append(tap)
+    hidden += inside(graph_module, read)
     return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
+
+
+def _hidden_blocks(
+    graph_module: fx.GraphModule, node: fx.Node, fixed: frozenset[fx.Node], taken: set[str]
+) -> list[tuple[Site, str]]:
+    """The site of a blockwise quantize, or of the dequantize of a constant; none for the others."""
+    modules, source = modules_of(graph_module), node.all_input_nodes[0]
+    reason = "grids by block, group or token are no QParams"
+    if source in fixed:
+        user = reader(node, modules)
+        if _blockwise(user):
+            return []  # quantized and dequantized in the graph: counted at the dequantize
+        name = unique(f"{user.name}.{role(node, user, modules)}", taken)
+        shape = tuple(constant(graph_module, source).shape)
+        place = scope(user, graph_module), op_name(user, modules)
+        return [(Site(name, "weight", *place, source="blockwise", shape=shape), reason)]
+    if "dequantize" in str(node.target):
+        return []
+    place = scope(source, graph_module), op_name(source, modules)
+    name = unique(source.name, taken)
+    return [(Site(name, "activation", *place, source="blockwise"), reason)]
 
 
 def _activation(
@@ -160,35 +196,40 @@ def _activation(
         module=scope(producer, graph_module),
         op=op_name(producer, modules_of(graph_module)),
         used=qparams,
-        source="quantize op's arguments",
+        source="dynamic" if qparams is None else "quantize op's arguments",
+        quantizes=qparams is not None,
     )
-    return Tap(site, node, producer)
+    return Tap(site, node, producer, origins=_pt2e.origins(node))
 
 
 def _weight(
     graph_module: fx.GraphModule, node: fx.Node, qparams: QParams | None, taken: set[str]
 ) -> Tap:
-    value = fetch(graph_module, node.args[0])
-    assert isinstance(value, Tensor) and qparams is not None  # noqa: PT018  # get_attr
-    user = _op_behind(node)
+    source: Any = node.args[0]
+    value, modules = constant(graph_module, source), modules_of(graph_module)
+    assert qparams is not None  # a constant's are constants too
+    user, name = _op_behind(node), ""
+    if getattr(user.target, "namespace", "") == "aten":
+        user = reader(node, modules)
+        if _kind(user) is not None:  # of a quantize op, the dequantize behind it
+            node, user = user, reader(user, modules)
+        name = f"{user.name}.{role(node, user, modules)}"
     site = Site(
-        name=unique(f"{_owner(user)}.weight", taken),
+        name=unique(name or f"{_owner(user)}.weight", taken),
         kind="weight",
         module=scope(user, graph_module),
-        op=op_name(user, modules_of(graph_module)),
+        op=op_name(user, modules),
         used=qparams,
         source="integer buffer",
         shape=tuple(value.shape),
     )
-    detached = value.detach()
-    if detached.is_floating_point():
-        return Tap(
-            site,
-            user,
-            node,
-            lambda: WeightView(quantize(detached, qparams), qparams, None, detached),
-        )
-    return Tap(site, user, node, lambda: WeightView(detached, qparams))
+
+    def view() -> WeightView:
+        if value.is_floating_point():
+            return WeightView(quantize(value, qparams), qparams, None, value)
+        return WeightView(value, qparams)
+
+    return Tap(site, user, node, view, origins=_pt2e.origins(node))
 
 
 def _op_behind(node: fx.Node) -> fx.Node:

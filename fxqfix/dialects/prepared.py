@@ -18,7 +18,7 @@ from fxqfix.dialects.site import Site
 from fxqfix.dialects.weights import WeightView, holder, prepared_weight
 from fxqfix.qparams import quantize
 
-__all__ = ["NAME", "matches", "read", "shared_calls"]
+__all__ = ["NAME", "matches", "qparams_fields", "read", "shared_calls", "where"]
 
 NAME = "fx-prepared"
 
@@ -50,7 +50,7 @@ def read(graph_module: fx.GraphModule, *, settled: bool = True) -> Reading:
             continue
         if _torch.is_quantizer(module):
             if id(module) not in states:  # a shared observer is read once
-                states[id(module)] = read_quantizer(module, _where(node))
+                states[id(module)] = read_quantizer(module, where(node))
             taps.append(_quantizer_tap(graph_module, node, states[id(module)], modules, taken))
         elif (found := ops.match_node(node, modules)) is not None and found.spec.family in (
             "recurrent",
@@ -83,7 +83,7 @@ def shared_calls(graph_module: fx.GraphModule) -> Mapping[str, list[fx.Node]]:
     return {str(nodes[0].target): nodes for nodes in found.values() if len(nodes) > 1}
 
 
-def _where(node: fx.Node) -> str:
+def where(node: fx.Node) -> str:
     """A quantizer's place in words: the value that it quantizes and its own path."""
     return f"site {node.all_input_nodes[0].name!r} ({node.target})"
 
@@ -106,18 +106,18 @@ def _quantizer_tap(
             module=scope(user, graph_module),
             op=op_name(user, modules),
             shape=tuple(value.shape),
-            **_qparams(state),
+            **qparams_fields(state),
         )
         view = None
         if used is not None:
             view = lambda: WeightView(quantize(value, used), used, None, value)  # noqa: E731
-        return Tap(site, user, producer, view)
+        return Tap(site, user, producer, view, quantizer=node)
     site = Site(
         name=unique(producer.name, taken),
         kind="activation",
         module=scope(producer, graph_module),
         op=op_name(producer, modules),
-        **_qparams(state),
+        **qparams_fields(state),
     )
     return Tap(site, node, producer)
 
@@ -136,12 +136,13 @@ def _weight_tap(
         module=str(node.target),
         op=op_name(node, modules),
         shape=tuple(holder(module).weight.shape),
-        **_qparams(state),
+        **qparams_fields(state),
     )
     return Tap(site, node, node, view)
 
 
-def _qparams(state: QuantizerState) -> dict[str, Any]:
+def qparams_fields(state: QuantizerState) -> dict[str, Any]:
+    """What a site takes over of its quantizer's state."""
     return {
         "used": state.used,
         "baked": state.baked,
@@ -169,7 +170,7 @@ def _inner_sites(
         if weight is not None:
             name, where = unique(f"{node.name}.{path}.weight", taken), f"{node.target}.{path}"
             shape = tuple(holder(inner).weight.shape)
-            site = Site(name, "weight", where, op, shape=shape, **_qparams(weight[0]))
+            site = Site(name, "weight", where, op, shape=shape, **qparams_fields(weight[0]))
             found.append((site, reason))
         if not _torch.is_quantizer(inner) or path.endswith("weight_fake_quant"):
             continue
@@ -178,5 +179,5 @@ def _inner_sites(
             continue  # a fake-quant's own observer
         name, where = unique(f"{node.name}.{parent or own}", taken), f"{node.target}.{parent}"
         state = read_quantizer(inner, f"{node.target}.{path}")
-        found.append((Site(name, "activation", where, op, **_qparams(state)), reason))
+        found.append((Site(name, "activation", where, op, **qparams_fields(state)), reason))
     return found

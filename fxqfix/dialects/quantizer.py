@@ -89,7 +89,12 @@ def _read(module: nn.Module, kind: str) -> QuantizerState:
     if _torch.is_placeholder(module) or _torch.is_dynamic(module):
         what = "dynamic" if _torch.is_dynamic(module) else f"placeholder for {dtype}"
         return QuantizerState(None, None, f"{what} ({kind})", False, True, False)
+    if _torch.is_blockwise(module):
+        source = f"grids by block, group or token ({kind}), which are no QParams"
+        return QuantizerState(None, None, source, False, True, False)
     calibrated = _calibrated(module)
+    if not calibrated and getattr(module, "scale", "") is None:  # torchao's learnable, never run
+        return QuantizerState(None, None, f"never run ({kind})", False, False, True)
     baked = _qparams(module, *_calculate(module))
     if not _torch.is_fake_quant(module):
         return QuantizerState(baked, baked, f"observer ({kind})", False, calibrated, True)
@@ -111,8 +116,8 @@ def _read(module: nn.Module, kind: str) -> QuantizerState:
 
 def observing(module: nn.Module) -> bool:
     """Whether a fake-quant's forward would still move its range."""
-    learnable = _torch.is_learnable_fake_quant(module)
-    switch = "static_enabled" if learnable else "observer_enabled"
+    # torch.ao's learnable fake-quant has a switch of its own, torchao's has not.
+    switch = "static_enabled" if hasattr(module, "static_enabled") else "observer_enabled"
     return bool(_flag(module, switch)) and not _is_fixed(module)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxqfix import _torch
+from fxqfix import _pt2e, _torch
 from fxqfix.errors import TraceError
 from fxqfix.inserted import FloatIsland, InMemoryOrder
 
@@ -74,13 +74,14 @@ def trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
     """Turn an eager prepared or converted model into FX; a GraphModule passes through.
 
     Args:
-        model: A module that `torch.ao.quantization.prepare / prepare_qat / convert` returned, or
-            any GraphModule. It is not changed.
+        model: A module that `torch.ao.quantization.prepare / prepare_qat / convert` returned, any
+            GraphModule, or a torch.export.ExportedProgram. It is not changed.
         example_inputs: One batch (tensor, tuple of arguments, or dict of keyword arguments). Where
             given, the traced model has to compute the very same bits on it.
 
     Returns:
-        The GraphModule itself, or a new GraphModule with copies of the model's modules.
+        The GraphModule itself, a new GraphModule with copies of the model's modules, or an
+        exported program's `.module()`.
 
     Raises:
         TraceError: FX cannot trace the model, or the trace computes something else.
@@ -93,6 +94,8 @@ def trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
     """
     if isinstance(model, fx.GraphModule):
         return model
+    if _pt2e.is_program(model):
+        return _module_of(model)
     if not isinstance(model, nn.Module):
         raise TraceError(
             "not a module", where="trace", found=type(model).__name__, expected="torch.nn.Module"
@@ -116,6 +119,19 @@ def trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
     if example_inputs is not None:
         _check_same(model, traced, example_inputs)
     return traced
+
+
+def _module_of(program: Any) -> fx.GraphModule:
+    try:
+        found: fx.GraphModule = program.module()
+    except Exception as error:  # torch.export raises many kinds
+        raise TraceError(
+            f"torch can't make a module of this exported program: {error}",
+            where="trace",
+            found="ExportedProgram",
+            remedy="pass the GraphModule that convert_pt2e returned",
+        ) from error
+    return found
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -37,9 +37,12 @@ def arguments_of(node: fx.Node, graph_module: fx.GraphModule) -> dict[str, Any]:
     found_row = ops.match(node.target)
     name = node.target if isinstance(node.target, str) else getattr(found_row, "key", "")
     target: Any = getattr(torch.ops.aten, name, None)
-    for overload in target.overloads() if target is not None else ():
-        names = [argument.name for argument in getattr(target, overload)._schema.arguments]
-        if _fits(node, getattr(target, overload)._schema.arguments):
+    overloads = [getattr(target, o) for o in target.overloads()] if target is not None else []
+    if getattr(node.target, "namespace", "") == "aten":  # an overload, and not a name for several
+        overloads = [node.target]
+    for overload in overloads:
+        names = [argument.name for argument in overload._schema.arguments]
+        if _fits(node, overload._schema.arguments):
             found = dict(zip(names, node.args, strict=False))
             if len(names) == 2 and len(node.args) > 2:  # x.permute(0, 2, 1)
                 found[names[1]] = node.args[1:]

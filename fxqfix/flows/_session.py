@@ -125,7 +125,8 @@ class Session:
 
     def _judge(self, probing: Probing, used: QParams, share: Attribution) -> Callable[..., None]:
         p = probing.pair
-        end = self.nodes[p.prepared.producer.name]
+        # The quantizer's node has one name before and after folding, its input need not.
+        end = self.nodes[p.prepared.node.name].all_input_nodes[0]
         starts = self.starts - {self.nodes[p.prepared.node.name]}
         call = self.calls.get(p.converted.kernel.name)
         defect = engines.find_defect(call) if call is not None else None
@@ -298,7 +299,7 @@ def _notes(reading: Reading) -> list[str]:
             f"{len(moving)} fake-quants still observe; they were held at their present state "
             "(the prepared model's own forward would move their qparams)"
         )
-    if reading.graph_module.training:
+    if reading.training:
         notes.append(
             "the prepared model is in train mode: BatchNorm and dropout act as in training"
         )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fxqfix import _torch, dialects
-from fxqfix.dialects import Reading
+from fxqfix.dialects import Reading, pt2e
 from fxqfix.errors import DeviceError, DialectError, PairingError, UncalibratedError
 from fxqfix.flows._session import Session
 from fxqfix.flows.convert import convert_by_torch
@@ -88,18 +88,22 @@ def prepared_reading(prepared: nn.Module) -> Reading:
         UncalibratedError: It never saw data.
     """
     reading = dialects.read(prepared)
-    if reading.dialect != "fx-prepared":
+    if not reading.prepared:
         raise PairingError(
             "the first model is not a prepared one; are the arguments swapped?",
             where="compare",
             found=f"a model of dialect {reading.dialect}",
             expected="compare(prepared, converted, data)",
         )
-    if not reading.activations:
+    followed = [tap for tap in reading.taps if tap.site.used is not None]
+    # Weight-only is a mode of its own in PT2E.
+    if not (followed if reading.dialect == pt2e.NAME else reading.activations):
         raise DialectError(
             "the prepared model observes no activation",
             where="compare",
-            found=[s.name for s, _ in reading.unsupported] or "no site",
+            found=[s.name for s, _ in reading.unsupported]
+            or [f"{t.site.name}: {t.site.source}" for t in reading.taps][:5]
+            or "no site",
             remedy="give it a qconfig that quantizes activations statically",
         )
     never = [t.site for t in reading.taps if not t.site.calibrated]

@@ -6,23 +6,25 @@ import copy
 
 from torch import fx, nn
 
-from fxqfix import _torch
+from fxqfix import _pt2e, _torch, dialects
+from fxqfix.dialects import pt2e
 from fxqfix.errors import DialectError, FxqfixError, PassError
 
 __all__ = ["convert_by_torch"]
 
 
 def convert_by_torch(prepared: nn.Module) -> nn.Module:
-    """Convert a copy with `convert_fx` (FX) or `convert` (eager), on the engine in force.
+    """Convert a copy with `convert_fx` (FX, on the engine in force), `convert` or `convert_pt2e`.
 
     Args:
         prepared: A prepared model; it is not changed.
 
     Returns:
-        The int8 model.
+        The int8 model; from a PT2E model the decomposed one.
 
     Raises:
-        DialectError: A GraphModule that prepare_fx / prepare_qat_fx did not make.
+        DialectError: A GraphModule that none of torch's flows prepared.
+        MissingDependencyError: No convert_pt2e is installed.
         PassError: torch's conversion raised.
     """
     model = copy.deepcopy(prepared)
@@ -30,6 +32,8 @@ def convert_by_torch(prepared: nn.Module) -> nn.Module:
         with _torch.quiet(), _torch.same_rng():
             if not isinstance(model, fx.GraphModule):
                 converted: nn.Module = _torch.quantization().convert(model.eval())
+            elif dialects.read(model).dialect == pt2e.NAME:
+                converted = _pt2e.convert(model)
             elif _torch.observed_attributes(model) is not None:
                 _torch.quantization()
                 make = _torch.resolve("torch.ao.quantization.quantize_fx.convert_fx")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxqfix import _torch, dialects, ops
-from fxqfix.dialects import Reading, int8
+from fxqfix.dialects import Reading, int8, pt2e
 from fxqfix.dialects._base import modules_of, scope
 from fxqfix.dialects.qconfig import qconfig_range
 from fxqfix.errors import RangeUnknownError
+from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.freeze import freeze
 from fxqfix.pairing import pair
 from fxqfix.passes import DecomposeQuantize, PinRanges
@@ -24,9 +25,10 @@ def to_decomposed(
 ) -> fx.GraphModule:
     """Rewrite a model of any dialect to decomposed ops, which carry quant_min and quant_max.
 
-    From a prepared model the result equals ``freeze(prepared)`` on every output bit. A reference
-    or int8 model has lost the declared ranges; they come from `ranges_from`. What `to_int8`
-    returned holds them itself.
+    From a prepared model the result equals ``freeze(prepared)`` on every output bit; PT2E's own
+    conversion of the frozen model gives it, so that dynamic ops are taken too. A reference or int8
+    model has lost the declared ranges; they come from `ranges_from`. What `to_int8` returned holds
+    them itself.
 
     Args:
         model: Prepared (it is frozen on the way), reference, int8 or decomposed; eager or FX. It
@@ -58,7 +60,9 @@ def to_decomposed(
         [(0, 127, torch.uint8)]
     """
     reading = dialects.read(model)
-    if reading.dialect == "fx-prepared":
+    if reading.dialect == pt2e.NAME:
+        result = _by_pt2e(reading.graph_module)
+    elif reading.prepared:
         result = DecomposeQuantize()(freeze(reading.graph_module)).graph_module
     elif reading.dialect == "decomposed":
         result = reading.graph_module
@@ -68,6 +72,25 @@ def to_decomposed(
     pinned = PinRanges()(result) if pin_ranges else DecomposeQuantize()(result)
     decomposed: fx.GraphModule = pinned.graph_module
     return decomposed
+
+
+def _by_pt2e(prepared: fx.GraphModule) -> fx.GraphModule:
+    """Torch's own conversion of the frozen model, and the codes of embeddings as they should be.
+
+    Where zero points are fractions, the decomposed quantize cuts codes off that it should round.
+    """
+    frozen = freeze(prepared)
+    converted = dialects.trace(convert_by_torch(frozen))
+    mine = {name: tap for tap in dialects.read(frozen).weights for name in tap.origins}
+    for tap in dialects.read(converted).weights if mine else ():
+        used, source = tap.site.used, tap.producer.all_input_nodes[0]
+        own = next((mine[name] for name in tap.origins if name in mine), None)
+        whole = used is None or all(float(z).is_integer() for z in used.zero_points)
+        if whole or own is None or own.weight is None or source.op != "get_attr":
+            continue
+        codes: Tensor = int8.fetch(converted, source)
+        codes.copy_(own.weight().codes)
+    return converted
 
 
 def declared_ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, int]]:

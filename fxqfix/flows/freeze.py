@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import fx, nn
 
-from fxqfix import _torch
+from fxqfix import _pt2e, _torch
 from fxqfix.errors import DialectError
 from fxqfix.passes import FoldBatchNorm, FreezeQParams, SplitShared
 
@@ -18,15 +18,17 @@ M = TypeVar("M", bound=nn.Module)
 def freeze(prepared: M) -> M:
     """Fix every qparam to the one that the fake-quants really use, and fold BatchNorm.
 
-    The result is a prepared model still: torch's own `convert_fx` / `convert` takes it and bakes
-    exactly these qparams, and QAT can go on (gradients pass straight through). A calibrated (PTQ)
-    model comes back with fake-quants in place of its observers, so that it computes what its
-    conversion will. A module that an FX graph calls at several places gets a copy per call (tied
-    parameters), because conversion would give all of them the last one's output scale.
+    The result is a prepared model still: torch's own `convert_fx` / `convert` / `convert_pt2e`
+    takes it and bakes exactly these qparams, and QAT can go on (gradients pass straight through).
+    A calibrated (PTQ) model comes back with fake-quants in place of its observers, so that it
+    computes what its conversion will. A module that an FX graph calls at several places gets a copy
+    per call (tied parameters), because conversion would give all of them the last one's output
+    scale.
 
     Args:
-        prepared: What `prepare_fx`, `prepare_qat_fx` (FX) or `prepare`, `prepare_qat` (eager)
-            returned, after training or calibration. It is not changed.
+        prepared: What `prepare_fx`, `prepare_qat_fx` (FX), `prepare_pt2e`, `prepare_qat_pt2e`
+            (PT2E) or `prepare`, `prepare_qat` (eager) returned, after training or calibration. It
+            is not changed.
 
     Returns:
         A new model of the same kind: FX in, FX out; eager in, eager out.
@@ -46,13 +48,14 @@ def freeze(prepared: M) -> M:
         >>> type(freeze(prepared)[0].activation_post_process).__name__
         'FrozenFakeQuantize'
     """
-    if not any(_torch.is_quantizer(m) for m in prepared.modules()):
+    if _pt2e.is_program(prepared) or not any(_torch.is_quantizer(m) for m in prepared.modules()):
         raise DialectError(
             f"{type(prepared).__name__} holds no observer and no fake-quant",
             where="freeze",
             expected="a prepared model",
             remedy="pass the model that prepare_fx / prepare_qat_fx / prepare / prepare_qat "
-            "returned, before its conversion",
+            "/ prepare_pt2e / prepare_qat_pt2e returned, before its conversion; an ExportedProgram "
+            "holds none",
         )
     frozen = FreezeQParams()(prepared).graph_module
     folded: M = FoldBatchNorm()(frozen).graph_module

@@ -6,10 +6,8 @@ import torch
 from torch import nn
 
 from fxqfix import checks, dialects
-from fxqfix.dialects import prepared as dialect
 from fxqfix.engines import ENGINES
 from fxqfix.engines._base import check_name
-from fxqfix.errors import DialectError
 from fxqfix.report.lint import LintReport
 
 __all__ = ["lint"]
@@ -22,7 +20,8 @@ def lint(prepared: nn.Module, *, engine: str | None = None) -> LintReport:
     while training (observers and BatchNorm that move) is not found.
 
     Args:
-        prepared: What prepare_fx, prepare_qat_fx or eager prepare returned. It is not changed.
+        prepared: What prepare_fx, prepare_pt2e (or their QAT forms) or eager prepare returned. It
+            is not changed.
         engine: "fbgemm", "x86", "onednn" or "qnnpack": the engine to convert for. None means
             torch.backends.quantized.engine.
 
@@ -44,18 +43,9 @@ def lint(prepared: nn.Module, *, engine: str | None = None) -> LintReport:
         [('uncalibrated', 'input_1'), ('uncalibrated', '_0')]
     """
     chosen = check_name("engine", engine or torch.backends.quantized.engine, ENGINES)
-    graph_module = dialects.trace(prepared)
-    if not dialect.matches(graph_module):
-        raise DialectError(
-            "only prepared models are checked",
-            where="lint",
-            found=f"a {type(prepared).__name__} without them",
-            expected="observers or fake-quants",
-            remedy="pass what prepare_fx or prepare_qat_fx returned, before convert_fx",
-        )
     # Observers that are on are a finding of their own; settling them takes half of the time.
-    reading = dialect.read(graph_module, settled=False)
-    subject = checks.Subject(reading, chosen, prepared.training)
+    reading = dialects.read_prepared(prepared, "lint", settled=False)
+    subject = checks.Subject(reading, chosen, reading.training)
     found = [finding for check in checks.registry() for finding in check.run(subject)]
     found.sort(key=lambda f: checks.SEVERITIES.index(f.severity))
     return LintReport(tuple(found), chosen, len(reading.taps))

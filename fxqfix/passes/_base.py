@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from fxqfix import _torch
+from fxqfix import _pt2e, _torch
 from fxqfix.errors import DialectError, FxqfixError, PassError, UnsupportedError
 
 __all__ = ["Pass", "PassResult", "Rewriter", "registry"]
@@ -133,6 +133,12 @@ class Rewriter:
         with_name = self.add_buffer(name, value)
         return self.graph.create_node("get_attr", with_name, name=with_name)
 
+    def parameter_node(self, name: str, value: Tensor) -> fx.Node:
+        """Register a parameter at the top level and append the get_attr node that reads it."""
+        free = self._free(name)
+        self.module.register_parameter(free, nn.Parameter(value))
+        return self.graph.create_node("get_attr", free, name=free)
+
     def replace(self, old: fx.Node, new: fx.Node, why: str) -> None:
         """Let every user of `old` use `new`, erase `old`, and give its name to `new`."""
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
@@ -204,7 +210,9 @@ class Pass(ABC):
 
     def _copied(self, module: nn.Module) -> nn.Module:
         try:
-            return copy.deepcopy(module)
+            copied = copy.deepcopy(module)
+            _pt2e.own_annotations(copied)
+            return copied
         except RuntimeError as error:  # packed weights that their engine can't unpack
             raise UnsupportedError(
                 f"{type(module).__name__} can't be copied: {error}",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fxqfix import _torch
 from fxqfix.dialects.quantizer import qparams_of
-from fxqfix.qparams import QParams
+from fxqfix.qparams import QParams, dequantize, quantize
 
 __all__ = ["FrozenFakeQuantize"]
 
@@ -73,9 +73,15 @@ class FrozenFakeQuantize(nn.Module):
         if not self.fake_quant_enabled[0]:
             return x
         if self.is_per_channel:
-            return torch.fake_quantize_per_channel_affine(
+            value = torch.fake_quantize_per_channel_affine(
                 x, self.scale, self.zero_point, self.ch_axis, self.quant_min, self.quant_max
             )
+            if not self.zero_point.is_floating_point():
+                return value
+            # On fractional zero points that kernel rounds once where dequantize rounds twice. The
+            # two are so near that their difference is exact, and so is the sum.
+            wanted = dequantize(quantize(x, self.qparams), self.qparams)
+            return value + (wanted - value).detach()
         return torch.fake_quantize_per_tensor_affine(
             x, self.scale, self.zero_point, self.quant_min, self.quant_max
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import fx, nn
 
 from fxqfix.dialects._base import modules_of
+from fxqfix.dialects._modes import trains
 
 __all__ = ["draws", "draws_in"]
 
@@ -40,6 +41,8 @@ def _node_draws(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return False
     own = str(getattr(node.target, "__module__", None) or "torch")
     name = str(getattr(node.target, "__name__", node.target))
+    if getattr(node.target, "namespace", "") == "aten" and "dropout" in name:
+        return trains(node)  # ATen's dropout is told, a function's may have its default
     return not own.startswith(_KNOWN) or _telling(name)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxqfix import _torch
-from fxqfix.dialects import Reading, int8, prepared
+from fxqfix.dialects import Reading, int8
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.weights import (
     WeightView,
@@ -31,7 +31,7 @@ def weight_of(
         return int8.weight_of(node, graph_module, modules_of(graph_module))
     if module is None:
         return None
-    if reading.dialect != prepared.NAME:
+    if not reading.prepared:
         return reference_weight(module)
     quantizer = weight_quantizer(module)
     if not isinstance(quantizer, FrozenFakeQuantize):

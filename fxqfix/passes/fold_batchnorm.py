@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch
+from fxqfix.dialects.pt2e import is_exported
 from fxqfix.dialects.weights import batch_norm_factor, effective_weight, holder
 from fxqfix.errors import UnsupportedError
 from fxqfix.passes._base import Pass, Rewriter
+from fxqfix.passes._fold_exported import fold_exported
 from fxqfix.passes._frozen import FrozenFakeQuantize
 
 __all__ = ["FoldBatchNorm"]
@@ -35,7 +37,8 @@ class FoldBatchNorm(Pass):
 
     QAT computes ``conv(x, fq(w * g / std)) / (g / std)``, then BatchNorm; conversion folds. The
     folded weight here is ``w * g / std`` by the very arithmetic of the QAT module, so that its
-    fake-quant sees the same bits and gives the same codes.
+    fake-quant sees the same bits and gives the same codes. In a PT2E graph, which spells that out,
+    it is the value of the graph's own nodes.
 
     Example:
         >>> from fxqfix.passes import FoldBatchNorm
@@ -46,7 +49,10 @@ class FoldBatchNorm(Pass):
     name: ClassVar[str] = "fold-batchnorm"
 
     def rewrite(self, rewriter: Rewriter) -> None:
-        """Swap each module with a BatchNorm for its twin without one."""
+        """Swap each module with a BatchNorm for its twin without one; in PT2E, nodes."""
+        if isinstance(rewriter.module, fx.GraphModule) and is_exported(rewriter.module):
+            fold_exported(rewriter)
+            return
         table = {
             source: target
             for a, b in _FOLDED.items()

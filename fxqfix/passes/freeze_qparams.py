@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import fx, nn
 
-from fxqfix import _torch, ops
+from fxqfix import _pt2e, _torch, ops
 from fxqfix.dialects.quantizer import QuantizerState, read_quantizer
 from fxqfix.dialects.trace import trace
 from fxqfix.dialects.weights import effective_weight, holder, weight_quantizer, weight_state
@@ -51,10 +51,13 @@ class FreezeQParams(Pass):
         frozen: dict[int, nn.Module] = {}
         states: dict[int, QuantizerState] = {}
         found = list(_quantizers(rewriter.module))
+        # Those that derive their qparams from others (a bias's) come last, and ask the frozen ones.
+        found.sort(key=lambda x: _pt2e.derived_from(x[1]) is not None)
         for path, module in found:
             if id(module) not in states:
+                if (sources := _pt2e.derived_from(module)) is not None:
+                    sources[:] = [frozen.get(id(m), m) for m in sources]
                 states[id(module)] = self._state(path, module, rewriter.module)
-        for path, module in found:
             state = states[id(module)]
             if state.used is None or (isinstance(module, FrozenFakeQuantize) and state.quantizes):
                 continue
@@ -96,8 +99,7 @@ class FreezeQParams(Pass):
 
 def _state(path: str, module: nn.Module, model: nn.Module | None = None) -> QuantizerState:
     state = read_quantizer(module, f"freeze-qparams, {path}")
-    needed = not state.calibrated and state.used is not None
-    if needed and not (model is not None and _never_runs(module, model)):
+    if not state.calibrated and not (model is not None and _never_runs(module, model)):
         raise UncalibratedError(
             f"{type(module).__name__} never saw data",
             where=f"freeze-qparams, {path}",
