@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxqfix import Report, compare, freeze, inspect, ops, to_decomposed, trace
+from fxqfix import Report, causes, compare, freeze, inspect, ops, to_decomposed, trace
 from fxqfix._torch import quantized_engine
 from fxqfix.dialects import Reading, read
 from fxqfix.dialects._base import modules_of
@@ -241,13 +241,16 @@ def _check_coverage(report: Report, prepared: nn.Module) -> None:
     assert not rows & {u.name for u in report.coverage.unpaired if u.side == "prepared"}
 
 
+_NOT_LOCAL = {cause.name for cause in causes.registry() if not cause.local} - {"unexplained"}
+
+
 def _check_causes(report: Report) -> None:
     for row in report.rows:
         shares = sum(row.causes.values())
         most = max(row.local.differing, row.cumulative.differing)
         both = row.local.differing + row.cumulative.differing
         assert most <= shares <= both, (row.name, dict(row.causes))
-        local = {name: n for name, n in row.causes.items() if name != "upstream"}
+        local = {name: n for name, n in row.causes.items() if name not in _NOT_LOCAL}
         assert sum(local.values()) <= row.local.differing, (row.name, dict(row.causes))
     assert report.unexplained == sum(row.causes.get("unexplained", 0) for row in report.rows)
 

@@ -18,8 +18,8 @@ from fxqfix.report import Mend, Refusal, Repair, Report, Row
 
 __all__ = ["repair"]
 
-# What a right int8 model does too: no repair is at fault.
-_INHERENT = ("rounding", "bias-int32", "requantization", "upstream")
+# What a right int8 model does too, by one step: no repair is at fault.
+_INHERENT = ("rounding", "bias-int32", "requantization")
 
 
 def repair(
@@ -143,8 +143,9 @@ class _SideBySide:
 
 
 def _faults(row: Row) -> int:
-    """Differing codes but for those that come and go with other inputs, one step apart."""
-    return sum(codes for cause, codes in row.causes.items() if cause not in _INHERENT)
+    """Codes that this op itself gets wrong, but for those that come and go with its inputs."""
+    own = {cause.name for cause in causes.registry() if cause.local} - set(_INHERENT)
+    return sum(codes for cause, codes in row.causes.items() if cause in {*own, "unexplained"})
 
 
 def _left(after: Report) -> Iterator[Refusal]:
