@@ -150,7 +150,7 @@ def test_dynamic_ops_are_converted_as_they_are(mode: str, net: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "net"), [("x86-reduced", "residual"), ("sub-8-bit", "mlp"), ("xnnpack", "mlp")]
+    ("mode", "net"), [("x86-reduced", "residual"), ("sub-8-bit", "residual"), ("xnnpack", "mlp")]
 )
 def test_converted_models_get_their_ranges_pinned(mode: str, net: str) -> None:
     converted = nets.converted(mode, net)
