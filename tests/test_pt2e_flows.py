@@ -299,6 +299,13 @@ def test_lint_speaks_of_pt2e() -> None:
     assert frozen == {"int16-saturation"}
 
 
+def test_ops_that_the_quantizer_leaves_float() -> None:
+    found = [f for f in lint(prepared("xnnpack", "branches")).findings if f.code == "not-lowered"]
+    # The quantizer annotates a convolution that is called twice only once.
+    assert [f.site for f in found] == ["conv2d_1", "conv_transpose2d"]
+    assert all("annotate it in the quantizer" in f.remedy for f in found)
+
+
 def test_uncalibrated_models() -> None:
     with quiet():
         model = nets.prepare_pt2e(nets.exported(nets.Mlp().eval()), nets.x86())
