@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import fx
 
 from fxqfix import _torch
 from fxqfix.checks._base import Check, Finding, Subject
@@ -101,15 +103,29 @@ def _float(subject: Subject) -> Iterator[Finding]:
     for node, match in subject.matches.items():
         if match.spec.family != "weighted" or node in quantized or match.column != "spelled":
             continue
-        if any(n in subject.taps or n.op == "get_attr" for n in node.all_input_nodes[1:]):
+        if subject.exported and _quantized_weight(subject, node):
+            continue  # one weight of several ops, a site of the first
+        if not subject.exported and any(
+            n in subject.taps or n.op == "get_attr" for n in node.all_input_nodes[1:]
+        ):
             continue  # a functional op, whose weight is a site of its own
         yield Finding(
             "not-lowered",
             "info",
             node.name,
             f"{match.key} has no quantized weight: it stays in float",
-            "give it a qconfig, unless that is meant",
+            "annotate it in the quantizer, unless that is meant"
+            if subject.exported
+            else "give it a qconfig, unless that is meant",
         )
+
+
+def _quantized_weight(subject: Subject, node: fx.Node) -> bool:
+    """Whether an exported op's weight comes from a quantizer, behind reshapes of it."""
+    weight: Any = node.args[1]
+    while weight in subject.matches and subject.matches[weight].spec.output == "shape":
+        weight = weight.all_input_nodes[0]
+    return any(tap.quantizer is weight for tap in subject.reading.weights)
 
 
 CHECKS = (

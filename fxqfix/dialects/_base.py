@@ -14,7 +14,17 @@ from fxqfix.dialects.site import Inspection, Site
 from fxqfix.dialects.weights import WeightView
 from fxqfix.errors import UnknownNameError
 
-__all__ = ["Reading", "Tap", "inside", "modules_of", "op_name", "parents", "scope", "unique"]
+__all__ = [
+    "Reading",
+    "Tap",
+    "inside",
+    "is_exported",
+    "modules_of",
+    "op_name",
+    "parents",
+    "scope",
+    "unique",
+]
 
 
 @dataclass(frozen=True)
@@ -133,6 +143,15 @@ def inside(
 def modules_of(graph_module: fx.GraphModule) -> dict[str, nn.Module]:
     """All modules by path; shared modules under each of their paths."""
     return dict(graph_module.named_modules(remove_duplicate=False))
+
+
+def is_exported(graph_module: fx.GraphModule) -> bool:
+    """True for a graph of torch.export: ATen ops, and no module that computes."""
+    nodes = graph_module.graph.nodes
+    if not any(getattr(n.target, "namespace", "") == "aten" for n in nodes):
+        return False
+    modules = modules_of(graph_module)
+    return not any(n.op == "call_module" and ops.match_node(n, modules) for n in nodes)
 
 
 def unique(name: str, taken: set[str]) -> str:

@@ -13,7 +13,16 @@ import torch
 from torch import fx
 
 from fxqfix import _pt2e
-from fxqfix.dialects._base import Reading, Tap, inside, modules_of, op_name, scope, unique
+from fxqfix.dialects._base import (
+    Reading,
+    Tap,
+    inside,
+    is_exported,
+    modules_of,
+    op_name,
+    scope,
+    unique,
+)
 from fxqfix.dialects._constants import constant, constants, reader, role
 from fxqfix.dialects.int8 import fetch
 from fxqfix.dialects.quantizer import qparams_of
@@ -130,7 +139,9 @@ def read(graph_module: fx.GraphModule) -> Reading:
     taken: set[str] = set()
     taps: list[Tap] = []
     hidden: list[tuple[Site, str]] = []
-    fixed, done = constants(graph_module), set[tuple[fx.Node, QParams | None]]()
+    # Elsewhere than in PT2E, a constant that is computed is observed as an activation is.
+    fixed = constants(graph_module) if is_exported(graph_module) else frozenset[fx.Node]()
+    done: set[tuple[fx.Node, QParams | None]] = set()
     for node in graph_module.graph.nodes:
         kind = _kind(node)
         if node.op == "call_module" and (w := reference_weight(modules[str(node.target)])):

@@ -13,8 +13,17 @@ from functools import cached_property
 
 from torch import Tensor, fx, nn
 
-from fxqfix import _torch, ops
-from fxqfix.dialects._base import Reading, Tap, inside, modules_of, op_name, scope, unique
+from fxqfix import _torch
+from fxqfix.dialects._base import (
+    Reading,
+    Tap,
+    inside,
+    is_exported,
+    modules_of,
+    op_name,
+    scope,
+    unique,
+)
 from fxqfix.dialects._constants import constant, constants, reader, role
 from fxqfix.dialects._conv_bn import ConvBatchNorm, conv_batch_norms
 from fxqfix.dialects.prepared import qparams_fields, where
@@ -23,18 +32,9 @@ from fxqfix.dialects.site import Site
 from fxqfix.dialects.weights import WeightView
 from fxqfix.qparams import QParams, quantize
 
-__all__ = ["NAME", "is_exported", "matches", "read"]
+__all__ = ["NAME", "matches", "read"]
 
 NAME = "pt2e-prepared"
-
-
-def is_exported(graph_module: fx.GraphModule) -> bool:
-    """True for a graph of torch.export: ATen ops, and no module that computes."""
-    nodes = graph_module.graph.nodes
-    if not any(getattr(n.target, "namespace", "") == "aten" for n in nodes):
-        return False
-    modules = modules_of(graph_module)
-    return not any(n.op == "call_module" and ops.match_node(n, modules) for n in nodes)
 
 
 def matches(graph_module: fx.GraphModule) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch
-from fxqfix.dialects.pt2e import is_exported
+from fxqfix.dialects._base import is_exported
 from fxqfix.dialects.weights import batch_norm_factor, effective_weight, holder
 from fxqfix.errors import UnsupportedError
 from fxqfix.passes._base import Pass, Rewriter

@@ -248,11 +248,11 @@ _ONCE = ("residual", "mobile", "mlp", "attention", "words")
 
 MODES: dict[str, Mode] = {
     "x86": Mode(x86, nets=_ONCE),
-    "x86-reduced": Mode(functools.partial(x86, reduce_range=True), nets=("residual", "mlp")),
+    "x86-reduced": Mode(functools.partial(x86, reduce_range=True), nets=("residual",)),
     "x86-qat": Mode(functools.partial(x86, is_qat=True), qat=True, nets=_ONCE),
     "x86-dynamic": Mode(functools.partial(x86, is_dynamic=True), nets=_LINEAR, static=False),
     "xnnpack": Mode(functools.partial(xnnpack, is_per_channel=True)),
-    "xnnpack-tensor": Mode(xnnpack, nets=("residual", "branches")),
+    "xnnpack-tensor": Mode(xnnpack, nets=("branches",)),
     "xnnpack-qat": Mode(
         functools.partial(xnnpack, is_per_channel=True, is_qat=True),
         qat=True,
@@ -261,7 +261,7 @@ MODES: dict[str, Mode] = {
     "xnnpack-dynamic": Mode(
         functools.partial(xnnpack, is_per_channel=True, is_dynamic=True), nets=_LINEAR, static=False
     ),
-    "arm": Mode(arm, nets=("residual", "mlp")),
+    "arm": Mode(arm, nets=("mlp",)),
     "weight-only": Mode(
         lambda: Tiny(weight_spec()), nets=("residual", "mlp", "mobile"), static=False
     ),
@@ -271,7 +271,7 @@ MODES: dict[str, Mode] = {
     ),
     "sub-8-bit": Mode(
         lambda: Tiny(weight_spec(per_channel=False, low=-8, high=7), activation_spec(quant_max=15)),
-        nets=("residual", "mlp"),
+        nets=("residual",),
     ),
 }
 
