@@ -229,7 +229,7 @@ def test_weights_of_one_sign(engine: str) -> None:
     "name",
     [
         *("scalar", "shared_module", "prelu", "conv2d_circular", "conv2d_same", "pools3d"),
-        *("conv3d", "channel_shuffle_qat", "functional_conv2d", "adaptive_max_pool3d"),
+        *("conv3d", "channel_shuffle_qat", "functional_conv2d", "functional_conv3d"),
     ],
 )
 def test_what_torch_drops_clips_or_refuses(name: str, engine: str) -> None:
