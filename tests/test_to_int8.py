@@ -212,6 +212,34 @@ def test_qnnpacks_pools_and_clamps() -> None:
         assert torch.equal(emulated(3 * x), model(3 * x))
 
 
+class Resized(nn.Module):
+    """As in DeepLab: a branch of one pixel behind a global pool, and one that is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.branch = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        one = F.interpolate(self.branch(self.pool(x)), size=(16, 16))
+        return F.interpolate(x, scale_factor=2.0) + one
+
+
+def test_one_pixel() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    prepared = prepared_model(Resized(), x)
+    model = fxqfix.to_int8(prepared, engine="fbgemm")
+    report = compared(prepared, model, "fbgemm", x, 3 * x)
+    assert most(report) <= 1
+    assert outside(report) == 0
+    found = certificate(model)
+    assert [(r.op, r.reason) for r in found.routed] == [("interpolate", "one-pixel-mixes")]
+    said = {name: reason for name, reason in found.unchecked if "one-pixel" in reason}
+    assert len(said) == 1
+    assert all(reason.startswith("possible, the graph can't tell") for reason in said.values())
+
+
 @each_engine
 def test_weights_of_one_sign(engine: str) -> None:
     """User report 000: the fused kernel's zero point is -128, which onednn refuses to pack."""
