@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from fxqfix import _torch
 from fxqfix.qparams import QParams
 
-__all__ = ["FloatIsland", "InMemoryOrder", "QuantizedIsland", "hold_range"]
+__all__ = ["FloatIsland", "Functional", "InMemoryOrder", "QuantizedIsland", "hold_range"]
 
 
 def as_stored(x: Tensor) -> Tensor:
@@ -113,6 +116,40 @@ class FloatIsland(nn.Module):
         """The float op."""
         found: Tensor = self.inner(*args)
         return found
+
+
+class Functional(nn.Module):
+    """A function with a weight (F.conv2d, F.linear) as a module that holds it, for an island.
+
+    Args:
+        function: The function.
+        weight: The values of its weight.
+        bias: Its bias, or None.
+        options: Its other arguments by name; they become attributes.
+
+    Example:
+        >>> Functional(nn.functional.linear, torch.ones(2, 3), None, {})(torch.ones(1, 3))
+        tensor([[3., 3.]])
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        weight: Tensor,
+        bias: Tensor | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.function, self.names = function, tuple(options)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The function of x."""
+        options = {name: getattr(self, name) for name in self.names}
+        return self.function(x, self.weight, self.bias, **options)
 
 
 class QuantizedIsland(nn.Module):

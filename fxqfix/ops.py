@@ -31,7 +31,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxqfix._torch import decomposed, resolve
-from fxqfix.inserted import FloatIsland, InMemoryOrder
+from fxqfix.inserted import FloatIsland, Functional, InMemoryOrder
 
 __all__ = ["TABLE", "Match", "OpSpec", "match", "match_node", "spellings"]
 
@@ -855,8 +855,9 @@ def match_node(node: fx.Node, modules: dict[str, nn.Module]) -> Match | None:
     """Find the row of an FX node; `modules` are the graph module's named modules."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        seen_through = isinstance(module, FloatIsland | InMemoryOrder)
-        return match(type(module.inner if seen_through else module))
+        if isinstance(module, FloatIsland | InMemoryOrder):
+            module = module.inner
+        return match(module.function if isinstance(module, Functional) else type(module))
     if node.op in ("call_function", "call_method"):
         return match(node.target)
     return None

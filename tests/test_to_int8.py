@@ -86,7 +86,7 @@ def most(report: Report) -> float:
 
 @pytest.mark.parametrize(
     ("engine", "qat"),
-    [*((engine, True) for engine in ENGINES), ("onednn", False), ("qnnpack", False)],
+    [*((engine, True) for engine in ENGINES), ("onednn", False)],
 )
 @pytest.mark.parametrize("name", sorted(NETS))
 def test_holds_the_range_and_computes_the_same(name: str, engine: str, qat: bool) -> None:
@@ -118,6 +118,10 @@ def test_convert_fx_does_neither() -> None:
     report = fxqfix.compare(prepared, None, [1.5 * x, 3 * x], noise_floor=False)
     assert outside(report) > 0
     assert {"range-lost", "scale-formula"} <= set(report.causes)
+    model = fxqfix.to_int8(prepared)
+    report = fxqfix.compare(prepared, model, [1.5 * x, 3 * x], noise_floor=False)
+    assert outside(report) == 0
+    assert not {"range-lost", "scale-formula"} & set(report.causes)
 
 
 # --------------------------------------------------------------------- wrong kernels
@@ -208,6 +212,34 @@ def test_qnnpacks_pools_and_clamps() -> None:
         assert torch.equal(emulated(3 * x), model(3 * x))
 
 
+class Resized(nn.Module):
+    """As in DeepLab: a branch of one pixel behind a global pool, and one that is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.branch = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        one = F.interpolate(self.branch(self.pool(x)), size=(16, 16))
+        return F.interpolate(x, scale_factor=2.0) + one
+
+
+def test_one_pixel() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    prepared = prepared_model(Resized(), x)
+    model = fxqfix.to_int8(prepared, engine="fbgemm")
+    report = compared(prepared, model, "fbgemm", x, 3 * x)
+    assert most(report) <= 1
+    assert outside(report) == 0
+    found = certificate(model)
+    assert [(r.op, r.reason) for r in found.routed] == [("interpolate", "one-pixel-mixes")]
+    said = {name: reason for name, reason in found.unchecked if "one-pixel" in reason}
+    assert len(said) == 1
+    assert all(reason.startswith("possible, the graph can't tell") for reason in said.values())
+
+
 @each_engine
 def test_weights_of_one_sign(engine: str) -> None:
     """User report 000: the fused kernel's zero point is -128, which onednn refuses to pack."""
@@ -229,7 +261,7 @@ def test_weights_of_one_sign(engine: str) -> None:
     "name",
     [
         *("scalar", "shared_module", "prelu", "conv2d_circular", "conv2d_same", "pools3d"),
-        *("conv3d", "channel_shuffle_qat", "functional_conv2d", "adaptive_max_pool3d"),
+        *("conv3d", "channel_shuffle_qat", "functional_conv2d", "functional_conv3d"),
     ],
 )
 def test_what_torch_drops_clips_or_refuses(name: str, engine: str) -> None:

@@ -36,5 +36,6 @@ CAUSE = RangeLost(
     name="range-lost",
     summary="quant_min / quant_max are lost: the kernel clamps to its dtype's whole range",
     repair="to_decomposed",
-    advice="convert with fxqfix.to_decomposed, whose ops carry quant_min and quant_max",
+    advice="convert with fxqfix.to_int8, which holds them, or with fxqfix.to_decomposed, whose ops "
+    "carry them",
 )

@@ -6,9 +6,10 @@ reading of the model, which is made once for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from torch import fx, nn
 
@@ -103,15 +104,21 @@ class Subject:
 
     def _call(self, node: fx.Node, match: ops.Match, grid: QParams, tap: Tap | None) -> Call:
         module = self.modules[str(node.target)] if node.op == "call_module" else None
+        weight = tap.weight() if tap is not None and tap.weight is not None else None
+        given = {} if module is not None else int8.arguments(node, self.graph_module)
+        if module is None and weight is not None:
+            given |= _per_axis(given, weight.codes.dim())
         call = Call(
             node.name,
             self.engine,
             match.spec.key,
             relu=match.relu,
-            arguments={} if module is not None else int8.arguments(node, self.graph_module),
+            arguments=given
+            if weight is None
+            else {**given, **_per_axis(given, weight.codes.dim())},
             module=holder(module) if module is not None else None,
             qparams=(grid,),
-            weight=tap.weight() if tap is not None and tap.weight is not None else None,
+            weight=weight,
             isa="avx2",
         )
         return replace(call, engine=dispatch(call))
@@ -121,6 +128,13 @@ class Subject:
         """What each node spells, where the op table knows it."""
         found = {n: ops.match_node(n, self.modules) for n in self.graph_module.graph.nodes}
         return {n: m for n, m in found.items() if m is not None}
+
+
+def _per_axis(given: Mapping[str, Any], dims: int) -> dict[str, Any]:
+    """Options of a functional convolution as kernels hold them: a number per axis, none missing."""
+    defaults = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
+    found = {name: given.get(name, default) for name, default in defaults.items()}
+    return {n: (v,) * (dims - 2) if isinstance(v, int) else v for n, v in found.items()}
 
 
 @dataclass(frozen=True)

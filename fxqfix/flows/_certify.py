@@ -125,6 +125,6 @@ def _unchecked(
             result.graph_module.get_submodule(str(node.target))
         ):
             yield node.name, "torch's conversion left it in float, on its quantized weight"
-    for node, defect in defects_of(result.graph_module, engine).items():
+    for node, defect in defects_of(result.graph_module, engine, unlikely=True).items():
         known = "" if defect.certain else "possible, the graph can't tell: "
         yield node.name, f"{known}{defect.name}: {defect.condition}; way round: {defect.way_round}"

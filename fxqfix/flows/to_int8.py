@@ -140,7 +140,7 @@ def _islands(own: Reading, engine: str, *, islands_saturation: bool) -> dict[str
     paths = {n.name: str(n.target) for n in own.graph_module.graph.nodes if n.op == "call_module"}
     found: dict[str, str] = {}
     for call in (*(call for _, call in subject.calls), *_bags(own, engine)):
-        if call.module is None or (call.weight is None and call.key != "prelu"):
+        if call.weight is None and not isinstance(call.module, nn.PReLU):
             continue  # ops without a weight are routed once they are converted
         reason = _defect(call, engine)
         if reason is None and islands_saturation and call.qparams:
@@ -149,7 +149,7 @@ def _islands(own: Reading, engine: str, *, islands_saturation: bool) -> dict[str
             capped = replace(capped, engine=dispatch(capped))
             reason = "int16-saturation" if saturation_possible(capped, highest) else None
         if reason is not None:
-            found[paths[call.node]] = reason
+            found[paths.get(call.node, call.node)] = reason
     return found
 
 

@@ -70,29 +70,41 @@ class AvoidDefects(Pass):
         return list(dialects.read(rewriter.graph_module).activations)
 
 
-def defects_of(graph_module: fx.GraphModule, engine: str) -> dict[fx.Node, Defect]:
-    """The wrong kernels that an int8 graph may run on, with or without VNNI; each row is probed."""
+def defects_of(
+    graph_module: fx.GraphModule, engine: str, *, unlikely: bool = False
+) -> dict[fx.Node, Defect]:
+    """The wrong kernels that an int8 graph may run on, with or without VNNI; each row is probed.
+
+    Args:
+        graph_module: The graph.
+        engine: The engine that it was converted for.
+        unlikely: Whether to list those too that only images of one pixel meet, where the graph has
+            no pool that makes them.
+    """
     found: dict[fx.Node, Defect] = {}
     for node, call in calls(graph_module, engine, strict=False).items():
         for isa in ISAS:
             own = replace(call, engine=engine, isa=isa)
             defect = find_defect(replace(own, engine=dispatch(own)))
-            if defect is None or node in found or _is_fine(node, call, defect, graph_module):
+            if defect is None or node in found or _is_cured(call, defect):
                 continue
-            if defect.present is not False:
+            likely = unlikely or defect.certain or defect.cure != "island"
+            if (likely or _has_one_pixel(node, graph_module)) and defect.present is not False:
                 found[node] = defect
     return found
 
 
-def _is_fine(node: fx.Node, call: Call, defect: Defect, graph_module: fx.GraphModule) -> bool:
-    """Whether the graph shows that a condition which depends on the data is not met."""
-    modules = modules_of(graph_module)
-    if defect.cure == "contiguous":
-        source = call.inputs[0] if call.inputs else node
-        return source.op == "call_method" and source.target == "contiguous"
-    if defect.certain or defect.cure != "island":
+def _is_cured(call: Call, defect: Defect) -> bool:
+    if defect.cure != "contiguous" or not call.inputs:
         return False
-    return not any(_pools_globally(n, modules) for n in _upstream(node))
+    source = call.inputs[0]
+    return source.op == "call_method" and source.target == "contiguous"
+
+
+def _has_one_pixel(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    """Whether a global pool stands somewhere before a node."""
+    modules = modules_of(graph_module)
+    return any(_pools_globally(n, modules) for n in _upstream(node))
 
 
 def _upstream(node: fx.Node) -> Iterator[fx.Node]:

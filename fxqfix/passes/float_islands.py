@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 from torch import fx, nn
 
 from fxqfix import _torch
+from fxqfix.dialects import int8
 from fxqfix.dialects.weights import effective_weight, holder, weight_quantizer
 from fxqfix.errors import UnsupportedError
-from fxqfix.inserted import FloatIsland, QuantizedIsland
+from fxqfix.inserted import FloatIsland, Functional, QuantizedIsland
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._frozen import FrozenFakeQuantize
 
@@ -28,7 +29,7 @@ class FloatIslands(Pass):
     in eager mode they do that themselves. What they compute is what the fake-quants saw.
 
     Attributes:
-        reasons: Path of the module -> why.
+        reasons: Path of the module, or name of the node that calls a function -> why.
 
     Raises:
         UnsupportedError: A module's weight is not frozen.
@@ -46,7 +47,13 @@ class FloatIslands(Pass):
         """Swap module by module."""
         eager = not isinstance(rewriter.module, fx.GraphModule)
         done: dict[int, nn.Module] = {}
+        nodes = (
+            {} if eager else {n.name: n for n in rewriter.graph.nodes if n.op == "call_function"}
+        )
         for path, reason in self.reasons.items():
+            if path in nodes:
+                _functional(rewriter, nodes[path], reason)
+                continue
             module = rewriter.module.get_submodule(path)
             if id(module) not in done:
                 island = _island(module, f"{self.name}, {path}", reason)
@@ -78,6 +85,27 @@ def _island(module: nn.Module, where: str, reason: str) -> FloatIsland:
         holder(inner).weight = nn.Parameter(weight, requires_grad=False)
     qparams = quantizer.qparams if quantizer is not None else None
     return FloatIsland(inner, qparams, reason).eval()
+
+
+def _functional(rewriter: Rewriter, node: fx.Node, reason: str) -> None:
+    """Call an island that holds the function's weight and bias."""
+    given = int8.arguments(node, rewriter.graph_module)
+    source = given.pop("input", given.pop("self", None))
+    fake_quant, bias = given.pop("weight"), given.pop("bias", None)
+    quantizer: Any = rewriter.graph_module.get_submodule(str(fake_quant.target))
+    weight = quantizer(int8.fetch(rewriter.graph_module, fake_quant.args[0])).detach()
+    bias = None if bias is None else bias.detach().clone()
+    function: Any = node.target
+    inner = Functional(function, weight, bias, given)
+    path = rewriter.add_module(node.name, FloatIsland(inner, quantizer.qparams, reason).eval())
+    with rewriter.graph.inserting_before(node):
+        new = rewriter.graph.create_node("call_module", path, (source,))
+    name = node.name
+    rewriter.replace(node, new, f"float, {reason}")
+    new.name = name
+    for unused in (fake_quant, *fake_quant.all_input_nodes):
+        if not unused.users:
+            rewriter.graph.erase_node(unused)
 
 
 def _closed(island: FloatIsland, module: nn.Module) -> nn.Module:

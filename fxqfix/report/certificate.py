@@ -80,10 +80,12 @@ class Routed:
 class Saturating:
     """An op whose products can leave int16 on CPUs without VNNI, while its input is in range.
 
+    fbgemm's kernels for depthwise convolutions add in int16 on any CPU.
+
     Attributes:
         node: Its node.
         pairs: Pairs of weights that can.
-        highest: The highest code declared for its input.
+        highest: The highest code that its input can have.
     """
 
     node: str
