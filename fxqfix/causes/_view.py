@@ -21,7 +21,7 @@ from fxqfix.dialects import Site
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Defect
 from fxqfix.pairing import Pair
-from fxqfix.passes._shadow_modules import Local, Settle
+from fxqfix.passes._shadow_modules import Local
 from fxqfix.qparams import QParams, quantize, regrid
 
 __all__ = ["View"]
@@ -56,8 +56,6 @@ class View:
             by "".
         loose: By node: sites that this one is computed from and that the prepared model leaves in
             float.
-        settled: From some of these nodes to the prepared op's codes on the prepared model's own
-            inputs, with these quantized.
         left: Mask of the codes that no cause before the present one explained.
         problem: Why the last recomputation that failed did, "" where none did.
     """
@@ -76,7 +74,6 @@ class View:
     emulated: Emulated | None = None
     held: Callable[[str], Held | None] = field(default=lambda _: None)
     loose: Mapping[str, Site] = field(default_factory=dict)
-    settled: Settle | None = None
     _corrected: set[str] = field(default_factory=set, init=False)
     _quantized: set[str] = field(default_factory=set, init=False)
     left: Tensor = field(init=False)
@@ -228,10 +225,10 @@ class View:
         Args:
             nodes: Some of `loose`. Codes that differ on the same inputs are left alone.
         """
-        if self.settled is None:
+        if self.local is None or self.local.settle is None:
             return None
         self._quantized.update(nodes)
-        codes = self.settled(self._quantized)
+        codes = self.local.settle(self._quantized)
         return self.differs & ~self.differs_locally & (codes == self.actual)
 
     @cached_property

@@ -145,11 +145,9 @@ class Session:
         }
         held = holdings(self.reading, p.prepared)
 
-        def judge(
-            local: Any, converted: Tensor, prepared: Tensor, target: QParams, settled: Any
-        ) -> None:
+        def judge(local: Any, converted: Tensor, prepared: Tensor, target: QParams) -> None:
             args = (p, used, target, local.value, local.expected, converted, prepared.int())
-            view = View(*args, local=local, settled=settled, held=held, **known)
+            view = View(*args, local=local, held=held, **known)
             causes.attribute(view, causes.registry(), share)
 
         return judge

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from fxqfix.measure.discrepancy import Discrepancy, discrepancy
-from fxqfix.passes._shadow_modules import Local, Settle, Snapshot, check_shape
+from fxqfix.passes._shadow_modules import Local, Snapshot, check_shape
 from fxqfix.qparams import QParams
 
 __all__ = ["Probe"]
 
-Attribute = Callable[[Local, Tensor, Tensor, QParams, Settle | None], None]
+Attribute = Callable[[Local, Tensor, Tensor, QParams], None]
 
 
 class Probe(nn.Module):
@@ -22,9 +22,8 @@ class Probe(nn.Module):
         name: The site, for messages.
         grid: The prepared qparams.
         converted: The snapshot that the converted codes come from; it knows their grid.
-        attribute: Called with (local, converted codes, prepared codes, converted grid, settled) on
-            every batch where a code differs; None to skip causes. `settled` runs the prepared op on
-            the prepared model's own inputs, quantized where asked for; None where they all are.
+        attribute: Called with (local, converted codes, prepared codes, converted grid) on every
+            batch where a code differs; None to skip causes.
 
     Attributes:
         local: Against the shadow, which had the same inputs.
@@ -52,12 +51,7 @@ class Probe(nn.Module):
         return self._converted[0].qparams
 
     def forward(
-        self,
-        local: Local,
-        converted: Tensor,
-        prepared: Tensor,
-        nudged: Tensor | None = None,
-        settled: Settle | None = None,
+        self, local: Local, converted: Tensor, prepared: Tensor, nudged: Tensor | None = None
     ) -> None:
         """Take one batch of codes."""
         check_shape(self.name, local.expected, converted)
@@ -71,4 +65,4 @@ class Probe(nn.Module):
             floor = discrepancy(prepared, nudged, grid, grid)
             self.noise_floor = floor if self.noise_floor is None else self.noise_floor + floor
         if self._attribute is not None and (now.differing or cumulative.differing):
-            self._attribute(local, converted, prepared, target, settled)
+            self._attribute(local, converted, prepared, target)

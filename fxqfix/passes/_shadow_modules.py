@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ __all__ = ["NUDGE", "Clone", "Later", "Local", "Nudge", "Settle", "Shadow", "Sna
 NUDGE = 1e-6
 
 
+Settle = Callable[[Collection[str]], Tensor]
+
+
 @dataclass(frozen=True)
 class Local:
     """What a shadow computed at one site on one batch.
@@ -30,6 +33,8 @@ class Local:
         raw: The same integers, laid out as the converted model has them.
         value: The value before quantization.
         expected: The codes that the prepared op gives.
+        settle: From nodes that the prepared model leaves in float to the codes that the prepared op
+            gives on the prepared model's own inputs, with these quantized; None where all are.
     """
 
     inputs: tuple[Any, ...]
@@ -37,6 +42,7 @@ class Local:
     raw: tuple[Tensor | None, ...]
     value: Tensor
     expected: Tensor
+    settle: Settle | None = None
 
 
 class Snapshot(nn.Module):
@@ -131,11 +137,8 @@ class Shadow(nn.Module):
         return codes, values
 
 
-Settle = Callable[[Collection[str]], Tensor]
-
-
 class Later(nn.Module):
-    """The prepared op on the prepared model's own inputs, quantized where a probe wants them.
+    """Adds `settle` to a shadow's record: it runs only if a probe asks for it.
 
     Args:
         shadow: The prepared op, which takes the prepared model's own codes.
@@ -158,8 +161,8 @@ class Later(nn.Module):
         self.weights = tuple(name for name in loose if name not in inputs)
         self._held = (held,)  # owned by its branch
 
-    def forward(self, *given: Any) -> Settle:
-        """The function from nodes to quantize to the codes that the op then gives."""
+    def forward(self, local: Local, *given: Any) -> Local:
+        """The record, with the inputs' prepared codes and float values tied into `settle`."""
         count = len(self.inputs)
         codes, raw = given[:count], dict(zip(self.raw, given[count:], strict=True))
 
@@ -173,7 +176,7 @@ class Later(nn.Module):
             region = _InFloat(self.shadow.region, self._held[0], left)
             return quantize(region.run(*(_clone(v) for v in chosen)), self.shadow.qparams)
 
-        return settle
+        return replace(local, settle=settle)
 
 
 class _InFloat(fx.Interpreter):

@@ -206,12 +206,12 @@ class Weaver:
         local = self.module(f"shadow_{name}", shadow, inputs, "shadow")
         if self.probe is None:
             return
-        known: dict[str, Any] = {branch.name: branch.codes[p] for branch in self.branches}
+        known = tuple(branch.codes[p] for branch in self.branches)
         loose = tuple(n.name for n in region.nodes if n.name in self.loose)
         if loose:
-            known["settled"] = self._settled(name, region, self._shadow(region, used, "prepared"))
+            local = self._settled(local, region, self._shadow(region, used, "prepared"))
         probe = self.probe(Probing(p, shadow, snapshot, loose, self._origins(region)))
-        self.module(f"probe_{name}", probe, (local, codes), "shadow").kwargs = known
+        self.module(f"probe_{name}", probe, (local, codes, *known), "shadow")
 
     def _origins(self, region: Region) -> tuple[str, ...]:
         """Names of the converted nodes that stand for the inputs of a region."""
@@ -222,15 +222,15 @@ class Weaver:
         return tuple(sites[n] if n in sites else inputs[own.index(n)] for n in region.inputs)
 
     def _settled(
-        self, name: str, region: Region, found: tuple[Shadow, tuple[fx.Node, ...]]
+        self, local: fx.Node, region: Region, found: tuple[Shadow, tuple[fx.Node, ...]]
     ) -> fx.Node:
-        """The prepared op on the prepared model's own codes, to run if a probe asks for it."""
+        """The record with the prepared op on the prepared model's own codes, if it is asked for."""
         first, (shadow, inputs) = self.branches[0], found
         names = tuple(n.name for n in region.inputs)
         loose = tuple(n.name for n in region.nodes if n.name in self.loose)
         later = Later(shadow, names, loose, first.model)
         raw = tuple(first.value(name) for name in later.raw)
-        return self.module(f"settled_{name}", later, (*inputs, *raw), "shadow")
+        return self.module(f"settled_{local.name}", later, (local, *inputs, *raw), "shadow")
 
     def _shadow(
         self, region: Region, used: QParams, side: str

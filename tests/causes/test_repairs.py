@@ -1,0 +1,59 @@
+"""What a cause says repairs it does: planted, repaired, compared again."""
+
+from __future__ import annotations
+
+import pytest
+
+import fxqfix
+from fxqfix.causes import registry
+from tests.faults.plants import PLANTS, Plot
+from tests.faults.zoo import base
+
+REPAIRS = {cause.name: cause.repair for cause in registry()}
+# Repaired by converting anew, from a frozen model (to_decomposed freezes on the way).
+BY_CONVERSION = (
+    *("stale-qparams", "stale-buffers", "moving-observer", "moving-weight", "scale-formula"),
+    *("shared-qparams", "not-lowered", "weight-not-lowered"),
+)
+# Repaired in the prepared model: it then computes what was converted.
+BY_FREEZING = ("fake-quant-off", "weight-fake-quant-off", "observer-only", "bn-folding")
+
+
+def planted(name: str) -> Plot:
+    plot = Plot(base("Residual", shifted=PLANTS[name].shifted))
+    PLANTS[name].put(plot, 0 if name == "bn-folding" else 1)  # where folding moves a code
+    return plot
+
+
+@pytest.mark.parametrize("name", BY_CONVERSION)
+def test_converting_what_is_frozen_repairs(name: str) -> None:
+    plot = planted(name)
+    assert not fxqfix.compare(plot.prepared, plot.converted(), [plot.batch]).exact
+    again = fxqfix.compare(plot.prepared, fxqfix.to_decomposed(plot.prepared), [plot.batch])
+    assert again.exact
+    assert again.causes == {}
+    assert REPAIRS[PLANTS[name].cause] in ("freeze-qparams", "to_decomposed")
+
+
+@pytest.mark.parametrize("name", BY_FREEZING)
+def test_freezing_the_prepared_model_repairs(name: str) -> None:
+    plot = planted(name)
+    converted = plot.converted()
+    assert not fxqfix.compare(plot.prepared, converted, [plot.batch]).exact
+    again = fxqfix.compare(fxqfix.freeze(plot.prepared), converted, [plot.batch])
+    assert again.exact
+    assert again.causes == {}
+    assert REPAIRS[PLANTS[name].cause] in ("freeze-qparams", "fold-batchnorm")
+
+
+@pytest.mark.parametrize(
+    "name", ["stale-qparams", "moving-observer", "uncalibrated", "fake-quant-off"]
+)
+def test_lint_tells_the_same_without_data(name: str) -> None:
+    plot = planted(name)
+    found = {(f.code, f.site) for f in fxqfix.lint(plot.prepared).findings}
+    sites = plot.touched
+    if name == "moving-observer":  # found on the module
+        taps = [t for t in plot.base.reading.activations if t.site.name in plot.touched]
+        sites = {str(tap.node.target) for tap in taps}
+    assert {(name, site) for site in sites} <= found
