@@ -16,7 +16,7 @@ from torch import fx, nn
 from fxqfix import _torch
 from fxqfix.errors import MissingDependencyError
 
-__all__ = ["convert", "derived_from", "is_program", "origins", "own_annotations"]
+__all__ = ["convert", "derived_from", "is_blockwise", "is_program", "origins", "own_annotations"]
 
 _TORCHAO = "torchao.quantization.pt2e"
 _CONVERSIONS = (
@@ -30,6 +30,12 @@ _ANNOTATION, _FROM = "quantization_annotation", "from_node"
 def is_program(model: object) -> bool:
     """True for a torch.export.ExportedProgram."""
     return isinstance(model, torch.export.ExportedProgram)
+
+
+def is_blockwise(module: nn.Module) -> bool:
+    """True for torchao's quantizers by blocks, groups or tokens, whose grids are no QParams."""
+    observer = getattr(module, "activation_post_process", module)
+    return isinstance(observer, _torch.torchao_bases("AffineQuantizedObserverBase"))
 
 
 def convert(prepared: fx.GraphModule) -> fx.GraphModule:

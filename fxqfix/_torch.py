@@ -103,8 +103,8 @@ def _bases(kind: str) -> tuple[type, ...]:
     return tuple(f for f in found if f is not None)
 
 
-def _torchao_bases(name: str) -> tuple[type, ...]:
-    # A model can hold torchao's observers only if torchao is imported already.
+def torchao_bases(name: str) -> tuple[type, ...]:
+    """The class of that name; a model holds torchao's only if torchao is imported already."""
     module = sys.modules.get("torchao.quantization.pt2e")
     found = getattr(module, name, None)
     return (found,) if isinstance(found, type) else ()
@@ -112,14 +112,14 @@ def _torchao_bases(name: str) -> tuple[type, ...]:
 
 def is_observer(module: nn.Module) -> bool:
     """True for observers of torch.ao and torchao (fake-quants are not observers here)."""
-    kinds = _bases("observer") + _torchao_bases("ObserverBase")
-    kinds += _torchao_bases("AffineQuantizedObserverBase")
+    kinds = _bases("observer") + torchao_bases("ObserverBase")
+    kinds += torchao_bases("AffineQuantizedObserverBase")
     return isinstance(module, kinds) and not is_fake_quant(module)
 
 
 def is_fake_quant(module: nn.Module) -> bool:
     """True for fake-quants of torch.ao and torchao, and for fxqfix's frozen ones."""
-    return isinstance(module, _bases("fake_quant") + _torchao_bases("FakeQuantizeBase"))
+    return isinstance(module, _bases("fake_quant") + torchao_bases("FakeQuantizeBase"))
 
 
 def is_quantizer(module: nn.Module | None) -> bool:
@@ -133,7 +133,7 @@ def register_fake_quant(cls: type[nn.Module]) -> None:
     FakeQuantizeBase is an ABC: a virtual subclass passes its isinstance checks without inheriting
     buffers and hooks that a frozen fake-quant must not have.
     """
-    for base in _bases("fake_quant") + _torchao_bases("FakeQuantizeBase"):
+    for base in _bases("fake_quant") + torchao_bases("FakeQuantizeBase"):
         base.register(cls)  # type: ignore[attr-defined]  # an ABC
 
 
@@ -141,19 +141,13 @@ def is_fused_fake_quant(module: nn.Module) -> bool:
     """True where one kernel observes, picks qparams and fake-quantizes."""
     name = "FusedMovingAvgObsFakeQuantize"
     own = resolve(f"torch.ao.quantization.{name}")
-    return isinstance(module, ((own,) if own else ()) + _torchao_bases(name))
+    return isinstance(module, ((own,) if own else ()) + torchao_bases(name))
 
 
 def is_learnable_fake_quant(module: nn.Module) -> bool:
     """True for fake-quants whose scale and zero point are trained."""
     own = resolve("torch.ao.quantization._learnable_fake_quantize._LearnableFakeQuantize")
-    return isinstance(module, ((own,) if own else ()) + _torchao_bases("LearnableFakeQuantize"))
-
-
-def is_blockwise(module: nn.Module) -> bool:
-    """True for torchao's quantizers by blocks, groups or tokens, whose grids are no QParams."""
-    observer = getattr(module, "activation_post_process", module)
-    return isinstance(observer, _torchao_bases("AffineQuantizedObserverBase"))
+    return isinstance(module, ((own,) if own else ()) + torchao_bases("LearnableFakeQuantize"))
 
 
 def is_dynamic(module: nn.Module) -> bool:
@@ -166,7 +160,7 @@ def is_placeholder(module: nn.Module) -> bool:
     names = ("PlaceholderObserver", "NoopObserver", "ReuseInputObserver", "RecordingObserver")
     path = "torch.ao.quantization.observer"
     kinds = tuple(k for n in names if (k := resolve(f"{path}.{n}")) is not None)
-    return isinstance(module, kinds + tuple(k for n in names for k in _torchao_bases(n)))
+    return isinstance(module, kinds + tuple(k for n in names for k in torchao_bases(n)))
 
 
 def light_copy(module: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxqfix import _torch
+from fxqfix import _pt2e, _torch
 from fxqfix.errors import NonFiniteError
 from fxqfix.qparams import QParams
 
@@ -89,7 +89,7 @@ def _read(module: nn.Module, kind: str) -> QuantizerState:
     if _torch.is_placeholder(module) or _torch.is_dynamic(module):
         what = "dynamic" if _torch.is_dynamic(module) else f"placeholder for {dtype}"
         return QuantizerState(None, None, f"{what} ({kind})", False, True, False)
-    if _torch.is_blockwise(module):
+    if _pt2e.is_blockwise(module):
         source = f"grids by block, group or token ({kind}), which are no QParams"
         return QuantizerState(None, None, source, False, True, False)
     calibrated = _calibrated(module)

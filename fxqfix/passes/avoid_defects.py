@@ -45,7 +45,7 @@ class AvoidDefects(Pass):
 
     name: ClassVar[str] = "avoid-defects"
     engine: str
-    grids: Mapping[str, QParams] = field(default_factory=lambda: MappingProxyType({}))
+    grids: Mapping[str, QParams] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     leave: frozenset[str] = frozenset()
 
     def rewrite(self, rewriter: Rewriter) -> None:

@@ -47,7 +47,9 @@ class DecomposeQuantize(Pass):
     """
 
     name: ClassVar[str] = "decompose-quantize"
-    ranges: Mapping[str, tuple[int, int]] = field(default_factory=lambda: MappingProxyType({}))
+    ranges: Mapping[str, tuple[int, int]] = field(
+        default_factory=lambda: MappingProxyType({}), hash=False
+    )
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Rewrite node by node, in graph order; a value's node always carries floats."""

@@ -41,7 +41,7 @@ class FloatIslands(Pass):
     """
 
     name: ClassVar[str] = "float-islands"
-    reasons: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    reasons: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Swap module by module."""

@@ -38,7 +38,7 @@ class GraftIslands(Pass):
 
     name: ClassVar[str] = "graft-islands"
     donor: fx.GraphModule | None = field(default=None, repr=False)
-    sites: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    sites: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Node by node."""

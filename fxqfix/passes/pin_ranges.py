@@ -43,7 +43,9 @@ class PinRanges(Pass):
     """
 
     name: ClassVar[str] = "pin-ranges"
-    ranges: Mapping[str, tuple[int, int]] = field(default_factory=lambda: MappingProxyType({}))
+    ranges: Mapping[str, tuple[int, int]] = field(
+        default_factory=lambda: MappingProxyType({}), hash=False
+    )
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Insert the clamps; a quantize that has one already is left alone."""

@@ -60,7 +60,7 @@ class RestoreQParams(Pass):
 
     name: ClassVar[str] = "restore-qparams"
     donor: fx.GraphModule | None = field(default=None, repr=False)
-    sites: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    sites: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Copy site by site."""

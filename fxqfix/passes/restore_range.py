@@ -48,7 +48,9 @@ class RestoreRange(Pass):
     """
 
     name: ClassVar[str] = "restore-range"
-    ranges: Mapping[str, tuple[int, int]] = field(default_factory=lambda: MappingProxyType({}))
+    ranges: Mapping[str, tuple[int, int]] = field(
+        default_factory=lambda: MappingProxyType({}), hash=False
+    )
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Insert the clamps."""
