@@ -95,10 +95,12 @@ class Base:
 
     @functools.cached_property
     def weighted(self) -> list[tuple[str, str, Tap]]:
-        """(path, node, site) of every op with a weight and the site that it ends in."""
+        """(path, node, site) of every op with a fake-quant for its weight, and where it ends."""
         found = []
         known = {tap.node: tap for tap in self.reading.activations}
         for weight in self.reading.weights:
+            if not hasattr(self.frozen.get_submodule(str(weight.node.target)), "weight_fake_quant"):
+                continue  # a transposed convolution: QAT observes its weight when it converts
             queue = list(weight.node.users)
             while queue and queue[0] not in known:
                 queue = [*queue[1:], *queue[0].users]
