@@ -10,6 +10,7 @@ import copy
 import functools
 import importlib
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxqfix._rng import same_rng
 from fxqfix.errors import MissingDependencyError, UnknownNameError
 
 # ---------------------------------------------------------------- finding names
@@ -47,10 +49,28 @@ def resolve(dotted: str) -> Any:
     return found
 
 
+_SILENT = threading.local()
+
+
+@contextmanager
+def _marked() -> Iterator[None]:
+    _SILENT.on = True
+    try:
+        yield
+    finally:
+        _SILENT.on = False
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence torch's deprecation notices, which are addressed to callers and not to fxqfix."""
-    with warnings.catch_warnings():
+    """Silence torch's deprecation notices, which are addressed to callers and not to fxqfix.
+
+    Python takes longer to set filters than an observer to answer: inside another, it does nothing.
+    """
+    if getattr(_SILENT, "on", False):
+        yield
+        return
+    with warnings.catch_warnings(), _marked():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
@@ -354,30 +374,6 @@ def quantized_engine(engine: str | None) -> Iterator[str]:
         yield str(torch.backends.quantized.engine)
     finally:
         torch.backends.quantized.engine = before
-
-
-def rng_state() -> tuple[Tensor, list[Tensor]]:
-    """The random state of the CPU and of every CUDA device in use."""
-    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's own
-    cuda = torch.cuda.get_rng_state_all() if started else []
-    return torch.get_rng_state(), cuda
-
-
-def set_rng_state(state: tuple[Tensor, list[Tensor]]) -> None:
-    """Restore what `rng_state` returned."""
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])
-
-
-@contextmanager
-def same_rng() -> Iterator[None]:
-    """Put the random state back: modules draw numbers merely by being constructed."""
-    state = rng_state()
-    try:
-        yield
-    finally:
-        set_rng_state(state)
 
 
 def tree_map_tensors(function: Any, tree: Any) -> Any:

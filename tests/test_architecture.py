@@ -28,6 +28,7 @@ PACKAGE = "fxqfix"
 # programs of L6 have an order of their own.
 LEVELS = {
     "errors": -1,
+    "_rng": -1,
     **dict.fromkeys(("qparams", "_torch", "_extras"), 0),
     "_pt2e": 0.2,  # resolves names through _torch
     "inserted": 0.3,  # what the table lists and the passes insert

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxqfix import _pt2e, _torch
+from fxqfix import _pt2e, _rng, _torch
 from fxqfix.errors import TraceError
 from fxqfix.inserted import FloatIsland, InMemoryOrder
 
@@ -155,14 +155,14 @@ def call(model: Any, batch: Any) -> Any:
 
 
 def _check_same(model: nn.Module, traced: fx.GraphModule, example_inputs: Any) -> None:
-    state = _torch.rng_state()
+    state = _rng.rng_state()
     try:
         with torch.no_grad():
             wanted = call(copy.deepcopy(model), copy.deepcopy(example_inputs))
-            _torch.set_rng_state(state)
+            _rng.set_rng_state(state)
             found = call(copy.deepcopy(traced), copy.deepcopy(example_inputs))
     finally:
-        _torch.set_rng_state(state)
+        _rng.set_rng_state(state)
     pairs = zip(_tensors(wanted), _tensors(found), strict=True)
     if not all(_equal(a, b) for a, b in pairs):
         raise TraceError(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fxqfix import _torch
+from fxqfix import _rng, _torch
 from fxqfix.engines import _probes
 from fxqfix.engines._base import Call
 
@@ -63,7 +63,7 @@ class Defect:
         available = torch.backends.quantized.supported_engines
         if not any(engine in available for engine in self.engines):
             return None
-        with _torch.quiet(), _torch.same_rng(), torch.no_grad():
+        with _torch.quiet(), _rng.same_rng(), torch.no_grad():
             return self.probe()
 
 

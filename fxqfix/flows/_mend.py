@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxqfix import _torch, dialects
+from fxqfix import _rng, _torch, dialects
 from fxqfix.dialects import Reading, Tap, decomposed, int8, reference
 from fxqfix.dialects.site import qparams_text
 from fxqfix.errors import PairingError, UnsupportedError
@@ -167,7 +167,7 @@ def _to_reference(frozen: nn.Module, engine: str) -> nn.Module:  # a donor's mak
             remedy="prepare with prepare_fx, or mend the int8 model",
         )
     make = _torch.resolve("torch.ao.quantization.quantize_fx.convert_to_reference_fx")
-    with _torch.quiet(), _torch.same_rng():
+    with _torch.quiet(), _rng.same_rng():
         found: nn.Module = make(copy.deepcopy(frozen))
     return found
 

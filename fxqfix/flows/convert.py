@@ -6,7 +6,7 @@ import copy
 
 from torch import fx, nn
 
-from fxqfix import _pt2e, _torch, dialects
+from fxqfix import _pt2e, _rng, _torch, dialects
 from fxqfix.dialects import pt2e
 from fxqfix.errors import DialectError, FxqfixError, PassError
 
@@ -29,7 +29,7 @@ def convert_by_torch(prepared: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(prepared)
     try:
-        with _torch.quiet(), _torch.same_rng():
+        with _torch.quiet(), _rng.same_rng():
             if not isinstance(model, fx.GraphModule):
                 converted: nn.Module = _torch.quantization().convert(model.eval())
             elif dialects.read(model).dialect == pt2e.NAME:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxqfix import _torch, dialects
+from fxqfix import _rng, _torch, dialects
 from fxqfix.dialects import decomposed, int8
 from fxqfix.errors import DataError, FxqfixError, ModelRunError
 from fxqfix.export import GoldenVectors, OpParameters, Parameters, Program, steps
@@ -58,7 +58,7 @@ def extract_parameters(model: nn.Module, *, ranges_from: Any = None) -> Paramete
         >>> parameters.ops[1].weight.dtype, parameters.ops[1].layout
         (torch.int8, 'OI')
     """
-    with torch.no_grad(), _torch.same_rng():
+    with torch.no_grad(), _rng.same_rng():
         program = _program(model, ranges_from)
         ops = tuple(OpParameters.of(step) for step in program.steps)
     return Parameters(ops, program.inputs, program.outputs)
@@ -94,7 +94,7 @@ def golden_vectors(model: nn.Module, inputs: Any, *, ranges_from: Any = None) ->
         >>> [t.item() for t in golden.inputs_of("add")], golden.output_of("add")
         ([5, 5], tensor([5], dtype=torch.uint8))
     """
-    with torch.no_grad(), _torch.same_rng():
+    with torch.no_grad(), _rng.same_rng():
         program = _program(model, ranges_from)
         names = {step.value.name: step for step in program.steps}
         grids = {step.value.name: step.output for step in program.steps}

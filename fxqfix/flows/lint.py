@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fxqfix import checks, dialects
+from fxqfix import _torch, checks, dialects
 from fxqfix.engines import ENGINES
 from fxqfix.engines._base import check_name
 from fxqfix.report.lint import LintReport
@@ -43,9 +43,10 @@ def lint(prepared: nn.Module, *, engine: str | None = None) -> LintReport:
         [('uncalibrated', 'input_1'), ('uncalibrated', '_0')]
     """
     chosen = check_name("engine", engine or torch.backends.quantized.engine, ENGINES)
-    # Observers that are on are a finding of their own; settling them takes half of the time.
-    reading = dialects.read_prepared(prepared, "lint", settled=False)
-    subject = checks.Subject(reading, chosen, reading.training)
-    found = [finding for check in checks.registry() for finding in check.run(subject)]
+    with _torch.quiet():
+        # Observers that are on are a finding of their own; settling them takes half of the time.
+        reading = dialects.read_prepared(prepared, "lint", settled=False)
+        subject = checks.Subject(reading, chosen, reading.training)
+        found = [finding for check in checks.registry() for finding in check.run(subject)]
     found.sort(key=lambda f: checks.SEVERITIES.index(f.severity))
     return LintReport(tuple(found), chosen, len(reading.taps))

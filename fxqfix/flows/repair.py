@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxqfix import _torch, causes, dialects
+from fxqfix import _rng, _torch, causes, dialects
 from fxqfix.errors import DataError
 from fxqfix.flows._mend import Bench
 from fxqfix.flows._session import Session
@@ -137,7 +137,7 @@ class _SideBySide:
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         given = _torch.tree_map_tensors(Tensor.clone, (args, kwargs))
-        with _torch.same_rng():
+        with _rng.same_rng():
             self.first.forward(*given[0], **given[1])
         self.second.forward(*args, **kwargs)
 

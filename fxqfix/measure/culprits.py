@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxqfix import _torch
+from fxqfix import _rng, _torch
 from fxqfix.measure.discrepancy import Discrepancy, discrepancy
 from fxqfix.measure.probe import Probe
 from fxqfix.passes.insert_shadows import Probing
@@ -100,13 +100,13 @@ class Corrector:
         """
         if self._after is None:
             self._after = dict.fromkeys(self._chosen(), Discrepancy())
-        state = _torch.rng_state()
+        state = _rng.rng_state()
         for name in self._after:
-            _torch.set_rng_state(start)
+            _rng.set_rng_state(start)
             found = _Corrected(self._model, self._sites[name][0], self._ends)
             found.run(*self._inputs(args, kwargs))
             self._after[name] += found.total
-        _torch.set_rng_state(state)
+        _rng.set_rng_state(state)
         for _, probe in self._ends.values():
             probe.kept = None
 

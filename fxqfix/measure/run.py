@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxqfix import _torch
+from fxqfix import _rng, _torch
 from fxqfix.errors import DataError, DeviceError, FxqfixError, ModelRunError, NonFiniteError
 
 __all__ = ["Run", "batches_of", "run"]
@@ -72,11 +72,11 @@ def run(
     """
     result = Run()
     names = [str(n.target) for n in twin.graph.nodes if n.op == "placeholder"]
-    with torch.no_grad(), _torch.same_rng():
+    with torch.no_grad(), _rng.same_rng():
         for index, batch in enumerate(_bar(batches_of(data), progress)):
             args, kwargs = _arguments(batch, names, result)
             _check(twin, index, [*args, *kwargs.values()])
-            start = _torch.rng_state()
+            start = _rng.rng_state()
             _forward(twin, index, args, kwargs)
             if after is not None:
                 after(args, kwargs, start)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from fxqfix import _pt2e, _torch
+from fxqfix import _pt2e, _rng
 from fxqfix.errors import DialectError, FxqfixError, PassError, UnsupportedError
 
 __all__ = ["Pass", "PassResult", "Rewriter", "registry"]
@@ -229,7 +229,7 @@ class Pass(ABC):
         """
         rewriter = Rewriter(self._copied(module))
         try:
-            with torch.no_grad(), _torch.same_rng():
+            with torch.no_grad(), _rng.same_rng():
                 self.rewrite(rewriter)
             rewriter.finish()
             self.check(module, rewriter.module)

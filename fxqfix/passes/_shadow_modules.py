@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxqfix import _torch
+from fxqfix import _rng, _torch
 from fxqfix.errors import PairingError
 from fxqfix.qparams import QParams, dequantize, quantize
 
@@ -226,13 +226,13 @@ class Streams(nn.Module):
 
     def forward(self, name: str) -> None:
         """Switch to a branch; "start" begins a batch with all branches at the present state."""
-        now = _torch.rng_state()
+        now = _rng.rng_state()
         if name == "start":
             self._states = {"start": now}
             self._current = "converted"
             return
         self._states[self._current] = now
-        _torch.set_rng_state(self._states.get(name, self._states["start"]))
+        _rng.set_rng_state(self._states.get(name, self._states["start"]))
         self._current = name
 
 
