@@ -20,7 +20,8 @@ from fxqfix import (
     lint,
     to_decomposed,
 )
-from fxqfix._torch import quiet, rng_state
+from fxqfix._rng import rng_state
+from fxqfix._torch import quiet
 from fxqfix.dialects import read
 from fxqfix.errors import DialectError, MissingDependencyError, PairingError, UncalibratedError
 from fxqfix.passes import InsertShadows
