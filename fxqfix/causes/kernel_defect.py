@@ -36,6 +36,6 @@ class KernelDefect(Cause):
 CAUSE = KernelDefect(
     name="kernel-defect",
     summary="the engine's kernel is wrong for this op and these options",
-    repair="",
-    advice="take the way round that `fxqfix engines` names, or another engine",
+    repair="avoid-defects",
+    advice="convert with fxqfix.to_int8, or mend with fxqfix.repair: both go round it",
 )

@@ -24,5 +24,5 @@ CAUSE = MovingObserver(
     name="moving-observer",
     summary="an observer is on: the qparams move with every batch, and did since the conversion",
     repair="freeze-qparams",
-    advice="prepared.apply(torch.ao.quantization.disable_observer), or fxqfix.freeze(prepared)",
+    advice="disable_observer, then convert fxqfix.freeze(prepared), or mend with fxqfix.repair",
 )

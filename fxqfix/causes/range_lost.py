@@ -35,7 +35,7 @@ class RangeLost(Cause):
 CAUSE = RangeLost(
     name="range-lost",
     summary="quant_min / quant_max are lost: the kernel clamps to its dtype's whole range",
-    repair="to_decomposed",
+    repair="restore-range",
     advice="convert with fxqfix.to_int8, which holds them, or with fxqfix.to_decomposed, whose ops "
     "carry them",
 )

@@ -24,5 +24,5 @@ CAUSE = ScaleFormula(
     name="scale-formula",
     summary="conversion bakes the observer's qparams, not those that the fused fake-quant used",
     repair="freeze-qparams",
-    advice="convert fxqfix.freeze(prepared) instead of prepared",
+    advice="convert fxqfix.freeze(prepared), or mend the converted model with fxqfix.repair",
 )

@@ -23,5 +23,5 @@ CAUSE = SharedQParams(
     name="shared-qparams",
     summary="the converted op keeps an input's qparams where the prepared model had others",
     repair="to_decomposed",
-    advice="let the op share its input's observer, or convert with fxqfix.to_decomposed",
+    advice="let the op share its input's observer, or convert with to_int8 or to_decomposed",
 )

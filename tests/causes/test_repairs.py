@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 import fxqfix
+from fxqfix._torch import quantized_engine, quiet
 from fxqfix.causes import registry
+from tests.faults.benchmark import OWN
 from tests.faults.plants import PLANTS, Plot
 from tests.faults.zoo import base
 
@@ -19,8 +21,8 @@ BY_CONVERSION = (
 BY_FREEZING = ("fake-quant-off", "weight-fake-quant-off", "observer-only", "bn-folding")
 
 
-def planted(name: str) -> Plot:
-    plot = Plot(base("Residual", shifted=PLANTS[name].shifted))
+def planted(name: str, engine: str | None = None) -> Plot:
+    plot = Plot(base("Residual", shifted=PLANTS[name].shifted), engine)
     PLANTS[name].put(plot, 0 if name == "bn-folding" else 1)  # where folding moves a code
     return plot
 
@@ -33,6 +35,41 @@ def test_converting_what_is_frozen_repairs(name: str) -> None:
     assert again.exact
     assert again.causes == {}
     assert REPAIRS[PLANTS[name].cause] in ("freeze-qparams", "to_decomposed")
+
+
+# An op is left in float by editing the decomposed graph.
+MENDED = [(name, None) for name in BY_CONVERSION if "not-lowered" in name]
+MENDED += [
+    (name, engine)
+    for name in ("range-lost", *BY_CONVERSION)
+    for engine in (None, "fbgemm", "qnnpack")
+    if "not-lowered" not in name
+]
+
+
+@pytest.mark.parametrize(("name", "engine"), MENDED)
+def test_repair_mends_the_converted_model(name: str, engine: str | None) -> None:
+    with quantized_engine(engine), quiet():
+        plot = planted(name, engine)
+        mended = fxqfix.repair(plot.converted(), plot.prepared, data=[plot.batch])
+    cause = PLANTS[name].cause
+    if cause == "not-lowered":  # the graph has no such site: nothing is put in
+        assert {r.cause for r in mended.refused} >= {cause}
+        return
+    assert mended.before.causes[cause] > 0
+    assert mended.modified
+    assert set(mended.after.causes) <= (OWN - {"range-lost"} | {"upstream", "rounding"})
+    if engine is None:
+        assert mended.after.exact
+
+
+@pytest.mark.parametrize("name", BY_FREEZING)
+def test_what_is_the_prepared_model_s_is_left_to_it(name: str) -> None:
+    plot = planted(name)
+    mended = fxqfix.repair(plot.converted(), plot.prepared, data=[plot.batch])
+    assert not mended.modified
+    (left,) = (r for r in mended.refused if r.cause == PLANTS[name].cause)
+    assert f"{mended.after.causes[left.cause]} codes: " in left.reason
 
 
 @pytest.mark.parametrize("name", BY_FREEZING)
