@@ -55,8 +55,11 @@ def prepared_net(name: str, engine: str) -> fx.GraphModule:
     return model
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", NAMES)
+# x86 runs the kernels of fbgemm and onednn: two networks show that it is dispatched.
+CASES = [(n, e) for n in NAMES for e in ENGINES if e != "x86" or n in ("Mobile", "UNet")]
+
+
+@pytest.mark.parametrize(("name", "engine"), CASES)
 def test_int8_becomes_what_was_trained(name: str, engine: str) -> None:
     if engine not in torch.backends.quantized.supported_engines:
         pytest.skip(f"this torch has no engine {engine}")

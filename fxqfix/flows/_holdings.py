@@ -19,9 +19,7 @@ __all__ = ["holdings", "weight_node"]
 
 def weight_node(tap: Tap) -> fx.Node:
     """The node whose module holds a prepared weight's fake-quant."""
-    if tap.producer.op != "get_attr":
-        return tap.node
-    return next(iter(tap.producer.users))
+    return tap.quantizer or tap.node
 
 
 def holdings(reading: Reading, tap: Tap) -> Callable[[str], Held | None]:

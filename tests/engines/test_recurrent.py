@@ -50,6 +50,8 @@ def test_every_code(engine: str, bidirectional: bool, stateful: bool) -> None:
     bad = total = 0
     sizes = [(7, 19), (32, 64)]
     options = itertools.product(sizes, (1, 2), (False, True), (False, True))
+    # Every third: all pairs of options come, in a third of the time.
+    options = itertools.islice(options, int(stateful), None, 3)
     for seed, ((inputs, size), layers, batch_first, bias) in enumerate(options):
         torch.manual_seed(seed)
         lstm = nn.LSTM(
@@ -63,7 +65,7 @@ def test_every_code(engine: str, bidirectional: bool, stateful: bool) -> None:
         x = x * (hot.unsqueeze(1) if batch_first else hot)
         wrong, count = differing(model, x, hot * h, engine=engine)
         bad, total = bad + wrong, total + count
-    assert total > (320_000 if bidirectional else 160_000)
+    assert total > (60_000 if bidirectional else 30_000)
     assert bad == 0
 
 
