@@ -154,5 +154,5 @@ def _left(after: Report) -> Iterator[Refusal]:
     for name, codes in after.causes.items():
         rows = [row.name for row in after.rows if row.causes.get(name)]
         if name != "upstream":
-            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-            yield Refusal(name, f"{rows[0]}{more}", f"{codes} codes: {known[name].advice}")
+            where = f"{codes} codes" + (f" in {len(rows)} sites" if len(rows) > 1 else "")
+            yield Refusal(name, rows[0], f"{where}: {known[name].advice}")

@@ -37,7 +37,7 @@ class Refusal:
 
     Attributes:
         cause: The cause, or the pass that was tried and rolled back.
-        site: The site, "" where it is about the whole model.
+        site: The site; of a cause that several sites show, the first one.
         reason: Why it was left.
 
     Example:
