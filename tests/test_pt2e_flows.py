@@ -199,6 +199,20 @@ def test_torchaos_own_conversion_of_batch_norm() -> None:
     assert {how for *_, how in report.coverage.paired} == {"origin"}
 
 
+def test_repair_mends_torchaos_own_conversion() -> None:
+    model, own = prepared("x86-qat", "mobile"), nets.converted("x86-qat", "mobile")
+    mended = fxqfix.repair(own, model, data=[image(seed=1)])
+    assert {m.site for m in mended.applied} == {
+        row.name for row in mended.before.rows if row.kind == "weight"
+    }
+    assert sum(row.local.differing for row in mended.before.rows) > 0
+    assert sum(row.local.differing for row in mended.after.rows) == 0
+    assert not fxqfix.repair(mended.graph_module, model).modified
+    x = image(seed=3)
+    with torch.no_grad():
+        assert torch.equal(mended.graph_module(x), freeze(model)(x))
+
+
 def test_converted_none_means_torchaos_own_conversion() -> None:
     model = prepared("xnnpack-qat", "branches")
     mine = compare(model, None, [image(seed=5)])
