@@ -852,7 +852,15 @@ def match(target: Callable[..., Any] | type[nn.Module] | str) -> Match | None:
 
 
 def match_node(node: fx.Node, modules: dict[str, nn.Module]) -> Match | None:
-    """Find the row of an FX node; `modules` are the graph module's named modules."""
+    """Find the row of an FX node; `modules` are the graph module's named modules.
+
+    Example:
+        >>> from fxqfix.ops import match_node
+        >>> traced = fx.symbolic_trace(nn.Sequential(nn.ReLU6()))
+        >>> found = [match_node(n, dict(traced.named_modules())) for n in traced.graph.nodes]
+        >>> [match.key for match in found if match is not None]
+        ['relu6']
+    """
     if node.op == "call_module":
         module = modules[str(node.target)]
         if isinstance(module, FloatIsland | InMemoryOrder):

@@ -149,3 +149,14 @@ def test_imported_names_exist(page: Path) -> None:
         assert {n.strip() for n in names.split(",")} <= set(fxqfix.__all__)
     for name in re.findall(r"`fxqfix\.passes\.(\w+)`", text):
         assert name in passes.__all__
+
+
+PACKAGES = sorted(p.parent.relative_to(ROOT).as_posix() for p in ROOT.glob("fxqfix/**/__init__.py"))
+
+
+@pytest.mark.parametrize("path", PACKAGES)
+def test_every_exported_name_exists(path: str) -> None:
+    package = importlib.import_module(path.replace("/", "."))
+    names = getattr(package, "__all__", [])
+    assert [name for name in names if not hasattr(package, name)] == []
+    assert len(set(names)) == len(names)

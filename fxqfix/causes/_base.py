@@ -29,6 +29,11 @@ class Cause:
         repair: Name of the pass (or function) that repairs it, "" where none can.
         advice: What to do, in one sentence.
         local: Whether it explains only codes that differ on the same inputs.
+
+    Example:
+        >>> from fxqfix.causes import registry
+        >>> next(cause.repair for cause in registry() if cause.name == "range-lost")
+        'restore-range'
     """
 
     name: str

@@ -7,7 +7,7 @@ reading of the model, which is made once for all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from fxqfix import ops
 from fxqfix.dialects import Reading, Tap, int8, parents, pt2e
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.weights import holder
-from fxqfix.engines import Call, dispatch
+from fxqfix.engines import Call, placed
 from fxqfix.qparams import QParams
 
 __all__ = ["SEVERITIES", "Check", "Finding", "Subject"]
@@ -113,15 +113,12 @@ class Subject:
             self.engine,
             match.spec.key,
             relu=match.relu,
-            arguments=given
-            if weight is None
-            else {**given, **_per_axis(given, weight.codes.dim())},
+            arguments=given,
             module=holder(module) if module is not None else None,
             qparams=(grid,),
             weight=weight,
-            isa="avx2",
         )
-        return replace(call, engine=dispatch(call))
+        return placed(call, self.engine, "avx2")
 
     @cached_property
     def matches(self) -> dict[fx.Node, ops.Match]:
@@ -145,6 +142,11 @@ class Check:
         code: Its name in findings.
         summary: What it looks for, in one sentence.
         run: Yields the findings.
+
+    Example:
+        >>> from fxqfix.checks import registry
+        >>> next(check.summary for check in registry() if check.code == "uncalibrated")
+        'an observer that never saw data'
     """
 
     code: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import fx
 
 from fxqfix import _torch
 from fxqfix.checks._base import Check, Finding, Subject
-from fxqfix.engines import ENGINES, dispatch, find_defect, saturation_possible
+from fxqfix.engines import ENGINES, find_defect, placed, saturation_possible
 
 __all__ = ["CHECKS"]
 
@@ -46,8 +45,7 @@ def _defects(subject: Subject) -> Iterator[Finding]:
     if subject.exported:
         return
     for _, capped in subject.calls:
-        call = replace(capped, engine=subject.engine, isa=_torch.native_isa())
-        call = replace(call, engine=dispatch(call))
+        call = placed(capped, subject.engine, _torch.native_isa())
         found = find_defect(call)
         if found is not None and found.present:
             yield Finding(

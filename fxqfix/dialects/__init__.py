@@ -56,6 +56,14 @@ def read(model: nn.Module) -> Reading:
     Raises:
         TraceError: An eager model can't be traced.
         DialectError: The model holds nothing that quantizes.
+
+    Example:
+        >>> import torch
+        >>> from torch.ao.nn.quantized import Quantize
+        >>> from fxqfix.dialects import read
+        >>> reading = read(nn.Sequential(Quantize(0.5, 3, torch.quint8)))
+        >>> reading.dialect, [tap.site.used.scale for tap in reading.taps]
+        ('fx-int8', [0.5])
     """
     graph_module = trace(model)
     for dialect in DIALECTS:

@@ -27,9 +27,9 @@ from fxqfix.engines._inner import row_of
 from fxqfix.engines._intervals import Interval, intervals
 from fxqfix.engines._requantize import Qnnpack, Weighted
 from fxqfix.engines.calls import calls
-from fxqfix.engines.defects import DEFECTS, Defect
+from fxqfix.engines.defects import DEFECTS, Defect, met
 from fxqfix.engines.defects import find as find_defect
-from fxqfix.engines.dispatch import dispatch
+from fxqfix.engines.dispatch import dispatch, placed
 from fxqfix.engines.saturation import saturation_possible
 from fxqfix.engines.weighted import accumulator_bound
 
@@ -48,6 +48,8 @@ __all__ = [
     "dispatch",
     "find_defect",
     "intervals",
+    "met",
+    "placed",
     "row_of",
     "saturation_possible",
     "table",

@@ -20,6 +20,11 @@ def row_of(call: Call) -> Kernel:
 
     Raises:
         UnsupportedError: There is none, or the kernel is wrong in a way that no row follows.
+
+    Example:
+        >>> from fxqfix.engines import Call, row_of
+        >>> row_of(Call("fc", "fbgemm", "linear")).inexact
+        ''
     """
     defect, row = find(call), table().get((call.engine, call.key))
     reason = ""

@@ -69,6 +69,13 @@ def intervals(
 
     Returns:
         Node -> its interval; sound, not always the narrowest.
+
+    Example:
+        >>> from torch.ao.nn.quantized import Quantize
+        >>> from fxqfix.dialects import trace
+        >>> model = trace(torch.nn.Sequential(Quantize(0.5, 3, torch.quint8), torch.nn.ReLU()))
+        >>> [(found.low, found.high) for found in intervals(model).values()]
+        [(0, 255), (3, 255)]
     """
     limits, modules = limits or {}, modules_of(graph_module)
     found: dict[fx.Node, Interval] = {}

@@ -15,7 +15,7 @@ from fxqfix import ops
 from fxqfix.dialects import int8
 from fxqfix.dialects._base import modules_of
 from fxqfix.engines._base import Call
-from fxqfix.engines.dispatch import dispatch
+from fxqfix.engines.dispatch import placed
 from fxqfix.errors import UnsupportedError
 from fxqfix.inserted import InMemoryOrder
 from fxqfix.qparams import QParams
@@ -73,8 +73,7 @@ def calls(
         if not (quantized or in_integers or _is_dynamic(match)):
             continue
         call = _call(node, match, inputs, qparams, graph_module, modules)
-        call = replace(call, engine=engine, weight=weight, isa=isa, threads=threads)
-        found[node] = replace(call, engine=dispatch(call))
+        found[node] = placed(replace(call, weight=weight, threads=threads), engine, isa)
     return _reused(found)
 
 

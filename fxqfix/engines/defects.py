@@ -16,9 +16,10 @@ from torch import nn
 
 from fxqfix import _rng, _torch
 from fxqfix.engines import _probes
-from fxqfix.engines._base import Call
+from fxqfix.engines._base import ISAS, Call
+from fxqfix.engines.dispatch import placed
 
-__all__ = ["DEFECTS", "Defect", "find"]
+__all__ = ["DEFECTS", "Defect", "find", "met"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,26 @@ def find(call: Call) -> Defect | None:
     """
     rows = (d for d in DEFECTS if call.engine in d.engines and call.key in d.ops)
     return next((d for d in rows if d.applies(call)), None)
+
+
+def met(call: Call, engine: str) -> tuple[Defect, ...]:
+    """The rows that a call may meet where it is deployed, with or without VNNI.
+
+    Rows that this torch has repaired are left out; those that it can't probe, because it lacks the
+    engine, are not.
+
+    Args:
+        call: An int8 op.
+        engine: The engine that its model was converted for.
+
+    Example:
+        >>> from fxqfix.engines import Call, met
+        >>> options = {"padding": 1, "count_include_pad": False}
+        >>> [d.name for d in met(Call("p", "", "avg_pool2d", arguments=options), "qnnpack")]
+        ['average-counts-padding']
+    """
+    rows = dict.fromkeys(find(placed(call, engine, isa)) for isa in ISAS)
+    return tuple(d for d in rows if d is not None and d.present is not False)
 
 
 # ------------------------------------------------------------------- when they strike

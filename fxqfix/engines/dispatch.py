@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from fxqfix import _torch
 from fxqfix.engines._base import Call
 
-__all__ = ["cell_weights", "check_packed", "dispatch"]
+__all__ = ["cell_weights", "check_packed", "dispatch", "placed"]
 
 
 def dispatch(call: Call) -> str:
@@ -40,6 +41,23 @@ def dispatch(call: Call) -> str:
     conv = call.key.startswith("conv")
     fits = symmetric and call.option("groups", 1) <= 100 and not _output_padding(call)
     return "onednn" if conv and fits and call.isa == "vnni" else "fbgemm"
+
+
+def placed(call: Call, engine: str, isa: str) -> Call:
+    """The call of a model that was converted for an engine, on the kernel that really runs it.
+
+    Args:
+        call: The op.
+        engine: The engine that the model was converted for.
+        isa: "vnni" or "avx2".
+
+    Example:
+        >>> from fxqfix.engines import Call, placed
+        >>> placed(Call("fc", "", "linear"), "x86", "avx2").engine
+        'fbgemm'
+    """
+    there = replace(call, engine=engine, isa=isa)
+    return replace(there, engine=dispatch(there))
 
 
 def _all_quint8(call: Call) -> bool:

@@ -12,7 +12,7 @@ from fxqfix import _torch, ops
 from fxqfix.dialects import Reading, int8
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.weights import WeightView
-from fxqfix.engines import Interval, calls, dispatch, intervals, saturation_possible
+from fxqfix.engines import Interval, calls, intervals, placed, saturation_possible
 from fxqfix.inserted import FloatIsland, InMemoryOrder
 from fxqfix.pairing import Pair, Pairing, pair
 from fxqfix.passes.avoid_defects import ROUTE, defects_of
@@ -106,8 +106,7 @@ def _saturating(graph_module: fx.GraphModule, engine: str) -> Iterator[Saturatin
         up = found.get(call.inputs[0]) if call.inputs else None
         if up is None or call.weight is None or call.weight.qparams.storage != torch.int8:
             continue
-        capped = replace(call, engine=engine, isa="avx2")
-        pairs = saturation_possible(replace(capped, engine=dispatch(capped)), highest=up.high)
+        pairs = saturation_possible(placed(call, engine, "avx2"), highest=up.high)
         if pairs:
             yield Saturating(node.name, pairs, up.high)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import fx, nn
 
@@ -17,10 +16,11 @@ from fxqfix.flows.compare import prepared_reading
 from fxqfix.flows.decompose import to_decomposed
 from fxqfix.flows.freeze import freeze
 from fxqfix.flows.to_int8 import convert_with_islands
-from fxqfix.pairing import Pairing, pair
+from fxqfix.pairing import Pair, Pairing, pair
 from fxqfix.passes import AvoidDefects, GraftIslands, Pass, PinRanges, RestoreQParams, RestoreRange
 from fxqfix.passes.graft_islands import has_island
 from fxqfix.passes.restore_qparams import obstacle, state_differs
+from fxqfix.qparams import QParams
 from fxqfix.report import Mend, Refusal
 
 __all__ = ["Bench"]
@@ -99,7 +99,7 @@ class Bench:
         ops = {p.prepared.site.name: _op(p.converted) for p in self.pairing.pairs}
         return {other for other, op in ops.items() if op is ops.get(name)}
 
-    def _pairs(self, names: Any) -> list[Any]:
+    def _pairs(self, names: Container[str]) -> list[Pair]:
         return [p for p in self.pairing.pairs if p.prepared.site.name in names]
 
     def _mend(self, step: str, edit: str) -> Mend:
@@ -143,18 +143,20 @@ class Bench:
     def _is_island(self, source: Tap) -> bool:
         return has_island(self.donor.graph_module, _op(source))
 
-    def _grids(self, refused: dict[str, Refusal]) -> dict[str, Any]:
+    def _grids(self, refused: dict[str, Refusal]) -> dict[str, QParams]:
         """The user's site -> the trained qparams."""
         return {
-            p.converted.site.name: self.trained[p.prepared.site.name]
+            p.converted.site.name: used
             for p in self.pairing.pairs
-            if p.prepared.site.kind == "activation" and p.prepared.site.name not in refused
+            if p.prepared.site.kind == "activation"
+            and p.prepared.site.name not in refused
+            and (used := self.trained[p.prepared.site.name]) is not None
         }
 
     def _ranges(self, refused: dict[str, Refusal]) -> dict[str, tuple[int, int]]:
         """The user's site -> the range that was declared for it."""
         grids = self._grids(refused).items()
-        narrow = {k: q for k, q in grids if q is not None and q.axis is None and q.is_narrow}
+        narrow = {k: q for k, q in grids if q.axis is None and q.is_narrow}
         return {k: (q.quant_min, q.quant_max) for k, q in narrow.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -211,8 +211,7 @@ class Session:
 
     def _saturation(self, call: engines.Call) -> int | None:
         """Of the kernel that a CPU without VNNI runs: what is deployed may meet one."""
-        capped = replace(call, engine=self.engine, isa="avx2")
-        return engines.saturation_possible(replace(capped, engine=engines.dispatch(capped)))
+        return engines.saturation_possible(engines.placed(call, self.engine, "avx2"))
 
     def _weight_row(self, p: Pair) -> Row | None:
         site, mine, theirs = p.prepared.site, p.prepared.weight, p.converted.weight

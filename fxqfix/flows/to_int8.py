@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import fx, nn
 
 from fxqfix import _torch, dialects
 from fxqfix.checks import Subject
 from fxqfix.dialects import Reading, prepared
 from fxqfix.dialects.weights import holder
-from fxqfix.engines import ENGINES, ISAS, Call, dispatch, find_defect, saturation_possible
+from fxqfix.engines import ENGINES, Call, met, placed, saturation_possible
 from fxqfix.errors import DialectError, UnknownNameError
 from fxqfix.flows._certify import certify
 from fxqfix.flows.convert import convert_by_torch
@@ -142,24 +140,15 @@ def _islands(own: Reading, engine: str, *, islands_saturation: bool) -> dict[str
     for call in (*(call for _, call in subject.calls), *_bags(own, engine)):
         if call.weight is None and not isinstance(call.module, nn.PReLU):
             continue  # ops without a weight are routed once they are converted
-        reason = _defect(call, engine)
+        islands = [d.name for d in met(call, engine) if d.cure == "island"]
+        reason = islands[0] if islands else None
         if reason is None and islands_saturation and call.qparams:
             highest = call.source.quant_max
-            capped = replace(call, engine=engine, isa="avx2")
-            capped = replace(capped, engine=dispatch(capped))
-            reason = "int16-saturation" if saturation_possible(capped, highest) else None
+            pairs = saturation_possible(placed(call, engine, "avx2"), highest)
+            reason = "int16-saturation" if pairs else None
         if reason is not None:
             found[paths.get(call.node, call.node)] = reason
     return found
-
-
-def _defect(call: Call, engine: str) -> str | None:
-    for isa in ISAS:  # the model may be deployed on other CPUs
-        own = replace(call, engine=engine, isa=isa)
-        defect = find_defect(replace(own, engine=dispatch(own)))
-        if defect is not None and defect.cure == "island" and defect.present is not False:
-            return defect.name
-    return None
 
 
 def _bags(own: Reading, engine: str) -> list[Call]:

@@ -27,7 +27,6 @@ __all__ = [
     "FreezeQParams",
     "FrozenFakeQuantize",
     "GraftIslands",
-    "HoldRange",
     "InMemoryOrder",
     "InsertShadows",
     "Pass",

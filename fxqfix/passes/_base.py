@@ -66,6 +66,13 @@ class Rewriter:
         module: The copy.
         edits: What was changed, in order.
         remarks: What was left as it is, and why.
+
+    Example:
+        >>> from fxqfix.passes import Rewriter
+        >>> rewriter = Rewriter(nn.Sequential(nn.ReLU()))
+        >>> rewriter.set_module("0", nn.Identity(), "ReLU -> nothing")
+        >>> rewriter.edits
+        ['0: ReLU -> nothing']
     """
 
     module: nn.Module

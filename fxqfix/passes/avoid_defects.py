@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from torch import fx
 from fxqfix import dialects, ops
 from fxqfix.dialects import int8
 from fxqfix.dialects._base import modules_of
-from fxqfix.engines import ISAS, Call, Defect, calls, dispatch, find_defect
+from fxqfix.engines import Call, Defect, calls, met
 from fxqfix.inserted import InMemoryOrder
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._forms import Emit, emit_float, has_form
@@ -83,14 +83,11 @@ def defects_of(
     """
     found: dict[fx.Node, Defect] = {}
     for node, call in calls(graph_module, engine, strict=False).items():
-        for isa in ISAS:
-            own = replace(call, engine=engine, isa=isa)
-            defect = find_defect(replace(own, engine=dispatch(own)))
-            if defect is None or node in found or _is_cured(call, defect):
-                continue
+        for defect in met(call, engine):
             likely = unlikely or defect.certain or defect.cure != "island"
-            if (likely or _has_one_pixel(node, graph_module)) and defect.present is not False:
-                found[node] = defect
+            if _is_cured(call, defect) or not (likely or _has_one_pixel(node, graph_module)):
+                continue
+            found.setdefault(node, defect)
     return found
 
 

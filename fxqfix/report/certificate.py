@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tabulate import tabulate
+from fxqfix.report import text
 
 __all__ = ["Certificate", "CheckedRange", "CheckedWeight", "Routed", "Saturating"]
 
@@ -24,6 +24,10 @@ class CheckedRange:
         reason: Why there is a clamp, or why none is needed.
         held: Whether the codes that the result can give all lie in the range.
         same_grid: Whether scale and zero point are the frozen model's.
+
+    Example:
+        >>> CheckedRange("x", 0, 127, True, "quantize gives any code", True, True).held
+        True
     """
 
     site: str
@@ -45,6 +49,10 @@ class CheckedWeight:
         differing: How many differ.
         same_qparams: Whether scales and zero points are equal.
         bias: "equal", "none", or by how much it differs at most.
+
+    Example:
+        >>> CheckedWeight("conv.weight", 72, 0, True, "equal").equal
+        True
     """
 
     site: str
@@ -68,6 +76,10 @@ class Routed:
         op: Its key in the op table.
         way: "float island", "contiguous input" or "memory order".
         reason: The row of known-wrong kernels, or what the kernel can't do.
+
+    Example:
+        >>> Routed("up", "conv_transpose2d", "float island", "transposed-permutes").way
+        'float island'
     """
 
     node: str
@@ -86,6 +98,10 @@ class Saturating:
         node: Its node.
         pairs: Pairs of weights that can.
         highest: The highest code that its input can have.
+
+    Example:
+        >>> Saturating("conv", 36, 255).pairs
+        36
     """
 
     node: str
@@ -151,7 +167,7 @@ class Certificate:
             (r.site, f"[{r.quant_min},{r.quant_max}]", _range_text(r), r.reason)
             for r in self.ranges
         ]
-        yield tabulate(rows, ("site", "declared", "held", "reason"))
+        yield text.listing(("site", "declared", "held", "reason"), rows)
         different = [(w.site, _weight_text(w)) for w in self.weights if not w.equal]
         yield from _section("weights that differ", ("weight", "how"), different)
         routed = [(r.node, r.op, r.way, r.reason) for r in self.routed]
@@ -180,4 +196,4 @@ def _weight_text(record: CheckedWeight) -> str:
 def _section(title: str, headers: tuple[str, ...], rows: Any) -> Iterator[str]:
     if rows:
         yield f"\n{title}:"
-        yield tabulate(rows, headers)
+        yield text.listing(headers, rows)
