@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fxqfix
-from fxqfix import causes, checks, dialects, engines, errors, ops, passes
+from fxqfix import causes, checks, dialects, engines, errors, ops, passes, routes
 
 DOCS = Path(__file__).resolve().parent
 NOTICE = "<!-- Written by docs/generate.py: edit the source, then run it again. -->\n"
@@ -229,6 +229,28 @@ def dialects_page() -> str:
     return "\n\n".join(filter(None, parts))
 
 
+def routes_page() -> str:
+    rows = (
+        (f"`{r.name}`", _code(r.summary), f"`{r.extra}`" if r.extra else "-")
+        for r in routes.registry().values()
+    )
+    parts = [
+        "# Routes",
+        "What `fxqfix.certify(model, route, data)` takes. A route deploys the decomposed "
+        "graph; the certificate says what the deployed form computes beside it. A new route is a "
+        "file in `fxqfix/routes/` and a line in its `_registry.py`.",
+        table(("route", "what it is", "extra"), rows),
+    ]
+    modules = dict.fromkeys(
+        inspect.getmodule(r.deploy or r.certify.func) for r in routes.registry().values()
+    )
+    for module in modules:
+        title, _, rest = (inspect.getdoc(module) or "").partition("\n")
+        if rest.strip():
+            parts += [f"## {title}", _code(rest.strip())]
+    return "\n\n".join(parts)
+
+
 def errors_page() -> str:
     base = errors.FxqfixError
     found = [getattr(errors, name) for name in errors.__all__ if name != base.__name__]
@@ -293,6 +315,7 @@ REFERENCE: dict[str, Callable[[], str]] = {
     "ops": ops_page,
     "engines": engines_page,
     "dialects": dialects_page,
+    "routes": routes_page,
     "errors": errors_page,
     "api": api_page,
 }

@@ -19,7 +19,9 @@ from fxqfix.measure import Discrepancy
 from fxqfix.qparams import QParams
 from fxqfix.report import (
     Certificate,
+    Certified,
     Coverage,
+    Int8Certificate,
     LintReport,
     Mend,
     Refusal,
@@ -28,17 +30,20 @@ from fxqfix.report import (
     Row,
     Uncovered,
 )
+from fxqfix.routes import certify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Certificate",
+    "Certified",
     "Coverage",
     "Discrepancy",
     "Finding",
     "FxqfixError",
     "GoldenVectors",
     "Inspection",
+    "Int8Certificate",
     "LintReport",
     "Mend",
     "OpParameters",
@@ -51,6 +56,7 @@ __all__ = [
     "Site",
     "Uncovered",
     "__version__",
+    "certify",
     "compare",
     "emulate",
     "extract_parameters",

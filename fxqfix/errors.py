@@ -17,6 +17,7 @@ __all__ = [
     "PairingError",
     "PassError",
     "RangeUnknownError",
+    "RouteError",
     "TraceError",
     "UncalibratedError",
     "UnknownNameError",
@@ -98,6 +99,10 @@ class DataError(FxqfixError, ValueError):
 
 class ModelRunError(FxqfixError, RuntimeError):
     """A model raised while it ran on a batch."""
+
+
+class RouteError(FxqfixError, RuntimeError):
+    """A route can't lower, load or run the graph."""
 
 
 class DeviceError(FxqfixError, RuntimeError):

@@ -41,6 +41,7 @@ LEVELS = {
     **dict.fromkeys(("measure", "causes", "checks"), 3),
     "report": 4,
     **dict.fromkeys(("api", "flows"), 5),
+    "routes": 5.5,  # one of them is to_int8 and compare
     "": 6,
     "demos": 6.1,
     "cli": 6.2,

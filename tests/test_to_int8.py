@@ -20,10 +20,10 @@ from torch.ao.quantization import get_default_qat_qconfig_mapping, get_default_q
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
 import fxqfix
-from fxqfix import Certificate, Report
+from fxqfix import Int8Certificate, Report
 from fxqfix._torch import native_isa
 from fxqfix.errors import DialectError, UncalibratedError, UnknownNameError
-from fxqfix.flows._certify import certify
+from fxqfix.flows._int8_certificate import certify
 from tests.engines.nets import NETS, SHAPES
 from tests.op_flows import batches, prepare
 from tests.op_samples import SAMPLES
@@ -67,9 +67,9 @@ def compared(prepared: nn.Module, model: nn.Module, engine: str, *data: Any) -> 
     return fxqfix.compare(frozen, model, data, engine=engine, noise_floor=False)
 
 
-def certificate(model: fx.GraphModule) -> Certificate:
+def certificate(model: fx.GraphModule) -> Int8Certificate:
     found = model.meta["certificate"]
-    assert isinstance(found, Certificate)
+    assert isinstance(found, Int8Certificate)
     return found
 
 
@@ -394,7 +394,7 @@ def test_the_certificate_sees_faults() -> None:
     own = fxqfix.dialects.read(fxqfix.freeze(prepared))
     model = fxqfix.to_int8(prepared, engine="fbgemm")
 
-    def judged(model: fx.GraphModule) -> Certificate:
+    def judged(model: fx.GraphModule) -> Int8Certificate:
         with fxqfix._torch.quantized_engine("fbgemm"):
             return certify(own, fxqfix.dialects.read(model), "fbgemm")
 

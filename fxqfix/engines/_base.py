@@ -179,7 +179,7 @@ def table() -> dict[tuple[str, str], Kernel]:
     return dict(_TABLE)
 
 
-def check_name(kind: str, name: str, known: tuple[str, ...]) -> str:
+def check_name(kind: str, name: str, known: tuple[str, ...], where: str = "emulate") -> str:
     """Return a name that is known.
 
     Raises:
@@ -187,6 +187,6 @@ def check_name(kind: str, name: str, known: tuple[str, ...]) -> str:
     """
     if name not in known:
         raise UnknownNameError(
-            f"there is no {kind} {name!r}", where="emulate", found=name, expected=", ".join(known)
+            f"there is no {kind} {name!r}", where=where, found=name, expected=", ".join(known)
         )
     return name

@@ -10,7 +10,7 @@ from fxqfix.dialects import Reading, prepared
 from fxqfix.dialects.weights import holder
 from fxqfix.engines import ENGINES, Call, met, placed, saturation_possible
 from fxqfix.errors import DialectError, UnknownNameError
-from fxqfix.flows._certify import certify
+from fxqfix.flows._int8_certificate import certify
 from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.decompose import declared_ranges
 from fxqfix.flows.freeze import freeze
@@ -33,7 +33,7 @@ def to_int8(
     wrong or that the engine lacks (mostly the op in float, on its quantized weight). The result
     runs on the same int8 kernels as convert_fx's otherwise.
 
-    What was checked on the result stands in ``result.meta["certificate"]``, a `Certificate`.
+    What was checked on the result stands in ``result.meta["certificate"]``, a `Int8Certificate`.
 
     Args:
         prepared: A prepared model after training or calibration, FX or eager. It is not changed.

@@ -3,7 +3,7 @@
 from fxqfix.measure.culprits import Corrector, Culprit
 from fxqfix.measure.discrepancy import Discrepancy, discrepancy
 from fxqfix.measure.probe import Probe
-from fxqfix.measure.run import Run, batches_of, run
+from fxqfix.measure.run import Run, batches_of, run, streamed, tensors_of
 
 __all__ = [
     "Corrector",
@@ -14,4 +14,6 @@ __all__ = [
     "batches_of",
     "discrepancy",
     "run",
+    "streamed",
+    "tensors_of",
 ]

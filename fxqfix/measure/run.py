@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fxqfix import _rng, _torch
 from fxqfix.errors import DataError, DeviceError, FxqfixError, ModelRunError, NonFiniteError
 
-__all__ = ["Run", "batches_of", "run"]
+__all__ = ["Run", "batches_of", "run", "streamed", "tensors_of"]
 
 
 After = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
@@ -31,8 +31,12 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
 
-def batches_of(data: Any) -> Iterable[Any]:
+def batches_of(data: Any, where: str = "compare") -> Iterable[Any]:
     """The batches of `data`: any iterable of them; a bare tensor or dict is one batch.
+
+    Args:
+        data: What the user gave.
+        where: The call that reads it, for the message.
 
     Raises:
         DataError: It is not iterable.
@@ -42,7 +46,7 @@ def batches_of(data: Any) -> Iterable[Any]:
     if not isinstance(data, Iterable):
         raise DataError(
             "data is not an iterable of batches",
-            where="compare",
+            where=where,
             found=type(data).__name__,
             expected="a DataLoader, a list of batches, or one tensor",
         )
@@ -71,27 +75,53 @@ def run(
         ModelRunError: A model raised.
     """
     result = Run()
-    names = [str(n.target) for n in twin.graph.nodes if n.op == "placeholder"]
     with torch.no_grad(), _rng.same_rng():
-        for index, batch in enumerate(_bar(batches_of(data), progress)):
-            args, kwargs = _arguments(batch, names, result)
-            _check(twin, index, [*args, *kwargs.values()])
+        for args, kwargs in streamed(twin, data, result, progress=progress):
             start = _rng.rng_state()
-            _forward(twin, index, args, kwargs)
+            _forward(twin, result.batches, args, kwargs)
             if after is not None:
                 after(args, kwargs, start)
-            result.batches += 1
-    if not result.batches:
-        raise DataError(
-            "data holds no batch",
-            where="compare",
-            expected="at least one batch",
-            remedy="check that the iterator was not used up before (pass the DataLoader itself)",
-        )
     return result
 
 
-def _bar(data: Iterable[Any], progress: bool | None) -> Iterator[Any]:
+def streamed(
+    model: fx.GraphModule,
+    data: Any,
+    result: Run,
+    *,
+    where: str = "compare",
+    progress: bool | None = None,
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The arguments and keywords of each batch for a model, checked; the batches are counted.
+
+    Args:
+        model: What takes the batches.
+        data: Batches; see `batches_of`.
+        result: Where batches are counted, once they are done with, and notes are kept.
+        where: The call that reads the data, for messages.
+        progress: See `run`.
+
+    Raises:
+        DataError: There is no batch.
+        NonFiniteError: A batch holds NaN or inf.
+        DeviceError: A batch is on another device than the model.
+    """
+    names = [str(n.target) for n in model.graph.nodes if n.op == "placeholder"]
+    for index, batch in enumerate(_bar(batches_of(data, where), where, progress)):
+        args, kwargs = _arguments(batch, names, result)
+        _check(model, f"{where}, batch {index}", [*args, *kwargs.values()])
+        yield args, kwargs
+        result.batches += 1
+    if not result.batches:
+        raise DataError(
+            "data holds no batch",
+            where=where,
+            expected="at least one batch",
+            remedy="check that the iterator was not used up before (pass the DataLoader itself)",
+        )
+
+
+def _bar(data: Iterable[Any], where: str, progress: bool | None) -> Iterator[Any]:
     tqdm = _torch.resolve("tqdm.auto.tqdm") if progress is not False else None
     if tqdm is None:
         yield from data
@@ -99,7 +129,7 @@ def _bar(data: Iterable[Any], progress: bool | None) -> Iterator[Any]:
     # disable=None hides the bar where stderr is no terminal; delay spares short runs.
     yield from tqdm(
         data,
-        desc="compare",
+        desc=where,
         unit="batch",
         leave=False,
         delay=1,
@@ -121,13 +151,13 @@ def _arguments(batch: Any, names: list[str], result: Run) -> tuple[tuple[Any, ..
     return tuple(batch), {}
 
 
-def _check(twin: fx.GraphModule, index: int, values: list[Any]) -> None:
-    home = next((p.device for p in twin.parameters()), None)
-    for tensor in _tensors(values):
+def _check(model: fx.GraphModule, where: str, values: list[Any]) -> None:
+    home = next((p.device for p in model.parameters()), None)
+    for tensor in tensors_of(values):
         if home is not None and tensor.device != home:
             raise DeviceError(
                 "batch and model are on different devices",
-                where=f"compare, batch {index}",
+                where=where,
                 found=f"batch on {tensor.device}",
                 expected=f"model's device, {home}",
                 remedy=f"move the data with .to({str(home)!r}) or the models to {tensor.device}",
@@ -136,21 +166,22 @@ def _check(twin: fx.GraphModule, index: int, values: list[Any]) -> None:
             count = int((~torch.isfinite(tensor)).sum())
             raise NonFiniteError(
                 "the data holds NaN or inf",
-                where=f"compare, batch {index}",
+                where=where,
                 found=f"{count} of {tensor.numel()} values",
                 expected="finite values",
                 remedy="clean the data; a quantized model has no code for NaN",
             )
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def tensors_of(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dicts, in order."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, Mapping):
-            yield from _tensors(value.values())
+            yield from tensors_of(value.values())
         elif isinstance(value, (tuple, list)):
-            yield from _tensors(value)
+            yield from tensors_of(value)
 
 
 def _forward(
@@ -163,7 +194,7 @@ def _forward(
     except FxqfixError:
         raise
     except Exception as error:  # a model can raise anything
-        shapes = [tuple(t.shape) for t in _tensors([*args, *kwargs.values()])]
+        shapes = [tuple(t.shape) for t in tensors_of([*args, *kwargs.values()])]
         raise ModelRunError(
             f"the models can't run this batch: {error}",
             where=f"compare, batch {index}",

@@ -4,6 +4,7 @@ from fxqfix.inserted import FloatIsland, InMemoryOrder, QuantizedIsland, hold_ra
 from fxqfix.passes._base import Pass, PassResult, Rewriter, registry
 from fxqfix.passes._frozen import FrozenFakeQuantize
 from fxqfix.passes.avoid_defects import AvoidDefects
+from fxqfix.passes.cut_sites import CutSites
 from fxqfix.passes.decompose_quantize import DecomposeQuantize
 from fxqfix.passes.emulate_engine import EmulateEngine
 from fxqfix.passes.float_islands import FloatIslands
@@ -19,6 +20,7 @@ from fxqfix.passes.split_shared import SplitShared
 
 __all__ = [
     "AvoidDefects",
+    "CutSites",
     "DecomposeQuantize",
     "EmulateEngine",
     "FloatIsland",

@@ -1,21 +1,24 @@
 """The result of a comparison, and its renderings: one file per rendering."""
 
-from fxqfix.report.certificate import (
-    Certificate,
+from fxqfix.report.certificate import Certificate, Certified
+from fxqfix.report.data import Coverage, Report, Row, Uncovered
+from fxqfix.report.int8_certificate import (
     CheckedRange,
     CheckedWeight,
+    Int8Certificate,
     Routed,
     Saturating,
 )
-from fxqfix.report.data import Coverage, Report, Row, Uncovered
 from fxqfix.report.lint import LintReport
 from fxqfix.report.repair import Mend, Refusal, Repair
 
 __all__ = [
     "Certificate",
+    "Certified",
     "CheckedRange",
     "CheckedWeight",
     "Coverage",
+    "Int8Certificate",
     "LintReport",
     "Mend",
     "Refusal",

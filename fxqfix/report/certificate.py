@@ -1,199 +1,197 @@
-"""What `to_int8` checked on its result, as plain records and as text."""
+"""What `certify` measured of a deployed form beside its decomposed graph: records, text, JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from fxqfix.measure.discrepancy import Discrepancy
+from fxqfix.qparams import QParams
 from fxqfix.report import text
 
-__all__ = ["Certificate", "CheckedRange", "CheckedWeight", "Routed", "Saturating"]
+__all__ = ["Certificate", "Certified"]
 
 
 @dataclass(frozen=True)
-class CheckedRange:
-    """The declared range of one activation, and why the result can't leave it.
+class Certified:
+    """One site, or one output, of the deployed form.
 
     Attributes:
-        site: The site's name.
-        quant_min: Lowest code declared.
-        quant_max: Highest code declared.
-        clamped: Whether a `hold_range` stands behind the op.
-        reason: Why there is a clamp, or why none is needed.
-        held: Whether the codes that the result can give all lie in the range.
-        same_grid: Whether scale and zero point are the frozen model's.
+        name: The site's name; "output" and its number for an output.
+        op: The op that computes it.
+        grid: Its declared qparams; None for a value that stays float.
+        found: Against the decomposed graph. For a site on the same inputs; for an output at the
+            end of the whole model. Of a float value `differing` counts values whose bits differ.
+        causes: Cause -> codes; they add up to all that differ. Empty for outputs.
 
     Example:
-        >>> CheckedRange("x", 0, 127, True, "quantize gives any code", True, True).held
+        >>> Certified("conv", "conv2d", None, Discrepancy(elements=8)).found.exact
         True
     """
 
-    site: str
-    quant_min: int
-    quant_max: int
-    clamped: bool
-    reason: str
-    held: bool
-    same_grid: bool
-
-
-@dataclass(frozen=True)
-class CheckedWeight:
-    """One weight of the result against the frozen model's, code for code.
-
-    Attributes:
-        site: The weight site's name.
-        elements: Number of codes.
-        differing: How many differ.
-        same_qparams: Whether scales and zero points are equal.
-        bias: "equal", "none", or by how much it differs at most.
-
-    Example:
-        >>> CheckedWeight("conv.weight", 72, 0, True, "equal").equal
-        True
-    """
-
-    site: str
-    elements: int
-    differing: int
-    same_qparams: bool
-    bias: str
-
-    @property
-    def equal(self) -> bool:
-        """Whether nothing differs."""
-        return not self.differing and self.same_qparams and self.bias in ("equal", "none")
-
-
-@dataclass(frozen=True)
-class Routed:
-    """An op that does not run on its engine's own kernel as torch would have it.
-
-    Attributes:
-        node: Its node.
-        op: Its key in the op table.
-        way: "float island", "contiguous input" or "memory order".
-        reason: The row of known-wrong kernels, or what the kernel can't do.
-
-    Example:
-        >>> Routed("up", "conv_transpose2d", "float island", "transposed-permutes").way
-        'float island'
-    """
-
-    node: str
+    name: str
     op: str
-    way: str
-    reason: str
+    grid: QParams | None
+    found: Discrepancy
+    causes: Mapping[str, int] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class Saturating:
-    """An op whose products can leave int16 on CPUs without VNNI, while its input is in range.
-
-    fbgemm's kernels for depthwise convolutions add in int16 on any CPU.
-
-    Attributes:
-        node: Its node.
-        pairs: Pairs of weights that can.
-        highest: The highest code that its input can have.
-
-    Example:
-        >>> Saturating("conv", 36, 255).pairs
-        36
-    """
-
-    node: str
-    pairs: int
-    highest: int
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for json."""
+        grid = None if self.grid is None else str(self.grid)
+        causes = dict(self.causes)
+        return {
+            "name": self.name,
+            "op": self.op,
+            "grid": grid,
+            "found": self.found.to_dict(),
+            "causes": causes,
+        }
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was checked on the int8 model that `to_int8` returned.
+    """What a deployed form was seen to compute, beside the decomposed graph on the same data.
 
     Attributes:
-        engine: The engine that it is packed for.
-        torch: Version of torch.
-        ranges: One record per activation whose range is declared.
-        weights: One record per quantized weight.
-        routed: Ops that go round a wrong kernel.
-        saturating: Ops whose int16 sums can saturate on CPUs without VNNI.
-        unchecked: (name, why) of what could not be checked, or is known and not cured.
+        route: The route's name.
+        versions: Package -> version, of what took part.
+        batches: Batches read.
+        sites: One record per site that the route lets one look at, on the same inputs.
+        outputs: One record per output of the whole deployed model.
+        narrow: Activations whose declared range is narrower than their dtype.
+        pinned: Those of them that a clamp in the graph pins.
+        kernels: (kernel, how many) that the deployed form computes on integers, as the route tells.
+        notes: What a reader has to know.
+        unchecked: (name, why) of what could not be looked at.
 
     Example:
-        >>> certificate = Certificate("fbgemm", "2.13.0", (), (), (), (), ())
-        >>> certificate.ok, certificate.to_dict()["engine"]
-        (True, 'fbgemm')
+        >>> seen = Certified("output 0", "", None, Discrepancy(elements=8))
+        >>> certificate = Certificate("export", {"torch": "2.13.0"}, 1, (), (seen,), 0, 0, ())
+        >>> certificate.ok, certificate.exact, certificate.differing
+        (True, True, 0)
     """
 
-    engine: str
-    torch: str
-    ranges: tuple[CheckedRange, ...]
-    weights: tuple[CheckedWeight, ...]
-    routed: tuple[Routed, ...]
-    saturating: tuple[Saturating, ...]
-    unchecked: tuple[tuple[str, str], ...]
+    route: str
+    versions: Mapping[str, str]
+    batches: int
+    sites: tuple[Certified, ...]
+    outputs: tuple[Certified, ...]
+    narrow: int
+    pinned: int
+    kernels: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...] = ()
+    unchecked: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def differing(self) -> int:
+        """Codes that differ at the sites, on the same inputs."""
+        return sum(s.found.differing for s in self.sites if s.grid is not None)
+
+    @property
+    def out_of_range(self) -> int:
+        """Codes outside of the declared range, at the sites and in the outputs."""
+        return sum(r.found.out_of_range for r in (*self.sites, *self.outputs))
+
+    @property
+    def max_lsb(self) -> int:
+        """The largest difference of two codes at a site, on the same inputs."""
+        return max((s.found.max_lsb for s in self.sites), default=0)
+
+    @property
+    def causes(self) -> dict[str, int]:
+        """Cause -> codes (and values that stay float), over all sites."""
+        total: Counter[str] = Counter()
+        for site in self.sites:
+            total.update(site.causes)
+        return dict(total.most_common())
+
+    @property
+    def unexplained(self) -> int:
+        """Codes that differ on the same inputs for no cause that is known."""
+        return self.causes.get("unexplained", 0)
+
+    @property
+    def integer_kernels(self) -> int:
+        """How many kernels of the deployed form compute on integers."""
+        return sum(count for _, count in self.kernels)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every code of every site and every bit of the outputs is the graph's."""
+        return all(r.found.exact and not r.found.differing for r in (*self.sites, *self.outputs))
 
     @property
     def ok(self) -> bool:
-        """Whether every range is held on its grid and every weight is the frozen one."""
-        ranges = all(r.held and r.same_grid for r in self.ranges)
-        return ranges and all(w.equal for w in self.weights)
+        """Whether no code leaves its range, and what differs is one code and explained."""
+        return not self.out_of_range and self.max_lsb <= 1 and not self.unexplained
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for json."""
-        return {"ok": self.ok, **asdict(self)}
+        return {
+            "route": self.route,
+            "ok": self.ok,
+            "exact": self.exact,
+            "versions": dict(self.versions),
+            "batches": self.batches,
+            "differing": self.differing,
+            "max_lsb": self.max_lsb,
+            "out_of_range": self.out_of_range,
+            "causes": self.causes,
+            "narrow": self.narrow,
+            "pinned": self.pinned,
+            "kernels": [list(k) for k in self.kernels],
+            "sites": [s.to_dict() for s in self.sites],
+            "outputs": [o.to_dict() for o in self.outputs],
+            "notes": list(self.notes),
+            "unchecked": [list(u) for u in self.unchecked],
+        }
 
     def to_json(self) -> str:
         """The same as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
 
     def __str__(self) -> str:
-        """Render as tables."""
+        """Render as text and a table."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        clamps = sum(r.clamped for r in self.ranges)
-        held = sum(r.held for r in self.ranges)
-        equal = sum(w.equal for w in self.weights)
-        verdict = "ok" if self.ok else "NOT as declared"
-        yield f"to_int8: {self.engine}, torch {self.torch}: {verdict}"
-        yield f"- ranges held: {held} of {len(self.ranges)}, {clamps} by a clamp"
-        yield f"- weights equal, code for code: {equal} of {len(self.weights)}"
-        yield ""
-        rows = [
-            (r.site, f"[{r.quant_min},{r.quant_max}]", _range_text(r), r.reason)
-            for r in self.ranges
-        ]
-        yield text.listing(("site", "declared", "held", "reason"), rows)
-        different = [(w.site, _weight_text(w)) for w in self.weights if not w.equal]
-        yield from _section("weights that differ", ("weight", "how"), different)
-        routed = [(r.node, r.op, r.way, r.reason) for r in self.routed]
-        yield from _section("ways round", ("node", "op", "way", "reason"), routed)
-        saturating = [(s.node, s.pairs, s.highest) for s in self.saturating]
-        headers = ("node", "pairs of weights", "input codes up to")
-        yield from _section("int16 saturation possible without VNNI", headers, saturating)
-        yield from _section("not checked, or not cured", ("name", "reason"), self.unchecked)
+        verdict = "exact" if self.exact else "ok" if self.ok else "NOT what the graph computes"
+        packages = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        yield f"certify: route {self.route}, {packages}; {self.batches} batches: {verdict}"
+        yield from (f"- {o.name}: {_counted(o)}" for o in self.outputs)
+        codes = sum(s.found.elements for s in self.sites if s.grid is not None)
+        yield f"- sites, on the same inputs: {self.differing:,} of {codes:,} codes differ, " + (
+            f"by at most {self.max_lsb}; {self.out_of_range:,} out of range"
+        )
+        yield f"- ranges narrower than their dtype: {self.narrow}, pinned by a clamp: {self.pinned}"
+        kernels = ", ".join(f"{count} {name}" for name, count in self.kernels)
+        yield f"- kernels on integers: {kernels or 'none'}"
+        if self.sites:
+            headers = ("site", "op", "range", "elements", "differ", "LSB", "out", "causes")
+            yield "\n" + text.listing(headers, [_cells(s) for s in self.sites])
+        if self.notes:
+            yield "\nnotes:\n" + "\n".join(f"- {note}" for note in self.notes)
+        if self.unchecked:
+            yield "\nnot checked:\n" + text.listing(("name", "reason"), self.unchecked)
 
 
-def _range_text(record: CheckedRange) -> str:
-    if not record.same_grid:
-        return "on another grid"
-    if not record.held:
-        return "NO"
-    return "clamp" if record.clamped else "by itself"
+def _counted(output: Certified) -> str:
+    found = output.found
+    if output.grid is None:
+        most = f", by at most {found.max_abs:.3g}" if found.differing else ""
+        return f"{found.differing:,} of {found.elements:,} floats differ{most}"
+    most = f", by at most {found.max_lsb}" if found.differing else ""
+    outside = f"; {found.out_of_range:,} out of range"
+    return f"{found.differing:,} of {found.elements:,} codes differ{most}{outside}"
 
 
-def _weight_text(record: CheckedWeight) -> str:
-    said = [f"{record.differing} of {record.elements} codes differ"] if record.differing else []
-    if not record.same_qparams:
-        said.append("other qparams")
-    return ", ".join([*said, *([] if record.bias in ("equal", "none") else [record.bias])])
-
-
-def _section(title: str, headers: tuple[str, ...], rows: Any) -> Iterator[str]:
-    if rows:
-        yield f"\n{title}:"
-        yield text.listing(headers, rows)
+def _cells(site: Certified) -> tuple[Any, ...]:
+    found = site.found
+    causes = ", ".join(f"{name} {count}" for name, count in site.causes.items())
+    declared = "float" if site.grid is None else site.grid.range_text
+    apart = f"{found.max_abs:.3g}" if site.grid is None else found.max_lsb
+    counts = (found.elements, found.differing, apart, found.out_of_range)
+    return (site.name, site.op, declared, *counts, causes)

@@ -16,12 +16,12 @@ from fxqfix.engines import Interval, calls, intervals, placed, saturation_possib
 from fxqfix.inserted import FloatIsland, InMemoryOrder
 from fxqfix.pairing import Pair, Pairing, pair
 from fxqfix.passes.avoid_defects import ROUTE, defects_of
-from fxqfix.report import Certificate, CheckedRange, CheckedWeight, Routed, Saturating
+from fxqfix.report import CheckedRange, CheckedWeight, Int8Certificate, Routed, Saturating
 
 __all__ = ["certify"]
 
 
-def certify(own: Reading, result: Reading, engine: str) -> Certificate:
+def certify(own: Reading, result: Reading, engine: str) -> Int8Certificate:
     """Check an int8 model.
 
     Args:
@@ -34,7 +34,7 @@ def certify(own: Reading, result: Reading, engine: str) -> Certificate:
     activations = [p for p in pairing.pairs if p.prepared.site.kind == "activation"]
     ranges = [_range(p, found) for p in activations if p.converted.site.used is not None]
     weights = [p for p in pairing.pairs if p.prepared.site.kind == "weight"]
-    return Certificate(
+    return Int8Certificate(
         engine=engine,
         torch=torch.__version__,
         ranges=tuple(ranges),

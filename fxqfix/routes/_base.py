@@ -1,0 +1,89 @@
+"""What a route is: how a decomposed graph is deployed, and what is known of its arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from fxqfix.dialects import Reading, Tap
+from fxqfix.qparams import QParams
+from fxqfix.report import Certificate
+
+__all__ = ["Deployed", "Route", "SiteView"]
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A graph as a route runs it.
+
+    Attributes:
+        run: Takes the graph's inputs in order and returns its outputs in order, as tensors.
+        kernels: (kernel, how many) of those that compute on integers, as the route tells.
+        notes: What a reader of the certificate has to know.
+
+    Example:
+        >>> Deployed(lambda x: (x,)).kernels
+        ()
+    """
+
+    run: Callable[..., Sequence[Tensor]]
+    kernels: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SiteView:
+    """One site on one batch: what the decomposed graph and the deployed form compute there.
+
+    Attributes:
+        reading: The reading of the decomposed graph.
+        tap: The site.
+        grid: Its qparams.
+        codes: Node of an upstream quantize op -> its codes, the same for both.
+        value: What the decomposed graph quantizes, float32.
+        wanted: The codes of the decomposed graph.
+        found: The codes of the deployed form, as integers of any dtype.
+    """
+
+    reading: Reading
+    tap: Tap
+    grid: QParams
+    codes: Mapping[fx.Node, Tensor]
+    value: Tensor
+    wanted: Tensor
+    found: Tensor
+
+
+@dataclass(frozen=True)
+class Route:
+    """A way of deploying a decomposed graph.
+
+    Attributes:
+        name: What `certify` calls it.
+        summary: What it is, in one sentence.
+        deploy: (decomposed graph, one batch of inputs, whether the batch's first dimension is
+            dynamic) -> the deployed form. It may raise anything; `certify` says which route failed.
+        about: What else a reader of the docs should know, in Markdown.
+        extra: The pip extra of fxqfix that it needs, "" for none.
+        packages: The packages whose versions stand in the certificate, beside torch.
+        arithmetic: The codes that the route's own integer arithmetic gives at a site, None where
+            that is not known. Codes that differ and are these have the cause `requantization`.
+        certify: In place of `deploy`, where a route does not start from the decomposed graph.
+
+    Example:
+        >>> from fxqfix.routes import registry
+        >>> registry()["export"].extra
+        ''
+    """
+
+    name: str
+    summary: str
+    deploy: Callable[[fx.GraphModule, tuple[Any, ...], bool], Deployed] | None = None
+    about: str = ""
+    extra: str = ""
+    packages: tuple[str, ...] = ()
+    arithmetic: Callable[[SiteView], Tensor | None] = field(default=lambda _: None)
+    certify: Callable[[nn.Module, Iterable[Any]], Certificate] | None = None

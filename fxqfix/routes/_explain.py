@@ -1,0 +1,113 @@
+"""Why a deployed form's codes differ at a site: causes asked in order, each takes its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxqfix.passes._region import cut
+from fxqfix.routes._base import SiteView
+
+__all__ = ["explain", "float_error"]
+
+# What float32 arithmetic may do to a sum of products, in units of its largest value: half a unit
+# in the last place at each of the few roundings behind the sum. What the sum's own order does is
+# measured: the decomposed graph's float32 value against the same in float64.
+_ROUNDINGS, _HALF_UNIT = 8, 2.0**-24
+
+
+def explain(
+    view: SiteView, arithmetic: Callable[[SiteView], Tensor | None]
+) -> tuple[dict[str, int], str]:
+    """Count the differing codes of a site by cause.
+
+    Args:
+        view: The site on one batch.
+        arithmetic: What the route's own integers give, if that is known.
+
+    Returns:
+        Cause -> codes, which add up to all that differ; and why a cause could not be asked, or "".
+    """
+    wanted, found = view.wanted.to(torch.int32), view.found.to(torch.int32)
+    low, high = view.grid.quant_min, view.grid.quant_max
+    left = wanted != found
+    counts: dict[str, int] = {}
+
+    def take(cause: str, mask: Tensor) -> None:
+        nonlocal left
+        if count := int((left & mask).sum()):
+            counts[cause] = count
+        left = left & ~mask
+
+    if bool(left.any()):
+        take("range-lost", ((found < low) | (found > high)) & (found.clamp(low, high) == wanted))
+    if bool(left.any()) and (own := arithmetic(view)) is not None:
+        own = own.to(torch.int32)
+        # Where the range is lost too, the integers are the route's own, unclamped.
+        take("requantization", (own == found) | (own.clamp(low, high) == found))
+    problem = ""
+    if bool(left.any()):
+        rounded, problem = _roundings(view)
+        take("rounding", (rounded[0] <= found) & (found <= rounded[1]))
+    take("unexplained", left)
+    return counts, problem
+
+
+def _roundings(view: SiteView) -> tuple[tuple[Tensor, Tensor], str]:
+    """The lowest and the highest code that are a rounding of the exact value."""
+    exact, width, problem = float_error(view, view.tap.producer, view.value)
+    scale, point = (t.double() for t in view.grid.tensors(exact))
+    slack = width / scale
+    low, high = (torch.round(exact / scale + side * slack) + point for side in (-1, 1))
+    limits = view.grid.quant_min, view.grid.quant_max
+    return (low.clamp(*limits), high.clamp(*limits)), problem
+
+
+def float_error(view: SiteView, end: fx.Node, value: Tensor) -> tuple[Tensor, float, str]:
+    """The value of a node in float64, and how far float32 arithmetic may be from it.
+
+    Args:
+        view: What upstream sites gave.
+        end: The node.
+        value: Its value in float32.
+
+    Returns:
+        The exact value, the width, and why there is no float64 value ("" where there is one).
+    """
+    problem = ""
+    try:
+        exact = _exact(view.reading.graph_module, end, view.codes)
+    except (RuntimeError, TypeError) as error:  # an op without a float64 kernel
+        said = str(error).strip().partition("\n")[0]
+        exact, problem = value.double(), f"no float64 recomputation: {said}"
+    own_error = float((exact - value.double()).abs().max()) if value.numel() else 0.0
+    largest = float(value.abs().max()) if value.numel() else 0.0
+    return exact, own_error + _ROUNDINGS * _HALF_UNIT * largest, problem
+
+
+def _exact(graph_module: fx.GraphModule, end: fx.Node, codes: Any) -> Tensor:
+    region = cut(graph_module, end, codes)
+    result: Tensor = _Wide(graph_module, graph=region.graph).run(
+        *(_wide(codes[node]) for node in region.inputs)
+    )
+    return result.double()
+
+
+class _Wide(fx.Interpreter):
+    """Runs a region in float64: what a dequantize gives is exact in float32, and widened."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node and widen what it gives."""
+        return _wide(super().run_node(n))
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a copy of the module, in float64."""
+        return copy.deepcopy(self.fetch_attr(target)).double()(*args, **kwargs)
+
+
+def _wide(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value

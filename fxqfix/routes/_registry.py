@@ -1,0 +1,35 @@
+"""The registry of routes: a new route is a file and a line here."""
+
+from __future__ import annotations
+
+from fxqfix.engines._base import check_name
+from fxqfix.routes import export, int8
+from fxqfix.routes._base import Route
+
+__all__ = ["find", "registry"]
+
+_ROUTES = (export.ROUTE, *int8.ROUTES)
+
+
+def registry() -> dict[str, Route]:
+    """All routes by name.
+
+    Example:
+        >>> from fxqfix.routes import registry
+        >>> "int8:fbgemm" in registry()
+        True
+    """
+    return {route.name: route for route in _ROUTES}
+
+
+def find(name: str) -> Route:
+    """The route of that name.
+
+    Raises:
+        UnknownNameError: There is none.
+
+    Example:
+        >>> find("export").name
+        'export'
+    """
+    return registry()[check_name("route", name, tuple(registry()), "certify")]

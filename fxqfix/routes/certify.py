@@ -1,0 +1,317 @@
+"""certify: a deployed form beside the decomposed graph, on the same data, site by site."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxqfix import _rng, _torch, dialects
+from fxqfix.dialects import Reading, Tap
+from fxqfix.dialects.decomposed import NAME, clamp_bounds, is_dequantize
+from fxqfix.errors import FxqfixError, RouteError
+from fxqfix.flows import to_decomposed
+from fxqfix.measure import Discrepancy, Run, discrepancy, streamed, tensors_of
+from fxqfix.passes import CutSites
+from fxqfix.passes.cut_sites import cut_points, float_ends
+from fxqfix.qparams import QParams, quantize
+from fxqfix.report import Certificate, Certified
+from fxqfix.routes import _registry
+from fxqfix.routes._base import Deployed, Route, SiteView
+from fxqfix.routes._explain import explain, float_error
+
+__all__ = ["certify"]
+
+
+def certify(
+    model: nn.Module,
+    route: str,
+    data: Iterable[Any],
+    *,
+    dynamic_batch: bool = False,
+    progress: bool | None = None,
+) -> Certificate:
+    """Run a model as a route deploys it beside its decomposed graph, on the same data.
+
+    The whole model is deployed, and its outputs are compared. Then it is deployed once more cut at
+    its sites (pass `cut-sites`): each op gets the decomposed graph's own codes, so that what it
+    gives is what this route adds there.
+
+    Args:
+        model: Prepared (it is frozen, decomposed and its ranges are pinned on the way), decomposed
+            (it is deployed as it is, pinned or not), or an exported program of one. The routes
+            "int8:ENGINE" take a prepared one. It is not changed.
+        route: Name of a route: `fxqfix routes` lists them.
+        data: Any iterable of batches, as in `compare`; read once, never stored.
+        dynamic_batch: Whether the deployed form takes any size of the inputs' first dimension.
+            Without it, a batch of other sizes is deployed anew.
+        progress: Show a bar (needs tqdm); None shows it on a terminal only.
+
+    Returns:
+        The certificate: codes that differ, codes out of range, kernels, causes.
+
+    Raises:
+        UnknownNameError: There is no such route.
+        MissingDependencyError: The route needs a package that is not installed.
+        RouteError: The route can't lower, load or run the graph.
+        DialectError, TraceError, RangeUnknownError: The model can't be decomposed.
+        DataError, NonFiniteError, DeviceError: The data can't be used.
+
+    Example:
+        >>> import torch
+        >>> from torch.ao.quantization import get_default_qconfig_mapping
+        >>> from torch.ao.quantization.quantize_fx import prepare_fx
+        >>> x = torch.linspace(-1, 1, 8).reshape(1, 8)
+        >>> mapping = get_default_qconfig_mapping("fbgemm")
+        >>> prepared = prepare_fx(torch.nn.Sequential(torch.nn.Linear(8, 2)).eval(), mapping, (x,))
+        >>> _ = prepared(x)
+        >>> certificate = certify(prepared, "export", [x, 3 * x])
+        >>> certificate.exact, certificate.out_of_range
+        (True, 0)
+    """
+    found = _registry.find(route)
+    if found.certify is not None:
+        return found.certify(model, data)
+    with torch.no_grad(), _rng.same_rng():
+        watched = _Watched(found, _decomposed(model), dynamic_batch)
+        result = Run()
+        where = f"certify, route {route}"
+        for args, kwargs in streamed(
+            watched.graph_module, data, result, where=where, progress=progress
+        ):
+            watched.batch(_positional(watched.graph_module, args, kwargs))
+    return watched.certificate(result)
+
+
+def _decomposed(model: nn.Module) -> Reading:
+    """The decomposed graph: a new module."""
+    own = dialects.read(model)
+    return dialects.read(to_decomposed(own.graph_module, pin_ranges=own.dialect != NAME))
+
+
+def _positional(
+    graph_module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Keywords in the order of the graph's inputs, as deployed forms take them."""
+    names = [str(n.target) for n in graph_module.graph.nodes if n.op == "placeholder"]
+    rest = names[len(args) :]
+    return (*args, *(kwargs[name] for name in rest if name in kwargs))
+
+
+@dataclass
+class _Watched:
+    """One certification in progress; between batches it keeps numbers and deployed forms only."""
+
+    route: Route
+    reading: Reading
+    dynamic: bool
+    forms: dict[Any, tuple[Deployed, Deployed | None]] = field(default_factory=dict)
+    sums: dict[str, Discrepancy] = field(default_factory=dict)
+    causes: dict[str, Counter[str]] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+    unchecked: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.graph_module = self.reading.graph_module
+        self.cut: fx.GraphModule = CutSites()(self.graph_module).graph_module
+        self.sites = [t for t in self.reading.activations if t.site.used is not None]
+        self.ends = float_ends(self.reading)
+        for site, reason in self.reading.unsupported:
+            self.unchecked[site.name] = reason
+
+    # ------------------------------------------------------------------ one batch
+
+    def batch(self, args: tuple[Any, ...]) -> None:
+        """Run one batch through the decomposed graph and both deployed forms."""
+        seen = _Seen(self.graph_module, self.reading)
+        wanted = list(tensors_of([seen.run(*_copied(args))]))
+        flat = tuple(tensors_of(args))
+        codes = [seen.values[node] for node in cut_points(self.reading)]
+        whole, parts = self._deployed(args, (*flat, *codes))
+        found = self._run(whole, args)
+        for index, (node, a, b) in enumerate(
+            zip(_outputs(self.graph_module), wanted, found, strict=True)
+        ):
+            self._add(f"output {index}", self._output(node, a, b))
+        if parts is None:
+            return
+        given = self._run(parts, (*flat, *codes))
+        for tap, value in zip(self.sites, given, strict=False):
+            self._site(tap, seen, value)
+        for node, value in zip(self.ends, given[len(self.sites) :], strict=True):
+            self._end(node, seen, value)
+
+    def _deployed(
+        self, whole: tuple[Any, ...], parts: tuple[Any, ...]
+    ) -> tuple[Deployed, Deployed | None]:
+        shapes = [tuple(t.shape)[int(self.dynamic) :] for t in tensors_of(whole)]
+        key = repr(shapes)
+        if key in self.forms:
+            return self.forms[key]
+        if self.forms:
+            self.notes["batches of several sizes: each was deployed anew"] = None
+        deployed = self._deploy(self.graph_module, whole)
+        inside: Deployed | None = None
+        try:
+            inside = self._deploy(self.cut, parts)
+        except RouteError as error:
+            self.unchecked["all sites"] = f"the route can't take the cut graph: {error}"
+        self.forms[key] = deployed, inside
+        self.notes |= dict.fromkeys(deployed.notes)
+        return self.forms[key]
+
+    def _deploy(self, graph_module: fx.GraphModule, batch: tuple[Any, ...]) -> Deployed:
+        assert self.route.deploy is not None
+        try:
+            return self.route.deploy(graph_module, _copied(batch), self.dynamic)
+        except FxqfixError:
+            raise
+        except Exception as error:  # exporters and compilers raise anything
+            raise self._failed("lower this graph", error, batch) from error
+
+    def _run(self, form: Deployed, args: tuple[Any, ...]) -> Sequence[Tensor]:
+        try:
+            return list(form.run(*_copied(args)))
+        except FxqfixError:
+            raise
+        except Exception as error:
+            raise self._failed("run this batch", error, args) from error
+
+    def _failed(self, what: str, error: Exception, batch: tuple[Any, ...]) -> RouteError:
+        said = str(error).strip().partition("\n")[0]
+        return RouteError(
+            f"the route can't {what}: {type(error).__name__}: {said}",
+            where=f"certify, route {self.route.name}",
+            found=f"inputs of shapes {[tuple(t.shape) for t in tensors_of(batch)]}",
+            remedy="see whether the route takes the model as it is without fxqfix; "
+            "fxqfix.certify(model, 'export', data) tells whether the graph itself can be exported",
+        )
+
+    # ------------------------------------------------------------------ what is compared
+
+    def _site(self, tap: Tap, seen: _Seen, found: Tensor) -> None:
+        grid = tap.site.used
+        assert grid is not None
+        wanted, value = seen.values[tap.node], seen.values[tap.producer]
+        self._add(tap.site.name, discrepancy(wanted, found, grid, grid))
+        view = SiteView(self.reading, tap, grid, seen.values, value, wanted, found)
+        counts, problem = explain(view, self.route.arithmetic)
+        self.causes.setdefault(tap.site.name, Counter()).update(counts)
+        if problem:
+            self.unchecked[f"{tap.site.name}: rounding"] = problem
+
+    def _end(self, node: fx.Node, seen: _Seen, found: Tensor) -> None:
+        wanted = seen.values[node]
+        self._add(node.name, _of_floats(wanted, found))
+        differs = wanted != found
+        if not bool(differs.any()) or not wanted.is_floating_point():
+            return
+        grid = QParams(1.0, 0, 0, 0, torch.int32)
+        view = SiteView(self.reading, self.sites[0], grid, seen.values, wanted, wanted, found)
+        exact, width, _ = float_error(view, node, wanted)
+        near = (found.double() - exact).abs() <= width
+        counts = {
+            "rounding": int((differs & near).sum()),
+            "unexplained": int((differs & ~near).sum()),
+        }
+        self.causes.setdefault(node.name, Counter()).update({k: n for k, n in counts.items() if n})
+
+    def _output(self, node: fx.Node, wanted: Tensor, found: Tensor) -> Discrepancy:
+        grid = self._grid(node)
+        if grid is None:
+            return _of_floats(wanted, found)
+        wide = grid.with_range(*grid.container)
+        return discrepancy(quantize(wanted, grid), quantize(found, wide), grid, wide)
+
+    def _grid(self, node: fx.Node) -> QParams | None:
+        """The grid of an output that shows a site's value."""
+        source = node.all_input_nodes[0] if is_dequantize(node) else None
+        return next((t.site.used for t in self.sites if t.node is source), None)
+
+    def _add(self, name: str, found: Discrepancy) -> None:
+        self.sums[name] = self.sums.get(name, Discrepancy()) + found
+
+    # ------------------------------------------------------------------ the result
+
+    def certificate(self, result: Run) -> Certificate:
+        """What was seen over all batches."""
+        names = ("torch", *self.route.packages)
+        narrow = [t for t in self.sites if t.site.used is not None and t.site.used.is_narrow]
+        pinned = sum(clamp_bounds(t.node.all_input_nodes[0]) is not None for t in narrow)
+        outputs = _outputs(self.graph_module)
+        kernels: tuple[tuple[str, int], ...] = next(iter(self.forms.values()))[0].kernels
+        return Certificate(
+            route=self.route.name,
+            versions={name: metadata.version(name) for name in names},
+            batches=result.batches,
+            sites=tuple(self._certified()),
+            outputs=tuple(
+                Certified(f"output {i}", "", self._grid(node), self.sums[f"output {i}"])
+                for i, node in enumerate(outputs)
+            ),
+            narrow=len(narrow),
+            pinned=pinned,
+            kernels=kernels,
+            notes=(*result.notes, *self.notes),
+            unchecked=tuple(self.unchecked.items()),
+        )
+
+    def _certified(self) -> Iterator[Certified]:
+        rows = [(t.site.name, t.site.op, t.site.used) for t in self.sites]
+        ends = [(node.name, "", None) for node in self.ends]
+        for name, op, grid in (*rows, *ends):
+            if name in self.sums:
+                yield Certified(name, op, grid, self.sums[name], dict(self.causes.get(name, {})))
+
+
+class _Seen(fx.Interpreter):
+    """Runs the decomposed graph and keeps, for one batch, what the comparison needs."""
+
+    def __init__(self, graph_module: fx.GraphModule, reading: Reading) -> None:
+        super().__init__(graph_module)
+        taps = [t for t in reading.activations if t.site.used is not None]
+        self._kept = {node for t in taps for node in (t.node, t.producer)}
+        self._kept |= set(float_ends(reading))
+        self._kept |= {n for n in graph_module.graph.nodes if n.op == "placeholder"}
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node; a copy is kept, since a later op may write in place."""
+        value = super().run_node(n)
+        if n in self._kept:
+            self.values[n] = value.clone() if isinstance(value, Tensor) else value
+        return value
+
+
+def _outputs(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """The nodes whose values the graph returns, in order."""
+    output = next(n for n in graph_module.graph.nodes if n.op == "output")
+    found: list[fx.Node] = []
+    fx.map_arg(output.args, found.append)
+    return found
+
+
+def _copied(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    copied: tuple[Any, ...] = _torch.tree_map_tensors(Tensor.clone, values)
+    return copied
+
+
+def _of_floats(wanted: Tensor, found: Tensor) -> Discrepancy:
+    """Two float tensors: how many values differ, and by how much."""
+    a, b = wanted.double(), found.double()
+    error = (a - b).abs()
+    return Discrepancy(
+        elements=a.numel(),
+        differing=int((wanted != found).sum()),
+        max_abs=float(error.max()) if error.numel() else math.nan,
+        signal=float(a.square().sum()),
+        noise=float(error.square().sum()),
+        energy=float(b.square().sum()),
+        product=float((a * b).sum()),
+    )

@@ -1,0 +1,85 @@
+"""Routes "int8:ENGINE": `to_int8` for an engine, watched by `compare`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxqfix import dialects
+from fxqfix.dialects import parents
+from fxqfix.engines import ENGINES
+from fxqfix.errors import DialectError
+from fxqfix.flows.compare import compare
+from fxqfix.flows.freeze import freeze
+from fxqfix.flows.to_int8 import to_int8
+from fxqfix.report import Certificate, Certified
+from fxqfix.report.data import Report
+from fxqfix.routes._base import Route
+
+__all__ = ["ROUTES"]
+
+
+def _certify(model: nn.Module, data: Iterable[Any], engine: str) -> Certificate:
+    reading = dialects.read(model)
+    if not reading.prepared:
+        raise DialectError(
+            "this route starts from a prepared model, which torch converts",
+            where=f"certify, route int8:{engine}",
+            found=f"a model of dialect {reading.dialect}",
+            remedy="pass the prepared model; a converted one is compared with "
+            "fxqfix.compare(prepared, converted, data)",
+        )
+    frozen = freeze(reading.graph_module)
+    deployed = to_int8(frozen, engine=engine)
+    report = compare(frozen, deployed, data, engine=engine, noise_floor=False)
+    rows = [r for r in report.rows if r.kind == "activation"]
+    narrow = [r.name for r in rows if r.prepared.is_narrow]
+    kernels = Counter(r.kernel for r in rows if r.kernel.startswith("quantized."))
+    apart = (*report.coverage.unpaired, *report.coverage.unsupported)
+    checked = deployed.meta["certificate"]
+    return Certificate(
+        route=f"int8:{engine}",
+        versions={"torch": torch.__version__},
+        batches=report.batches,
+        sites=tuple(
+            Certified(r.name, r.op, r.prepared, r.local, _local(r.causes))
+            for r in rows
+            if r.local is not None
+        ),
+        outputs=tuple(_outputs(frozen, report)),
+        narrow=len(narrow),
+        pinned=sum(c.held for c in checked.ranges if c.site in narrow),
+        kernels=tuple(kernels.items()),
+        notes=report.notes,
+        unchecked=tuple((u.name, u.reason) for u in apart) + checked.unchecked,
+    )
+
+
+def _local(causes: Any) -> dict[str, int]:
+    return {name: count for name, count in causes.items() if name != "upstream"}
+
+
+def _outputs(frozen: nn.Module, report: Report) -> Iterable[Certified]:
+    """The rows of the sites that the model returns, against the prepared model's own values."""
+    reading = dialects.read(frozen)
+    taps = {t.node: t for t in reading.activations}
+    output = next(n for n in reading.graph_module.graph.nodes if n.op == "output")
+    names = [t.site.name for t in parents(output.all_input_nodes, taps)]
+    rows = {r.name: r for r in report.rows}
+    for index, name in enumerate(n for n in names if n in rows):
+        yield Certified(f"output {index}", name, rows[name].prepared, rows[name].cumulative)
+
+
+ROUTES = tuple(
+    Route(
+        name=f"int8:{engine}",
+        summary=f"to_int8 for {engine}: torch's int8 kernels, ranges held",
+        certify=partial(_certify, engine=engine),
+    )
+    for engine in ENGINES
+)
