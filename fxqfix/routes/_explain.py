@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -59,7 +59,8 @@ def explain(
 
 def _roundings(view: SiteView) -> tuple[tuple[Tensor, Tensor], str]:
     """The lowest and the highest code that are a rounding of the exact value."""
-    exact, width, problem = float_error(view, view.tap.producer, view.value)
+    graph_module = view.reading.graph_module
+    exact, width, problem = float_error(graph_module, view.codes, view.tap.producer, view.value)
     scale, point = (t.double() for t in view.grid.tensors(exact))
     slack = width / scale
     low, high = (torch.round(exact / scale + side * slack) + point for side in (-1, 1))
@@ -67,11 +68,14 @@ def _roundings(view: SiteView) -> tuple[tuple[Tensor, Tensor], str]:
     return (low.clamp(*limits), high.clamp(*limits)), problem
 
 
-def float_error(view: SiteView, end: fx.Node, value: Tensor) -> tuple[Tensor, float, str]:
+def float_error(
+    graph_module: fx.GraphModule, given: Mapping[fx.Node, Any], end: fx.Node, value: Tensor
+) -> tuple[Tensor, float, str]:
     """The value of a node in float64, and how far float32 arithmetic may be from it.
 
     Args:
-        view: What upstream sites gave.
+        graph_module: The decomposed graph.
+        given: The values that it is computed from: codes of sites, and inputs.
         end: The node.
         value: Its value in float32.
 
@@ -80,7 +84,7 @@ def float_error(view: SiteView, end: fx.Node, value: Tensor) -> tuple[Tensor, fl
     """
     problem = ""
     try:
-        exact = _exact(view.reading.graph_module, end, view.codes)
+        exact = _exact(graph_module, end, given)
     except (RuntimeError, TypeError) as error:  # an op without a float64 kernel
         said = str(error).strip().partition("\n")[0]
         exact, problem = value.double(), f"no float64 recomputation: {said}"
@@ -89,10 +93,11 @@ def float_error(view: SiteView, end: fx.Node, value: Tensor) -> tuple[Tensor, fl
     return exact, own_error + _ROUNDINGS * _HALF_UNIT * largest, problem
 
 
-def _exact(graph_module: fx.GraphModule, end: fx.Node, codes: Any) -> Tensor:
+def _exact(graph_module: fx.GraphModule, end: fx.Node, given: Mapping[fx.Node, Any]) -> Tensor:
+    codes = {n for n, v in given.items() if isinstance(v, Tensor) and not v.is_floating_point()}
     region = cut(graph_module, end, codes)
     result: Tensor = _Wide(graph_module, graph=region.graph).run(
-        *(_wide(codes[node]) for node in region.inputs)
+        *(_wide(given[node]) for node in region.inputs)
     )
     return result.double()
 

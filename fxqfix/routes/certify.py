@@ -212,15 +212,15 @@ class _Watched:
         differs = wanted != found
         if not bool(differs.any()) or not wanted.is_floating_point():
             return
-        grid = QParams(1.0, 0, 0, 0, torch.int32)
-        view = SiteView(self.reading, self.sites[0], grid, seen.values, wanted, wanted, found)
-        exact, width, _ = float_error(view, node, wanted)
+        exact, width, problem = float_error(self.graph_module, seen.values, node, wanted)
         near = (found.double() - exact).abs() <= width
         counts = {
             "rounding": int((differs & near).sum()),
             "unexplained": int((differs & ~near).sum()),
         }
         self.causes.setdefault(node.name, Counter()).update({k: n for k, n in counts.items() if n})
+        if problem:
+            self.unchecked[f"{node.name}: rounding"] = problem
 
     def _output(self, node: fx.Node, wanted: Tensor, found: Tensor) -> Discrepancy:
         grid = self._grid(node)
