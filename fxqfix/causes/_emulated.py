@@ -48,6 +48,10 @@ class Emulated:
         return [self.inputs.index(name) for name in names] if known else None
 
     @cached_property
+    def _interpreter(self) -> fx.Interpreter:
+        return fx.Interpreter(self.graph_module, graph=self._region.graph)
+
+    @cached_property
     def weighted(self) -> tuple[Weighted, ...]:
         """The modules with weights that compute this site."""
         nodes = (n for n in self._region.graph.nodes if n.op == "call_module")
@@ -64,8 +68,11 @@ class Emulated:
         if self._order is None:
             return None
         given = [local.inputs[i] if local.raw[i] is None else local.raw[i] for i in self._order]
-        with self._leaving_out(without):
-            found: Any = fx.Interpreter(self.graph_module, graph=self._region.graph).run(*given)
+        try:
+            with self._leaving_out(without):
+                found: Any = self._interpreter.run(*given)
+        finally:
+            self._interpreter.env = {}  # the batch's tensors
         integers = isinstance(found, Tensor) and found.dtype in (torch.uint8, torch.int8)
         return found if integers else None
 

@@ -7,7 +7,7 @@ compiled, so compiling anew for every batch would make memory grow.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -105,10 +105,17 @@ class Recompute:
     def folded(self, local: Local) -> Tensor:
         """The site's value in float32, with BatchNorm folded."""
         inputs = _torch.tree_map_tensors(Tensor.clone, local.inputs)
-        result: Tensor = _Region(self.graph_module, self._region.graph, {}, {}, wide=False).run(
-            *inputs
-        )
-        return result
+        return self._interpreter.compute(inputs, {}, {}, wide=False)
+
+    @cached_property
+    def _interpreter(self) -> _Region:
+        return _Region(self.graph_module, graph=self._region.graph)
+
+    @cached_property
+    def _shells(self) -> dict[str, _Shell]:
+        """What the region calls, in float64, without the weights: copying a module is dear."""
+        own = dict.fromkeys(self._paths)
+        return {path: _Shell(self.graph_module.get_submodule(path)) for path in own}
 
     def exact(
         self,
@@ -127,11 +134,9 @@ class Recompute:
             floats: Whether to compute in float where only the prepared model quantizes.
         """
         loose = {n: v for n, (_, v) in self.own_floats.items()} if floats else {}
-        modules = {
-            path: _widened(
-                self.graph_module.get_submodule(path), weights.get(path), loose.get(path)
-            )
-            for path in self._paths
+        modules: dict[str, Callable[..., Any]] = {
+            path: shell.filled(weights.get(path), loose.get(path))
+            for path, shell in self._shells.items()
         }
         for node in self._region.graph.nodes:
             if node.op == "call_module" and node.name in loose and loose[node.name] is None:
@@ -141,33 +146,42 @@ class Recompute:
             for value, pair in zip(local.inputs, local.codes, strict=True)
         ]
         grids = {n: (q, self.native) for n, q in self.own_inner.items()} if inner else {}
-        region = _Region(self.graph_module, self._region.graph, modules, grids, wide=True)
-        result: Tensor = region.run(*inputs)
-        return result
+        try:
+            return self._interpreter.compute(inputs, modules, grids, wide=True)
+        finally:
+            for shell in self._shells.values():
+                shell.empty()
 
 
 class _Region(fx.Interpreter):
-    """Interprets a region with some modules swapped and some values rounded.
+    """Interprets a region, again and again, with some modules swapped and some values rounded."""
 
-    Args:
-        root: Where modules and attributes are found.
-        graph: The region.
-        modules: Path -> what to call there instead.
-        grids: Node name -> grid to round its value to, and whether as a kernel does.
-        wide: Whether it runs in float64.
-    """
+    _swapped: Mapping[str, Callable[..., Any]]
+    _grids: Mapping[str, tuple[QParams, bool]]
+    _is_wide: bool
 
-    def __init__(
+    def compute(
         self,
-        root: fx.GraphModule,
-        graph: fx.Graph,
+        inputs: Sequence[Any],
         modules: Mapping[str, Callable[..., Any]],
         grids: Mapping[str, tuple[QParams, bool]],
         *,
         wide: bool,
-    ) -> None:
-        super().__init__(root, graph=graph)
+    ) -> Tensor:
+        """Run the region.
+
+        Args:
+            inputs: Values of its inputs, in order.
+            modules: Path -> what to call there instead.
+            grids: Node name -> grid to round its value to, and whether as a kernel does.
+            wide: Whether it runs in float64.
+        """
         self._swapped, self._grids, self._is_wide = modules, grids, wide
+        try:
+            result: Tensor = self.run(*inputs)
+            return result
+        finally:
+            self.env = {}  # the batch's tensors
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node; round its value where a grid is given."""
@@ -187,34 +201,57 @@ class _Region(fx.Interpreter):
         return _wide(value) if self._is_wide else value
 
 
-def _widened(
-    module: nn.Module, weight: WeightView | None, values: Tensor | None = None
-) -> Callable[..., Any]:
-    """A copy of a module that computes in float64 and eval mode, with a weight's exact values."""
-    if isinstance(module, FrozenFakeQuantize):
-        if weight is None:  # a fake-quant inside the region still quantizes float32 values
-            return lambda x: module(x.float()).double()
-        values = _dequantize_wide(weight.codes, weight.qparams)  # the weight of a functional op
-        return lambda _: values
-    copied: Any = copy.deepcopy(module)
-    inner = holder(copied)
-    own = getattr(copied, "weight_fake_quant", None)
-    if weight is not None:
-        values = _dequantize_wide(weight.codes, weight.qparams)
-    elif values is None and isinstance(own, FrozenFakeQuantize):  # a weight without a partner
-        values = _dequantize_wide(quantize(inner.weight, own.qparams), own.qparams)
-    if values is not None:
-        inner.weight = nn.Parameter(values, requires_grad=False)
-        if hasattr(copied, "weight_fake_quant"):
-            copied.weight_fake_quant = nn.Identity()
-        if (
-            weight is not None
-            and weight.bias is not None
-            and getattr(inner, "bias", None) is not None
+class _Shell:
+    """A copy of a module that computes in float64 and eval mode, filled with a weight when used.
+
+    Args:
+        module: The module; its own weight is not kept, where one is given for each use.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._own = module
+        self._copy: Any = None
+
+    def filled(self, weight: WeightView | None, values: Tensor | None = None) -> Callable[..., Any]:
+        """What to call, with a weight's exact values.
+
+        Args:
+            weight: The weight in place of the module's own, and the bias with it.
+            values: A weight that has no integers.
+        """
+        if isinstance(self._own, FrozenFakeQuantize):
+            if weight is None:  # a fake-quant inside the region still quantizes float32 values
+                return lambda x: self._own(x.float()).double()
+            known = _dequantize_wide(weight.codes, weight.qparams)  # that of a functional op
+            return lambda _: known
+        if weight is not None:
+            values = _dequantize_wide(weight.codes, weight.qparams)
+        own = getattr(self._own, "weight_fake_quant", None)
+        if values is None and isinstance(own, FrozenFakeQuantize):  # a weight without a partner
+            codes = quantize(holder(self._own).weight, own.qparams)
+            values = _dequantize_wide(codes, own.qparams)
+        if self._copy is None:
+            self._copy = copy.deepcopy(self._own).double().eval()
+            if values is not None and hasattr(self._copy, "weight_fake_quant"):
+                self._copy.weight_fake_quant = nn.Identity()
+        inner = holder(self._own)
+        bias = weight.bias if weight is not None and weight.bias is not None else None
+        self._put("weight", getattr(inner, "weight", None), values)
+        self._put("bias", getattr(inner, "bias", None), bias)
+        called: Callable[..., Any] = self._copy
+        return called
+
+    def _put(self, name: str, own: Any, given: Tensor | None) -> None:
+        if isinstance(own, Tensor):
+            value = (own if given is None else given).detach().double()
+            setattr(holder(self._copy), name, nn.Parameter(value, requires_grad=False))
+
+    def empty(self) -> None:
+        """Let go of the weight that it was filled with."""
+        if self._copy is not None and isinstance(
+            getattr(holder(self._copy), "weight", None), Tensor
         ):
-            inner.bias = nn.Parameter(weight.bias.detach().clone(), requires_grad=False)
-    widened: Callable[..., Any] = copied.double().eval()
-    return widened
+            holder(self._copy).weight = None
 
 
 def _rounded(x: Tensor, qparams: QParams, native: bool) -> Tensor:
