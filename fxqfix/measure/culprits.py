@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fxqfix import _rng, _torch
-from fxqfix.measure.discrepancy import Discrepancy, discrepancy
+from fxqfix.measure.discrepancy import Discrepancy, decibels, discrepancy
 from fxqfix.measure.probe import Probe
 from fxqfix.passes.insert_shadows import Probing
 from fxqfix.qparams import QParams, dequantize, regrid
@@ -57,6 +57,14 @@ class Culprit:
     def gain_db(self) -> float:
         """SQNR at the end, after less before, in dB; 0 where nothing differed."""
         return self.after.sqnr_db - self.before.sqnr_db if self.before.noise else 0.0
+
+    def __str__(self) -> str:
+        """Say it in one sentence."""
+        return (
+            f"{self.name}: corrected alone, {self.vanished} of {self.before.differing} differing "
+            f"codes at the end vanish, SQNR {decibels(self.before.sqnr_db)} -> "
+            f"{decibels(self.after.sqnr_db)} dB"
+        )
 
     def __add__(self, other: Culprit) -> Culprit:
         """The same site on more data."""

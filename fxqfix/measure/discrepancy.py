@@ -6,6 +6,7 @@ the whole stream, and nothing but numbers outlives a batch. The ratios are prope
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxqfix.qparams import QParams, dequantize, regrid
+from fxqfix.qparams import QParams, regrid
 
-__all__ = ["Discrepancy", "discrepancy"]
+__all__ = ["Discrepancy", "decibels", "discrepancy"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,16 @@ class Discrepancy:
         return cls(**{f.name: data[f.name] for f in fields(cls)})
 
 
+def decibels(value: float) -> str:
+    """SQNR as every rendering shows it: no noise at all reads "exact".
+
+    Example:
+        >>> decibels(31.24), decibels(float("inf"))
+        ('31.2', 'exact')
+    """
+    return "exact" if value == math.inf else f"{value:.1f}"
+
+
 def _add(a: Any, b: Any) -> Any:
     return a + b
 
@@ -129,10 +140,11 @@ def discrepancy(
         >>> d.differing, d.max_lsb, d.out_of_range, d.max_abs
         (1, 3, 1, 1.5)
     """
+    if _countable(grid, actual_grid) and reference.numel():
+        return _counted(reference, actual, grid)
     codes = regrid(actual, actual_grid, grid)
     lsb = (codes - reference.to(torch.int32)).abs()
-    wanted = dequantize(reference, grid).double()
-    values = dequantize(actual, actual_grid).double()
+    wanted, values = _real(reference, grid), _real(actual, actual_grid)
     error = wanted - values
     count = codes.numel()
     return Discrepancy(
@@ -149,3 +161,67 @@ def discrepancy(
         energy=float(values.square().sum()),
         product=float((wanted * values).sum()),
     )
+
+
+def _real(codes: Tensor, grid: QParams) -> Tensor:
+    """Real values in float64, with the scale as kernels have it, in float32."""
+    scale, point = grid.tensors(codes)
+    return (codes.double() - point.double()) * scale.double()
+
+
+def _countable(grid: QParams, actual_grid: QParams) -> bool:
+    """Whether both are the same grid of 8 bits per tensor, so that integers tell everything."""
+    whole = grid.axis is None and float(grid.zero_points[0]).is_integer()
+    same = grid.storage == actual_grid.storage and grid.same_grid(actual_grid)
+    return whole and same and grid.storage.itemsize == 1
+
+
+def _counted(reference: Tensor, actual: Tensor, grid: QParams) -> Discrepancy:
+    """The sums from three histograms, in integers: a fifth of the time that floats take."""
+    lowest = torch.iinfo(grid.storage).min
+    a, b = (t.to(torch.int32).flatten() - lowest for t in (reference, actual))
+    limits = int(grid.zero_points[0]), grid.quant_min, grid.quant_max
+    weights = _of_codes(lowest, *limits).to(a.device)
+    signal = int(_histogram(a, _CODES) @ weights[:, 0])
+    energy, outside, at_low, at_high = (_histogram(b, _CODES) @ weights).tolist()
+    apart = _histogram(b - a + (_CODES - 1), 2 * _CODES - 1)
+    noise, total, differing = (apart @ _of_lsb().to(a.device)).tolist()
+    most = int((apart.nonzero() - (_CODES - 1)).abs().max())
+    scale = float(torch.tensor(grid.scales[0], dtype=torch.float32))
+    return Discrepancy(
+        elements=a.numel(),
+        differing=differing,
+        max_lsb=most,
+        sum_lsb=total,
+        out_of_range=outside,
+        saturated_low=at_low,
+        saturated_high=at_high,
+        max_abs=scale * most,
+        signal=scale * scale * signal,
+        noise=scale * scale * noise,
+        energy=scale * scale * energy,
+        # 2ab = a^2 + b^2 - (a - b)^2
+        product=scale * scale * ((signal + energy - noise) / 2),
+    )
+
+
+_CODES = 256
+
+
+def _histogram(values: Tensor, bins: int) -> Tensor:
+    return torch.bincount(values, minlength=bins)
+
+
+@functools.lru_cache(maxsize=4096)
+def _of_codes(lowest: int, point: int, low: int, high: int) -> Tensor:
+    """Per code: its square, whether it is out of range, at or below it, at or above it."""
+    codes = torch.arange(lowest, lowest + _CODES)
+    flags = ((codes < low) | (codes > high), codes <= low, codes >= high)
+    return torch.stack([(codes - point).square(), *(f.to(torch.int64) for f in flags)], 1)
+
+
+@functools.cache
+def _of_lsb() -> Tensor:
+    """Per difference of two codes: its square, its size, whether it is one."""
+    lsb = torch.arange(1 - _CODES, _CODES)
+    return torch.stack([lsb.square(), lsb.abs(), (lsb != 0).to(torch.int64)], 1)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import networkx as nx
 
+from fxqfix.measure import decibels
 from fxqfix.report.data import Report, Row
-from fxqfix.report.findings import decibels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from fxqfix.report.data import Report
 
-__all__ = ["counted", "culprits", "decibels", "kernels", "problems"]
-
-
-def decibels(value: float) -> str:
-    """SQNR as every rendering shows it: no noise at all reads "exact".
-
-    Example:
-        >>> decibels(31.24), decibels(float("inf"))
-        ('31.2', 'exact')
-    """
-    return "exact" if value == math.inf else f"{value:.1f}"
+__all__ = ["counted", "culprits", "kernels", "problems"]
 
 
 def kernels(report: Report) -> list[str]:
@@ -53,11 +42,7 @@ def culprits(report: Report) -> list[str]:
         >>> culprits(Report(rows=()))
         []
     """
-    return [
-        f"{c.name}: corrected alone, {c.vanished} of {c.before.differing} differing codes at the "
-        f"end vanish, SQNR {decibels(c.before.sqnr_db)} -> {decibels(c.after.sqnr_db)} dB"
-        for c in report.corrected or ()
-    ]
+    return [str(culprit) for culprit in report.corrected or ()]
 
 
 def problems(report: Report) -> list[str]:

@@ -15,8 +15,9 @@ from tabulate import tabulate, tabulate_formats
 
 from fxqfix.dialects.site import Inspection, closest, grid_text
 from fxqfix.errors import UnknownNameError
+from fxqfix.measure import decibels
 from fxqfix.report.data import Coverage, Report, Row, Uncovered
-from fxqfix.report.findings import counted, culprits, decibels, kernels, problems
+from fxqfix.report.findings import counted, culprits, kernels, problems
 
 __all__ = [
     "COLUMNS",
