@@ -71,7 +71,8 @@ class Route:
         packages: The packages whose versions stand in the certificate, beside torch.
         arithmetic: The codes that the route's own integer arithmetic gives at a site, None where
             that is not known. Codes that differ and are these have the cause `requantization`.
-        certify: In place of `deploy`, where a route does not start from the decomposed graph.
+        certify: In place of `deploy`, where a route does not start from the decomposed graph:
+            (model, data, progress) -> the certificate.
 
     Example:
         >>> from fxqfix.routes import registry
@@ -86,4 +87,4 @@ class Route:
     extra: str = ""
     packages: tuple[str, ...] = ()
     arithmetic: Callable[[SiteView], Tensor | None] = field(default=lambda _: None)
-    certify: Callable[[nn.Module, Iterable[Any]], Certificate] | None = None
+    certify: Callable[[nn.Module, Iterable[Any], bool | None], Certificate] | None = None

@@ -77,7 +77,7 @@ def certify(
     """
     found = _registry.find(route)
     if found.certify is not None:
-        return found.certify(model, data)
+        return found.certify(model, data, progress)
     with torch.no_grad(), _rng.same_rng():
         watched = _Watched(found, _decomposed(model), dynamic_batch)
         result = Run()

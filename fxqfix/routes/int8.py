@@ -24,7 +24,9 @@ from fxqfix.routes._base import Route
 __all__ = ["ROUTES"]
 
 
-def _certify(model: nn.Module, data: Iterable[Any], engine: str) -> Certificate:
+def _certify(
+    model: nn.Module, data: Iterable[Any], progress: bool | None, engine: str
+) -> Certificate:
     reading = dialects.read(model)
     if not reading.prepared:
         raise DialectError(
@@ -36,7 +38,7 @@ def _certify(model: nn.Module, data: Iterable[Any], engine: str) -> Certificate:
         )
     frozen = freeze(reading.graph_module)
     deployed = to_int8(frozen, engine=engine)
-    report = compare(frozen, deployed, data, engine=engine, noise_floor=False)
+    report = compare(frozen, deployed, data, engine=engine, noise_floor=False, progress=progress)
     rows = [r for r in report.rows if r.kind == "activation"]
     narrow = [r.name for r in rows if r.prepared.is_narrow]
     kernels = Counter(r.kernel for r in rows if r.kernel.startswith("quantized."))
