@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -121,7 +123,32 @@ def observing(module: nn.Module) -> bool:
     return bool(_flag(module, switch)) and not _is_fixed(module)
 
 
+# What histogram observers answered, by all that the answer depends on: torch searches for tens of
+# milliseconds, and a model is read several times. Cleared when full; the entries are two numbers.
+_ANSWERS: dict[bytes, tuple[Tensor, Tensor]] = {}
+_MOST = 4096
+
+
 def _calculate(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """What the module tells conversion; torch's search of a histogram is made once."""
+    if type(module) is not _torch.resolve("torch.ao.quantization.HistogramObserver"):
+        return _ask(module)
+    held = hashlib.blake2b()
+    for name, value in sorted(vars(module).items()):
+        if not name.startswith("_"):  # the rest is nn.Module's own, but for the buffers
+            held.update(f"{name}={value!r};".encode())
+    for name, buffer in module.named_buffers():
+        held.update(f"{name} {buffer.device} {buffer.dtype} {tuple(buffer.shape)}".encode())
+        held.update(array("d", buffer.reshape(-1).tolist()).tobytes())
+    key = held.digest()
+    if key not in _ANSWERS:
+        if len(_ANSWERS) >= _MOST:
+            _ANSWERS.clear()
+        _ANSWERS[key] = _ask(module)
+    return _ANSWERS[key]
+
+
+def _ask(module: nn.Module) -> tuple[Tensor, Tensor]:
     """What the module tells conversion; torch asserts that its range is one."""
     try:
         with torch.no_grad(), _torch.quiet():

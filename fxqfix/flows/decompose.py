@@ -13,9 +13,10 @@ from fxqfix.dialects._base import modules_of, scope
 from fxqfix.dialects.qconfig import qconfig_range
 from fxqfix.errors import RangeUnknownError
 from fxqfix.flows.convert import convert_by_torch
-from fxqfix.flows.freeze import freeze
+from fxqfix.flows.freeze import freeze, freezing
 from fxqfix.pairing import pair
-from fxqfix.passes import DecomposeQuantize, PinRanges
+from fxqfix.passes import DecomposeQuantize, Pass, PinRanges
+from fxqfix.passes._base import chain
 
 __all__ = ["declared_ranges", "to_decomposed"]
 
@@ -60,17 +61,15 @@ def to_decomposed(
         [(0, 127, torch.uint8)]
     """
     reading = dialects.read(model)
+    source, passes = reading.graph_module, list[Pass]()
     if reading.dialect == pt2e.NAME:
-        result = _by_pt2e(reading.graph_module)
+        source = _by_pt2e(source)
     elif reading.prepared:
-        result = DecomposeQuantize()(freeze(reading.graph_module)).graph_module
-    elif reading.dialect == "decomposed":
-        result = reading.graph_module
-    else:
-        ranges = declared_ranges(reading, ranges_from)
-        result = DecomposeQuantize(ranges)(reading.graph_module).graph_module
-    pinned = PinRanges()(result) if pin_ranges else DecomposeQuantize()(result)
-    decomposed: fx.GraphModule = pinned.graph_module
+        passes += [*freezing(source), DecomposeQuantize()]
+    elif reading.dialect != "decomposed":
+        passes.append(DecomposeQuantize(declared_ranges(reading, ranges_from)))
+    passes.append(PinRanges() if pin_ranges else DecomposeQuantize())
+    decomposed: fx.GraphModule = chain(source, *passes).graph_module
     return decomposed
 
 

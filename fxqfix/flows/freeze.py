@@ -8,9 +8,10 @@ from torch import fx, nn
 
 from fxqfix import _pt2e, _torch
 from fxqfix.errors import DialectError
-from fxqfix.passes import FoldBatchNorm, FreezeQParams, SplitShared
+from fxqfix.passes import FoldBatchNorm, FreezeQParams, Pass, SplitShared
+from fxqfix.passes._base import chain
 
-__all__ = ["freeze"]
+__all__ = ["freeze", "freezing"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -48,6 +49,24 @@ def freeze(prepared: M) -> M:
         >>> type(freeze(prepared)[0].activation_post_process).__name__
         'FrozenFakeQuantize'
     """
+    frozen: M = chain(prepared, *freezing(prepared)).graph_module
+    return frozen
+
+
+def freezing(prepared: nn.Module) -> tuple[Pass, ...]:
+    """The passes that `freeze` runs.
+
+    Args:
+        prepared: What `freeze` is given.
+
+    Raises:
+        DialectError: The model holds no observer and no fake-quant.
+
+    Example:
+        >>> from torch.ao.quantization import FakeQuantize
+        >>> freezing(nn.Sequential(FakeQuantize()))
+        (FreezeQParams(uncalibrated=False), FoldBatchNorm())
+    """
     if _pt2e.is_program(prepared) or not any(_torch.is_quantizer(m) for m in prepared.modules()):
         raise DialectError(
             f"{type(prepared).__name__} holds no observer and no fake-quant",
@@ -57,8 +76,6 @@ def freeze(prepared: M) -> M:
             "/ prepare_pt2e / prepare_qat_pt2e returned, before its conversion; an ExportedProgram "
             "holds none",
         )
-    frozen = FreezeQParams()(prepared).graph_module
-    folded: M = FoldBatchNorm()(frozen).graph_module
-    if isinstance(folded, fx.GraphModule):  # an eager module has one grid for all its calls
-        folded = SplitShared()(folded).graph_module
-    return folded
+    passes = FreezeQParams(), FoldBatchNorm()
+    # An eager module has one grid for all its calls.
+    return (*passes, SplitShared()) if isinstance(prepared, fx.GraphModule) else passes

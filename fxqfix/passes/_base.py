@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from fxqfix import _pt2e, _rng
 from fxqfix.errors import DialectError, FxqfixError, PassError, UnsupportedError
 
-__all__ = ["Pass", "PassResult", "Rewriter", "registry"]
+__all__ = ["Pass", "PassResult", "Rewriter", "chain", "registry"]
 
 _REGISTRY: dict[str, type[Pass]] = {}
 
@@ -215,6 +215,15 @@ class Pass(ABC):
     def check(self, before: nn.Module, after: nn.Module) -> None:  # noqa: B027  # optional
         """Raise where the result breaks what the pass promises; the default promises nothing."""
 
+    def __call__(self, module: nn.Module) -> PassResult:
+        """Run the pass on a copy of `module`, which is never changed.
+
+        Raises:
+            PassError: The pass failed for a reason that is no error of the caller's.
+            UnsupportedError: torch can't copy the model.
+        """
+        return chain(module, self)
+
     def _copied(self, module: nn.Module) -> nn.Module:
         try:
             copied = copy.deepcopy(module)
@@ -227,27 +236,48 @@ class Pass(ABC):
                 remedy="convert the model on another engine, or detach() tensors that it keeps",
             ) from error
 
-    def __call__(self, module: nn.Module) -> PassResult:
-        """Run the pass on a copy of `module`, which is never changed.
-
-        Raises:
-            PassError: The pass failed for a reason that is no error of the caller's.
-            UnsupportedError: torch can't copy the model.
-        """
-        rewriter = Rewriter(self._copied(module))
+    def _run(self, before: nn.Module, rewriter: Rewriter) -> None:
         try:
             with torch.no_grad(), _rng.same_rng():
                 self.rewrite(rewriter)
             rewriter.finish()
-            self.check(module, rewriter.module)
+            self.check(before, rewriter.module)
         except FxqfixError:
             raise
         except Exception as error:
             raise PassError(
                 f"pass {self.name} failed after {len(rewriter.edits)} edits: {error}",
                 where=self.name,
-                found=rewriter.edits[-1] if rewriter.edits else type(module).__name__,
+                found=rewriter.edits[-1] if rewriter.edits else type(rewriter.module).__name__,
                 remedy="the model is unchanged; please report this with the model",
             ) from error
-        edits, remarks = tuple(rewriter.edits), tuple(rewriter.remarks)
-        return PassResult(rewriter.module, bool(edits), edits, remarks)
+
+
+def chain(module: nn.Module, *passes: Pass) -> PassResult:
+    """Run passes one after another, all on one copy of `module`: copying costs more than most.
+
+    Args:
+        module: What the first pass gets a copy of; it is never changed.
+        passes: One at least; the `check` of each is given `module` as what was before.
+
+    Returns:
+        The last pass's module, with the edits and remarks of all.
+
+    Raises:
+        PassError: A pass failed for a reason that is no error of the caller's.
+        UnsupportedError: torch can't copy the model.
+
+    Example:
+        >>> from fxqfix.passes import FoldBatchNorm, SplitShared
+        >>> chain(torch.fx.symbolic_trace(nn.ReLU()), FoldBatchNorm(), SplitShared()).modified
+        False
+    """
+    current = passes[0]._copied(module)
+    edits, remarks = list[str](), list[str]()
+    for step in passes:
+        rewriter = Rewriter(current)
+        step._run(module, rewriter)
+        current = rewriter.module
+        edits += rewriter.edits
+        remarks += rewriter.remarks
+    return PassResult(current, bool(edits), tuple(edits), tuple(remarks))
