@@ -38,7 +38,7 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 torch.backends.quantized.engine = "fbgemm"
 layers = []
-for i in range(20):
+for i in range(6):
     layers += [nn.Conv2d(16 if i else 3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
 x = torch.randn(8, 3, 24, 24)
 prepared = prepare_qat_fx(nn.Sequential(*layers).train(), get_default_qat_qconfig_mapping(), (x,))
@@ -105,7 +105,7 @@ def metered(run: Callable[[], Any]) -> int:
     return meter.peak
 
 
-def layers_deep(depth: int = 20) -> tuple[fx.GraphModule, fx.GraphModule]:
+def layers_deep(depth: int) -> tuple[fx.GraphModule, fx.GraphModule]:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for i in range(depth):
@@ -124,7 +124,7 @@ def images(count: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("kind", ["int8", "decomposed"])
 def test_bytes_alive_do_not_depend_on_the_number_of_batches(kind: str) -> None:
     """Counted to the byte, model and report included: 1 batch against 4."""
-    prepared, converted = layers_deep()
+    prepared, converted = layers_deep(6)
     if kind == "decomposed":
         converted = fxqfix.to_decomposed(prepared)
     # The batches come from a generator that makes them outside of the meter's sight.
@@ -138,7 +138,7 @@ def test_bytes_alive_do_not_depend_on_the_number_of_batches(kind: str) -> None:
 
 def test_the_meter_sees_a_leak() -> None:
     """A probe that keeps its tensors is what the test above would catch."""
-    prepared, converted = layers_deep()
+    prepared, converted = layers_deep(6)
     kept: list[Any] = []
 
     class Hoarder(nn.Module):
@@ -159,11 +159,11 @@ def test_a_tensor_dies_at_its_last_use() -> None:
     activation = 4 * 8 * 8 * 256  # one float activation of one branch, in bytes
     batch = images(1)
     peaks, weights = [], []
-    for depth in (10, 20):
+    for depth in (4, 8):
         prepared, converted = layers_deep(depth)
         weights.append(sum(p.numel() * 4 for p in prepared.parameters()))
         peaks.append(metered(lambda p=prepared, c=converted: fxqfix.compare(p, c, batch)))
-    # 10 layers have 10 activations in each of five branches; copies of the models are allowed.
+    # 4 layers have 4 activations in each of five branches; copies of the models are allowed.
     assert peaks[1] - peaks[0] < 8 * (weights[1] - weights[0]) + activation
 
 
