@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.warm import ROOT, run_code, run_script
+
 EXAMPLES = ROOT / "examples"
 
 # What each script has to print, in this order.
@@ -67,20 +66,8 @@ PROMISES = {
 }
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-
-
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return run("-c", "import sys; from fxqfix.cli import main; sys.exit(main())", *arguments)
+    return run_code("import sys; from fxqfix.cli import main; sys.exit(main())", *arguments)
 
 
 def in_order(text: str, parts: list[str]) -> bool:
@@ -102,14 +89,14 @@ def test_every_example_is_here() -> None:
 def test_example(name: str) -> None:
     if name == "pt2e":
         pytest.importorskip("torchao", reason='the extra "pt2e" is not installed')
-    result = run(f"examples/{name}.py")
+    result = run_script(f"examples/{name}.py")
     assert result.returncode == 0, result.stderr
     assert in_order(result.stdout, PROMISES[name]), result.stdout
 
 
 def test_training_script(tmp_path: Path) -> None:
     has_tensorboard = importlib.util.find_spec("tensorboard") is not None
-    result = run("examples/qat_training_script.py", *[str(tmp_path)] * has_tensorboard)
+    result = run_script("examples/qat_training_script.py", *[str(tmp_path)] * has_tensorboard)
     assert result.returncode == 0, result.stderr
     assert in_order(result.stdout, ["epoch 0: accuracy", "scale-formula", "epoch 3: accuracy"])
     last = result.stdout.splitlines()[-1]

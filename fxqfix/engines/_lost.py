@@ -73,28 +73,24 @@ class Lost(nn.Module):
         values, places = pairs_of_weights(weight, by_channel=by_channel)
         hot = saturating(values)
         groups = torch.arange(len(weight)) // (len(weight) // walk.groups)
-        self.pairs: list[tuple[int, int]] = []  # kernel positions of both
         self.limits: list[float] = []  # activation codes up to which none of them saturates
         # A plain depthwise layer: all channels at once, each reads its own.
         self.depthwise = weight.shape[1] == 1 and walk.groups == len(weight)
-        chosen, left, right = [], list[Tensor](), list[Tensor]()
-        for column in hot.any(0).nonzero().flatten().tolist():
-            found = (hot[:, column] | self.depthwise).nonzero().flatten()
-            taps, channels = zip(*(divmod(i, self.channels) for i in places[column]), strict=True)
-            self.pairs.append((taps[0], taps[1]))
-            largest = int(values[:, column].clamp(min=0).sum(-1).max())
-            smallest = int(values[:, column].clamp(max=0).sum(-1).min())
-            self.limits.append(min(_HIGH / max(largest, 1), _LOW / min(smallest, -1)))
-            chosen.append(torch.stack([found, torch.full_like(found, column)]))
-            for into, channel in zip((left, right), channels, strict=True):
-                into.append(groups[found] * self.channels + channel)
-        self.sizes = [c.shape[1] for c in chosen]
-        none = torch.zeros(0, dtype=torch.int64)
-        both = torch.cat([none.expand(2, 0), *chosen], 1)
-        self.register_buffer("outputs", both[0])
-        self.register_buffer("weights", values[both[0], both[1]].T.contiguous())
-        sides = torch.cat([none, *left]), torch.cat([none, *right])
-        self.register_buffer("inputs", torch.stack(sides))
+        columns = hot.any(0).nonzero().flatten()
+        where = torch.tensor(places, dtype=torch.int64).reshape(-1, 2)[columns]
+        first, second = (where // self.channels).T.tolist()
+        self.pairs: list[tuple[int, int]] = list(zip(first, second, strict=True))  # positions
+        found = hot[:, columns] | self.depthwise
+        self.sizes: list[int] = found.sum(0).tolist()
+        largest = values[:, columns].clamp(min=0).sum(-1).amax(0).tolist()
+        smallest = values[:, columns].clamp(max=0).sum(-1).amin(0).tolist()
+        for most, least in zip(largest, smallest, strict=True):
+            self.limits.append(min(_HIGH / max(most, 1), _LOW / min(least, -1)))
+        column, outputs = found.T.nonzero().T
+        self.register_buffer("outputs", outputs)
+        self.register_buffer("weights", values[outputs, columns[column]].T.contiguous())
+        channels = (where % self.channels).T[:, column]
+        self.register_buffer("inputs", groups[outputs] * self.channels + channels)
 
     def forward(self, codes: Tensor) -> Tensor:
         """What each output's sum loses, (N, outputs, ...)."""

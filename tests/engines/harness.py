@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,10 @@ from fxqfix._torch import quantized_engine, quiet
 from fxqfix.flows.emulate import emulate
 
 ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
+
+
+# A model's emulations, by their options: most of a comparison's time is making one.
+_EMULATED: WeakKeyDictionary[nn.Module, dict[Any, nn.Module]] = WeakKeyDictionary()
 
 
 def values(
@@ -36,10 +41,15 @@ def differing(
     """(codes that differ, codes compared) between a model's int8 ops and their emulation.
 
     The model is a plain module that quantizes its inputs, runs int8 ops and returns a quantized
-    tensor (or a tuple of them); shapes, dtypes and strides have to be equal in any case.
+    tensor (or a tuple of them); shapes, dtypes and strides have to be equal in any case. Emulated
+    once: make one model for all its inputs, and change nothing of it (the codes would differ).
     """
     with quantized_engine(engine), torch.no_grad(), quiet():
-        emulated = emulate(model, engine=engine, isa=isa or native_isa(), threads=threads)
+        made = _EMULATED.setdefault(model, {})
+        if (engine, isa, threads) not in made:
+            new = emulate(model, engine=engine, isa=isa or native_isa(), threads=threads)
+            made[engine, isa, threads] = new
+        emulated = made[engine, isa, threads]
         wanted: Any = model(*inputs)
         found: Any = emulated(*inputs)
     wanted = wanted if isinstance(wanted, tuple) else (wanted,)

@@ -94,8 +94,9 @@ def test_every_tie_of_the_input(engine: str) -> None:
     weight = torch.quantize_per_tensor(torch.eye(67), 1.0, 0, torch.qint8)
     with quantized_engine(engine):
         packed = torch.ops.quantized.linear_prepack(weight, None)
+    models = [Linear(packed, reduce_range=narrow, relu=False) for narrow in (True, False)]
     for seed in range(60):
-        model = Linear(packed, reduce_range=seed % 2 == 0, relu=False)
+        model = models[seed % 2]
         generator = torch.Generator().manual_seed(seed)
         steps = torch.randint(-300, 300 - 9 * seed, (301, 67), generator=generator)
         wrong, count = differing(model, steps * (0.5 + seed % 7), engine=engine)
@@ -179,10 +180,11 @@ def test_conv(engine: str, kind: str) -> None:
             shape = tuple(inner.weight().shape)
             weight = quantized_weight(shape, per_channel=False, point=0, seed=seed)
             bias = 40 * torch.randn(8)
+        model = Conv(inner, reduce_range=reduce_range)
         for x in batches(SHAPES[dims], seed):
             with quantized_engine(engine):  # anew: qnnpack's padding keeps an old zero point
                 inner.set_weight_bias(weight, bias)
-            wrong, count = differing(Conv(inner, reduce_range=reduce_range), x, engine=engine)
+            wrong, count = differing(model, x, engine=engine)
             bad, total = bad + wrong, total + count
     assert total > 180_000
     assert bad == 0

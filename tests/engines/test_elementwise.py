@@ -98,10 +98,11 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.quint8, torch.qint8], ids=str)
 @pytest.mark.parametrize("name", ["add", "add_relu", "mul", "mul_relu"])
 def test_two_tensors(name: str, engine: str, dtype: torch.dtype) -> None:
     bad = total = 0
-    for one, other, last in SHAPES:
-        for grids in GRIDS:
+    for grids in GRIDS:
+        model = Binary(getattr(OPS, name), grids, dtype)
+        for one, other, last in SHAPES:
             inputs = given(one, grids[0], last, 1, dtype), given(other, grids[1], last, 2, dtype)
-            found = differing(Binary(getattr(OPS, name), grids, dtype), *inputs, engine=engine)
+            found = differing(model, *inputs, engine=engine)
             bad, total = bad + found[0], total + found[1]
     assert bad == 0
     assert total > 900_000
@@ -115,9 +116,9 @@ def test_each_thread_has_its_tail(name: str, threads: int) -> None:
     kernel, before = getattr(OPS, name), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
+        model = Binary(kernel, GRIDS[2], torch.quint8)
         for shape in shapes:
             inputs = given(shape, GRIDS[2][0], False, 1), given(shape, GRIDS[2][1], False, 2)
-            model = Binary(kernel, GRIDS[2], torch.quint8)
             assert differing(model, *inputs, engine="fbgemm", threads=threads)[0] == 0
             row = inputs[1][..., :1] if len(shape) == 2 else inputs[1]
             assert differing(model, inputs[0], row, engine="fbgemm", threads=threads)[0] == 0

@@ -38,10 +38,10 @@ def counted(
     op: Any, engine: str, dtype: torch.dtype, shapes: Any = SHAPES, grids: Any = GRIDS
 ) -> tuple[int, int]:
     bad = total = 0
-    for shape, last in shapes:
-        for seed, grid in enumerate(grids):
-            x = given(shape, grid, last, seed, dtype)
-            found = differing(Unary(op, grid, (), dtype), x, engine=engine)
+    for seed, grid in enumerate(grids):
+        model = Unary(op, grid, (), dtype)
+        for shape, last in shapes:
+            found = differing(model, given(shape, grid, last, seed, dtype), engine=engine)
             bad, total = bad + found[0], total + found[1]
     return bad, total
 
