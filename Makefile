@@ -17,7 +17,7 @@ test: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 .venv/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) ".[examples,progress]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,8 +42,12 @@ def batches(name: str, gain: float = 1.0) -> list[Tensor]:
     ]
 
 
+@functools.cache
 def prepared_net(name: str, engine: str) -> fx.GraphModule:
-    """QAT with the engine's default qconfig; transposed convolutions get per-tensor weights."""
+    """QAT with the engine's default qconfig; transposed convolutions get per-tensor weights.
+
+    Shared by the tests, which leave it as it is.
+    """
     torch.manual_seed(0)
     mapping = get_default_qat_qconfig_mapping(engine)
     per_tensor = get_default_qat_qconfig_mapping("qnnpack").global_qconfig.weight

@@ -10,7 +10,8 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -605,6 +606,50 @@ def test_range_that_is_none(make: Callable[[], nn.Module], which: str, value: fl
     assert str(info.value).startswith("layer1.0.conv: ")
     assert type(module).__name__ in str(info.value)
     assert fingerprint(module) == before
+
+
+def test_a_histogram_is_searched_once_and_anew_when_it_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answer is kept by all that it depends on: torch's, of the present state, every time."""
+    searches = 0
+    search = tq.HistogramObserver._non_linear_param_search
+
+    def counted(self: tq.HistogramObserver) -> tuple[Tensor, Tensor]:
+        nonlocal searches
+        searches += 1
+        return search(self)
+
+    module: Any = observed(tq.HistogramObserver(bins=53), DATA["both signs"])
+    monkeypatch.setattr(tq.HistogramObserver, "_non_linear_param_search", counted)
+
+    def changes() -> Iterator[None]:
+        yield
+        module.histogram[50] += 9.0
+        yield
+        module.max_val.mul_(2.0)
+        yield
+        module.quant_max = 100
+        yield
+        module.dst_nbins = 32
+        yield
+        module.dtype = torch.qint8
+        module.quant_min, module.quant_max = -128, 127
+        yield
+
+    for number, _ in enumerate(changes(), 1):
+        scale, point = told_by_torch(module)
+        for model in (module, copy.deepcopy(module)):
+            used = read_quantizer(model).used
+            assert used is not None
+            assert (used.scale, used.zero_point) == (scale, point)
+        assert searches == 2 * number  # one of them is the question just above
+
+
+def told_by_torch(module: Any) -> tuple[float, int]:
+    with quiet():
+        scale, point = copy.deepcopy(module).calculate_qparams()
+    return float(scale), int(point)
 
 
 def test_histogram_without_a_range() -> None:
