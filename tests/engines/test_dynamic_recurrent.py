@@ -45,12 +45,14 @@ def test_sequences(engine: str, kind: Any, stateful: bool) -> None:
     bad = total = 0
     sizes = [(7, 19), (32, 64), (65, 33)]
     options = itertools.product(sizes, (1, 2), (False, True), (False, True))
+    # Every third: each size, and each of the eight choices behind it, in a third of the time.
+    options = itertools.islice(options, int(stateful), None, 3)
     for seed, ((inputs, size), layers, two, batch_first) in enumerate(options):
         torch.manual_seed(seed)
         inner = kind(inputs, size, layers, batch_first=batch_first, bidirectional=two)
         model = Net(inner, stateful=stateful, flat=3 if kind is nn.LSTM else 2)
-        hot = torch.logspace(-1, 1, 13).unsqueeze(1)
-        x, h = hot * torch.randn(11, 13, inputs), torch.randn(layers * (1 + two), 13, size)
+        hot = torch.logspace(-1, 1, 41).unsqueeze(1)
+        x, h = hot * torch.randn(11, 41, inputs), torch.randn(layers * (1 + two), 41, size)
         x = x.transpose(0, 1).contiguous() if batch_first else x
         wrong, count = differing(dynamic(model, engine), x, h, engine=engine)
         bad, total = bad + wrong, total + count
