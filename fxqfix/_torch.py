@@ -6,13 +6,13 @@ running that very kernel on a copy of the module.
 
 from __future__ import annotations
 
-import copy
+import abc
 import functools
 import importlib
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -113,14 +113,7 @@ def decomposed() -> Any:
 # ------------------------------------------------------- observers and fake-quants
 
 
-@functools.cache
-def _bases(kind: str) -> tuple[type, ...]:
-    names = {
-        "observer": ("torch.ao.quantization.ObserverBase",),
-        "fake_quant": ("torch.ao.quantization.FakeQuantizeBase",),
-    }[kind]
-    found = [resolve(name) for name in names]
-    return tuple(f for f in found if f is not None)
+_PLACEHOLDERS = ("PlaceholderObserver", "NoopObserver", "ReuseInputObserver", "RecordingObserver")
 
 
 def torchao_bases(name: str) -> tuple[type, ...]:
@@ -130,16 +123,35 @@ def torchao_bases(name: str) -> tuple[type, ...]:
     return (found,) if isinstance(found, type) else ()
 
 
+def _bases(*names: str) -> tuple[type, ...]:
+    """The classes of these names, of torch and of torchao."""
+    own = [resolve(f"torch.ao.quantization.{name}") for name in names]
+    others = [c for name in names for c in torchao_bases(name.rpartition("._")[2])]
+    return (*(c for c in own if c is not None), *others)
+
+
+def _is_a(module: nn.Module, *names: str) -> bool:
+    """isinstance, remembered by type: the classes are ABCs, which are slow to ask."""
+    # The token is another once a class is registered with one; torchao may be imported late.
+    now = abc.get_cache_token(), "torchao.quantization.pt2e" in sys.modules
+    kind: Any = type(module)
+    return _inherits(kind, names, now)
+
+
+@functools.lru_cache(maxsize=1024)  # bounded: every GraphModule has a type of its own
+def _inherits(kind: type, names: tuple[str, ...], _now: Hashable) -> bool:
+    return issubclass(kind, _bases(*names))
+
+
 def is_observer(module: nn.Module) -> bool:
     """True for observers of torch.ao and torchao (fake-quants are not observers here)."""
-    kinds = _bases("observer") + torchao_bases("ObserverBase")
-    kinds += torchao_bases("AffineQuantizedObserverBase")
-    return isinstance(module, kinds) and not is_fake_quant(module)
+    found = _is_a(module, "ObserverBase", "AffineQuantizedObserverBase")
+    return found and not is_fake_quant(module)
 
 
 def is_fake_quant(module: nn.Module) -> bool:
     """True for fake-quants of torch.ao and torchao, and for fxqfix's frozen ones."""
-    return isinstance(module, _bases("fake_quant") + torchao_bases("FakeQuantizeBase"))
+    return _is_a(module, "FakeQuantizeBase")
 
 
 def is_quantizer(module: nn.Module | None) -> bool:
@@ -153,21 +165,18 @@ def register_fake_quant(cls: type[nn.Module]) -> None:
     FakeQuantizeBase is an ABC: a virtual subclass passes its isinstance checks without inheriting
     buffers and hooks that a frozen fake-quant must not have.
     """
-    for base in _bases("fake_quant") + torchao_bases("FakeQuantizeBase"):
+    for base in _bases("FakeQuantizeBase"):
         base.register(cls)  # type: ignore[attr-defined]  # an ABC
 
 
 def is_fused_fake_quant(module: nn.Module) -> bool:
     """True where one kernel observes, picks qparams and fake-quantizes."""
-    name = "FusedMovingAvgObsFakeQuantize"
-    own = resolve(f"torch.ao.quantization.{name}")
-    return isinstance(module, ((own,) if own else ()) + torchao_bases(name))
+    return _is_a(module, "FusedMovingAvgObsFakeQuantize")
 
 
 def is_learnable_fake_quant(module: nn.Module) -> bool:
     """True for fake-quants whose scale and zero point are trained."""
-    own = resolve("torch.ao.quantization._learnable_fake_quantize._LearnableFakeQuantize")
-    return isinstance(module, ((own,) if own else ()) + torchao_bases("LearnableFakeQuantize"))
+    return _is_a(module, "_learnable_fake_quantize._LearnableFakeQuantize")
 
 
 def is_dynamic(module: nn.Module) -> bool:
@@ -177,49 +186,7 @@ def is_dynamic(module: nn.Module) -> bool:
 
 def is_placeholder(module: nn.Module) -> bool:
     """True for observers that have no qparams to give (float16, dynamic, no-op, recorders)."""
-    names = ("PlaceholderObserver", "NoopObserver", "ReuseInputObserver", "RecordingObserver")
-    path = "torch.ao.quantization.observer"
-    kinds = tuple(k for n in names if (k := resolve(f"{path}.{n}")) is not None)
-    return isinstance(module, kinds + tuple(k for n in names for k in torchao_bases(n)))
-
-
-def light_copy(module: nn.Module) -> nn.Module:
-    """A copy with tensors and submodules of its own; a tenth of the time of copy.deepcopy.
-
-    Other attributes are shared: enough for asking observers, which set attributes but don't change
-    the objects in them.
-    """
-    copied = copy.copy(module)
-    held = dict(module.__dict__)
-    for name in ("_buffers", "_parameters"):
-        held[name] = {k: v if v is None else v.detach().clone() for k, v in held[name].items()}
-    held["_modules"] = {k: m if m is None else light_copy(m) for k, m in module._modules.items()}
-    copied.__dict__ = held
-    return copied
-
-
-def fused_qparams(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale and zero point that a fused fake-quant uses: its own kernel picks them.
-
-    The kernel recomputes both from the running min/max at every forward, by rules that differ from
-    the Python observer's `calculate_qparams`, so neither the module's buffers nor the observer
-    can be asked.
-
-    Args:
-        module: A copy of the user's fake-quant; it is changed.
-    """
-    probe = module.eval()
-    probe.disable_observer()  # type: ignore[operator]  # nn.Module's attributes are untyped
-    probe.enable_fake_quant()  # type: ignore[operator]
-    observer: Any = probe.activation_post_process
-    shape = [1]
-    if probe.is_per_channel:
-        axis = int(probe.ch_axis)  # type: ignore[arg-type]
-        shape = [1] * max(axis + 1, 2)  # the kernel takes no vector here
-        shape[axis] = observer.min_val.numel()
-    with torch.no_grad():
-        probe(torch.zeros(shape, device=observer.min_val.device))
-    return probe.scale.detach().clone(), probe.zero_point.detach().clone()  # type: ignore[operator]
+    return _is_a(module, *_PLACEHOLDERS)
 
 
 def observer_hook(module: nn.Module) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch, ops
+from fxqfix._observers import answers
 from fxqfix.dialects._base import Reading, Tap, modules_of, op_name, scope, unique
 from fxqfix.dialects.quantizer import QuantizerState, read_quantizer
 from fxqfix.dialects.site import Site
@@ -44,13 +45,14 @@ def read(graph_module: fx.GraphModule, *, settled: bool = True) -> Reading:
     taps: list[Tap] = []
     hidden: list[tuple[Site, str]] = []
     states: dict[int, QuantizerState] = {}
+    known = answers(modules.values())
     for node in graph_module.graph.nodes:
         module = modules[str(node.target)] if node.op == "call_module" else None
         if module is None:
             continue
         if _torch.is_quantizer(module):
             if id(module) not in states:  # a shared observer is read once
-                states[id(module)] = read_quantizer(module, where(node))
+                states[id(module)] = read_quantizer(module, where(node), known)
             taps.append(_quantizer_tap(graph_module, node, states[id(module)], modules, taken))
         elif (found := ops.match_node(node, modules)) is not None and found.spec.family in (
             "recurrent",
@@ -62,7 +64,8 @@ def read(graph_module: fx.GraphModule, *, settled: bool = True) -> Reading:
             or hasattr(module, "weight_fake_quant")
             or node.name in observed.observed_node_names
         ):
-            weight = prepared_weight(module, f"{node.target}.weight", settled=settled)
+            path = f"{node.target}.weight"
+            weight = prepared_weight(module, path, settled=settled, known=known)
             if weight is not None:
                 taps.append(_weight_tap(node, module, weight, modules, taken))
     return Reading(graph_module, NAME, tuple(taps), tuple(hidden))

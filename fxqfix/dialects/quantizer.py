@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,10 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from fxqfix import _pt2e, _torch
+from fxqfix._observers import Answers, fused_qparams, light_copy
 from fxqfix.errors import NonFiniteError
 from fxqfix.qparams import QParams
 
 __all__ = ["QuantizerState", "buffers_of", "observing", "qparams_of", "read_quantizer"]
+
+
+_PER_CHANNEL = {
+    torch.per_channel_affine,
+    torch.per_channel_symmetric,
+    torch.per_channel_affine_float_qparams,
+}
 
 
 @dataclass(frozen=True)
@@ -49,23 +58,30 @@ def qparams_of(
 ) -> QParams:
     """Build QParams from tensors or numbers; one entry per channel where `axis` is given."""
     # A scale that a graph holds as a number is a double, and kernels keep it as one.
-    scales = torch.as_tensor(scale, dtype=torch.float64).detach().reshape(-1).tolist()
-    points = [_integral(z) for z in torch.as_tensor(zero_point).detach().reshape(-1).tolist()]
+    scales = _numbers(scale)
+    points = [_integral(z) for z in _numbers(zero_point)]
     if axis is None:
         return QParams(scales[0], points[0], quant_min, quant_max, dtype)
     return QParams(tuple(scales), tuple(points), quant_min, quant_max, dtype, axis)
 
 
+def _numbers(value: Tensor | float) -> list[float]:
+    return value.reshape(-1).tolist() if isinstance(value, Tensor) else [value]
+
+
 def _integral(value: float) -> float:
-    return int(value) if float(value).is_integer() else value
+    return int(value) if isinstance(value, int) or value.is_integer() else value
 
 
-def read_quantizer(module: nn.Module, path: str = "") -> QuantizerState:
+def read_quantizer(
+    module: nn.Module, path: str = "", known: Answers | None = None
+) -> QuantizerState:
     """Read an observer or fake-quant of torch.ao or torchao without changing it.
 
     Args:
         module: The observer or fake-quant; a copy of it is asked.
         path: Where it stands in the model, for messages.
+        known: What `calculate_qparams` returns, where it was asked already.
 
     Returns:
         Its state; see `QuantizerState`.
@@ -75,7 +91,8 @@ def read_quantizer(module: nn.Module, path: str = "") -> QuantizerState:
     """
     kind = type(module).__name__
     try:
-        return _read(_torch.light_copy(module), kind)  # calculate_qparams may write to the module
+        # calculate_qparams may write to the module
+        return _read(light_copy(module), kind, (known or {}).get(id(module)))
     except NonFiniteError as error:
         raise NonFiniteError(
             f"the qparams of this {kind} are not finite and positive",
@@ -86,7 +103,7 @@ def read_quantizer(module: nn.Module, path: str = "") -> QuantizerState:
         ) from error
 
 
-def _read(module: nn.Module, kind: str) -> QuantizerState:
+def _read(module: nn.Module, kind: str, calculated: tuple[Tensor, Tensor] | None) -> QuantizerState:
     dtype: Any = getattr(module, "dtype", None)
     if _torch.is_placeholder(module) or _torch.is_dynamic(module):
         what = "dynamic" if _torch.is_dynamic(module) else f"placeholder for {dtype}"
@@ -97,7 +114,7 @@ def _read(module: nn.Module, kind: str) -> QuantizerState:
     calibrated = _calibrated(module)
     if not calibrated and getattr(module, "scale", "") is None:  # torchao's learnable, never run
         return QuantizerState(None, None, f"never run ({kind})", False, False, True)
-    baked = _qparams(module, *_calculate(module))
+    baked = _qparams(module, *(calculated or _calculate(module)))
     if not _torch.is_fake_quant(module):
         return QuantizerState(baked, baked, f"observer ({kind})", False, calibrated, True)
     learnable, moving = _torch.is_learnable_fake_quant(module), observing(module)
@@ -108,7 +125,7 @@ def _read(module: nn.Module, kind: str) -> QuantizerState:
         return QuantizerState(baked, baked, source, False, calibrated, moving)
     used, source = baked, f"calculate_qparams ({kind})"
     if _torch.is_fused_fake_quant(module) and (calibrated or _runs_uncalibrated(module)):
-        used, source = _qparams(module, *_torch.fused_qparams(module)), f"fused kernel ({kind})"
+        used, source = _qparams(module, *fused_qparams(module)), f"fused kernel ({kind})"
     elif learnable:
         used, source = _learned(baked, module), f"parameters ({kind})"
     elif not moving and _has_buffers(module):
@@ -212,7 +229,9 @@ def _is_fixed(module: nn.Module) -> bool:
 
 def _flag(module: nn.Module, name: str) -> int:
     value = getattr(module, name, None)
-    return int(value.reshape(-1)[0]) if isinstance(value, Tensor) else 1
+    if not isinstance(value, Tensor):
+        return 1
+    return int(value if value.numel() == 1 else value.reshape(-1)[0])
 
 
 def _calibrated(module: nn.Module) -> bool:
@@ -222,8 +241,8 @@ def _calibrated(module: nn.Module) -> bool:
         return True  # nothing to observe: fixed or frozen qparams
     if low.numel() == 0 or high.numel() == 0:
         return False
-    never = torch.isposinf(low).all() & torch.isneginf(high).all()
-    return not bool(never)
+    never: bool = low.min().item() == math.inf and high.max().item() == -math.inf
+    return not never
 
 
 def _qparams(module: nn.Module, scale: Any, zero_point: Any) -> QParams:
@@ -232,12 +251,7 @@ def _qparams(module: nn.Module, scale: Any, zero_point: Any) -> QParams:
     holder: Any = module if own else observer
     axis = None
     scheme = getattr(module, "qscheme", None)
-    per_channel = {
-        torch.per_channel_affine,
-        torch.per_channel_symmetric,
-        torch.per_channel_affine_float_qparams,
-    }
-    if scheme in per_channel:
+    if scheme in _PER_CHANNEL:
         axis = int(getattr(module, "ch_axis", 0))
     dtype: Any = module.dtype
     return qparams_of(scale, zero_point, int(holder.quant_min), int(holder.quant_max), dtype, axis)

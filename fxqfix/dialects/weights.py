@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxqfix import _torch, ops
+from fxqfix._observers import Answers, light_copy
 from fxqfix.dialects.quantizer import QuantizerState, qparams_of, read_quantizer
 from fxqfix.errors import UnsupportedError
 from fxqfix.inserted import FloatIsland
@@ -65,8 +66,10 @@ def batch_norm_factor(module: nn.Module) -> Tensor | None:
 
 def effective_weight(module: nn.Module) -> Tensor:
     """The float weight that the weight's fake-quant sees: scaled by BatchNorm in conv-BN."""
-    weight: Tensor = holder(module).weight.detach()
-    factor = batch_norm_factor(module)
+    return _scaled(holder(module).weight.detach(), batch_norm_factor(module))
+
+
+def _scaled(weight: Tensor, factor: Tensor | None) -> Tensor:
     if factor is None:
         return weight
     return weight * factor.reshape([-1] + [1] * (weight.dim() - 1))
@@ -106,7 +109,7 @@ def weight_quantizer(module: nn.Module) -> nn.Module | None:
 
 
 def prepared_weight(
-    module: nn.Module, path: str = "", *, settled: bool = True
+    module: nn.Module, path: str = "", *, settled: bool = True, known: Answers | None = None
 ) -> tuple[QuantizerState, Callable[[], WeightView]] | None:
     """State and codes of a prepared module's weight; None where it stays float.
 
@@ -114,11 +117,12 @@ def prepared_weight(
         module: The module that holds the weight.
         path: Where it stands in the model, for messages.
         settled: Whether an observer that is on is shown the folded weight, as conversion does.
+        known: What observers have been asked already.
     """
     quantizer = weight_quantizer(module)
     if quantizer is None:
         return None
-    state = weight_state(module, quantizer, path)
+    state = weight_state(module, quantizer, path, known)
     used = state.used
     if used is None:
         return None
@@ -126,21 +130,24 @@ def prepared_weight(
         state = replace(state, baked=_baked(module, quantizer, path))
 
     def view() -> WeightView:
-        values = effective_weight(module)
-        bias = getattr(holder(module), "bias", None)
-        folded = batch_norm_factor(module) is not None and not module.training
+        inner, factor = holder(module), batch_norm_factor(module)
+        values = _scaled(inner.weight.detach(), factor)
+        folded = factor is not None and not module.training
+        bias = getattr(inner, "bias", None)
         return WeightView(quantize(values, used), used, bias, values, folded)
 
     return state, view
 
 
-def weight_state(module: nn.Module, quantizer: nn.Module, path: str = "") -> QuantizerState:
+def weight_state(
+    module: nn.Module, quantizer: nn.Module, path: str = "", known: Answers | None = None
+) -> QuantizerState:
     """The state of a weight's quantizer, which `weight_quantizer` has found or made.
 
     QAT has no modules for some ops (transposed convolutions): their forward runs on the float
     weight, and conversion makes a fake-quant only to ask it for qparams.
     """
-    state = read_quantizer(quantizer, path)
+    state = read_quantizer(quantizer, path, known)
     if state.quantizes and state.observing and not hasattr(module, "weight_fake_quant"):
         source = f"observer ({type(quantizer).__name__}, made at conversion)"
         return replace(state, used=state.baked, source=source, quantizes=False)
@@ -149,7 +156,7 @@ def weight_state(module: nn.Module, quantizer: nn.Module, path: str = "") -> Qua
 
 def _baked(module: nn.Module, quantizer: nn.Module, path: str) -> QParams | None:
     """What conversion bakes: with the observer on, it shows it the folded weight once more."""
-    moved = _torch.light_copy(quantizer)
+    moved = light_copy(quantizer)
     with torch.no_grad(), _torch.quiet():
         moved(_torch.converted_weight(module))
     return read_quantizer(moved, path).baked

@@ -16,6 +16,8 @@ VNNI in a subprocess whose instruction set is capped.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,16 +52,33 @@ def pairs_of_weights(weight: Tensor, *, by_channel: bool) -> tuple[Tensor, list[
     """
     outputs, channels = weight.shape[:2]
     flat = weight.int().reshape(outputs, channels, -1)
-    place = torch.arange(flat[:1].numel()).reshape(-1, channels)
+    rows = flat.transpose(1, 2).reshape(outputs, -1)
+    block = 0
     if by_channel:
         block = channels if weight.dim() > 2 else _block(channels)
+    order, places = _order(rows.shape[1], channels, block)
+    if order is not None:
+        rows = F.pad(rows, (0, 1))[:, order]  # a zero, which -1 picks
+    return rows.reshape(outputs, -1, 2), list(places)
+
+
+@functools.lru_cache(maxsize=64)
+def _order(
+    size: int, channels: int, block: int
+) -> tuple[Tensor | None, tuple[tuple[int, int], ...]]:
+    """Where pairs are taken from a row, -1 for no partner, and the places of both; None: in order.
+
+    A block of 0 pairs neighbours of the row.
+    """
+    place = torch.arange(size, device="cpu").reshape(-1, channels)
+    if block:
         place = _in_fours(place, block, -1)
     place = place.reshape(-1)
-    place = F.pad(place, (0, len(place) % 2), value=-1)
-    rows = F.pad(flat.transpose(1, 2).reshape(outputs, -1), (0, 1))  # what -1 picks
-    places = [(a, max(b, 0)) for a, b in place.reshape(-1, 2).tolist() if a >= 0]
-    values = rows[:, place].reshape(outputs, -1, 2)
-    return values[:, place[::2] >= 0], places
+    pairs = F.pad(place, (0, len(place) % 2), value=-1).reshape(-1, 2)
+    pairs = pairs[pairs[:, 0] >= 0]
+    order = pairs.reshape(-1)
+    plain = torch.equal(order, torch.arange(size, device="cpu"))
+    return None if plain else order, tuple((a, max(b, 0)) for a, b in pairs.tolist())
 
 
 def _block(inputs: int) -> int:
