@@ -32,7 +32,10 @@ def main() -> None:
     for network, make in _common.NETWORKS.items():
         x = torch.rand(8, 3, 32, 32)
         prepared = _common.prepare(make(), x)
-        forms = {"convert_fx": _common.convert(prepared), "to_int8": to_int8(prepared)}
+        forms = {
+            "convert_fx": _common.convert(prepared),
+            "to_int8": to_int8(prepared, averages="kernel"),
+        }
         ranges = forms["to_int8"].meta["certificate"].ranges
         outside = {name: out_of_range(prepared, model, x) for name, model in forms.items()}
         print(f"{network}: {len(ranges)} ranges, {sum(r.clamped for r in ranges)} clamps")

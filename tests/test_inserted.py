@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fxqfix import QParams
 from fxqfix._torch import quantized_engine
-from fxqfix.inserted import FloatIsland, InMemoryOrder, QuantizedIsland, hold_range
+from fxqfix.inserted import FloatIsland, InMemoryOrder, QuantizedIsland, hold_range, round_to_grid
 
 ENGINES = [e for e in torch.backends.quantized.supported_engines if e != "none"]
 CODES = {torch.quint8: torch.arange(256), torch.qint8: torch.arange(-128, 128)}
@@ -116,3 +116,27 @@ def test_an_island_computes_its_float_op() -> None:
         found.int_repr(), torch.quantize_per_tensor(wanted, 0.05, 3, torch.quint8).int_repr()
     )
     assert torch.equal(QuantizedIsland(island, None)(x.dequantize()), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.quint8, torch.qint8], ids=str)
+def test_rounding_is_fake_quantize(dtype: torch.dtype) -> None:
+    """Ties, near ties, values beyond the range: the bits of torch's fake-quantize."""
+    codes = CODES[dtype]
+    halves = torch.arange(-600, 600) / 2
+    for scale in SCALES:
+        if not 1e-12 < scale < 1e12:
+            continue  # the float values leave float32's normal numbers
+        exact = float(torch.tensor(scale))
+        ties = halves * exact
+        x = torch.cat([ties, ties.nextafter(ties + 1), ties.nextafter(ties - 1), 90 * ties])
+        for point in (int(codes[i]) for i in (0, 1, 64, 127, 128, 255)):
+            for low, high in RANGES[dtype]:
+                if not low <= point <= high:
+                    continue  # fake-quantize refuses it
+                wanted = torch.fake_quantize_per_tensor_affine(x, scale, point, low, high)
+                found = round_to_grid(x, exact, point, low, high)
+                assert torch.equal(found, wanted)
+                steps = (wanted.double() / exact).round().long() + point
+                assert torch.equal(
+                    torch.quantize_per_tensor(found, scale, point, dtype).int_repr().long(), steps
+                )

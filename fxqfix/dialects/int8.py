@@ -20,6 +20,7 @@ from fxqfix.dialects.quantizer import qparams_of
 from fxqfix.dialects.site import Site
 from fxqfix.dialects.weights import WeightView, int8_weight, packed_weight, tensor_weight
 from fxqfix.errors import UnsupportedError
+from fxqfix.inserted import round_to_grid
 from fxqfix.qparams import QParams, container_range
 
 __all__ = [
@@ -94,6 +95,8 @@ def _value_tap(
     # A quantize op is named for the value that it quantizes, a kernel for itself.
     is_function = found is not None and found.key == "quantize" and node.op == "call_function"
     producer = node.all_input_nodes[0] if is_function else node
+    if producer.target is round_to_grid:
+        producer = producer.all_input_nodes[0]
     module, op = _place(producer, graph_module)
     name = unique(producer.name, taken)
     known = declared(graph_module)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -20,6 +21,7 @@ from fxqfix.engines._lookup import Lookup
 from fxqfix.engines.activations import Clamp
 from fxqfix.engines.calls import calls
 from fxqfix.errors import UnsupportedError
+from fxqfix.inserted import round_to_grid
 from fxqfix.qparams import QParams, quantize_native
 
 __all__ = ["Interval", "intervals"]
@@ -89,13 +91,25 @@ def intervals(
         known = [up for up in ups if up is not None]
         moves = match is not None and match.spec.output == "shape" and match.key != "stack"
         if not known or len(known) < len(ups):
-            found[node] = _anything(call)
+            found[node] = _rounded(call) or _anything(call)
         elif moves:
             found[node] = _hull(known, "it only moves codes")
         else:
             found[node] = _of_kernel(call, known)
         behind[node] = found[node].held(*limits.get(node, call.output.container))
     return found
+
+
+def _rounded(call: Call) -> Interval | None:
+    """Of a quantize behind a `round_to_grid` of its own grid."""
+    source = call.inputs[0] if call.key == "quantize" and call.inputs else None
+    if source is None or source.target is not round_to_grid or len(source.args) != 5:
+        return None
+    given: Any = source.args[1:]
+    scale, point, low, high = given
+    if point != call.grid.zero_points[0] or scale != float(torch.tensor(call.grid.scales[0])):
+        return None
+    return Interval(low, high, "it is rounded to its range, as in training")
 
 
 def _anything(call: Call) -> Interval:

@@ -21,10 +21,15 @@ from fxqfix.qparams import QParams
 __all__ = ["convert_with_islands", "to_int8"]
 
 _SATURATION = ("warn", "island")
+_AVERAGES = ("exact", "kernel")
 
 
 def to_int8(
-    prepared: nn.Module, *, engine: str | None = None, saturation: str = "warn"
+    prepared: nn.Module,
+    *,
+    engine: str | None = None,
+    saturation: str = "warn",
+    averages: str = "exact",
 ) -> fx.GraphModule:
     """Convert to an int8 model that computes what the prepared one does.
 
@@ -42,12 +47,14 @@ def to_int8(
         saturation: Of ops whose sums can leave int16 on CPUs without VNNI, while activations are
             in their declared range: "warn" names them in the certificate, "island" leaves them in
             float, which is exact on every CPU, and slower.
+        averages: Of average pools and means of an even number of codes, whose kernels round ties
+            otherwise than training did: "exact" averages in float, "kernel" leaves the kernel.
 
     Returns:
         A new GraphModule, in eval mode; of an eager model its trace.
 
     Raises:
-        UnknownNameError: This torch has no such engine, or there is no such `saturation`.
+        UnknownNameError: This torch has no such engine, or one of the choices is none.
         DialectError: The model is not a prepared one.
         UncalibratedError: It never saw data.
         NonFiniteError: It holds NaN or inf qparams.
@@ -69,25 +76,35 @@ def to_int8(
         >>> [(r.site, r.clamped) for r in model.meta["certificate"].ranges]
         [('input_1', True), ('_0', True)]
     """
-    if saturation not in _SATURATION:
-        raise UnknownNameError(
-            f"saturation={saturation!r}", where="to_int8", expected=" or ".join(_SATURATION)
-        )
+    _check_choice("saturation", saturation, _SATURATION)
+    _check_choice("averages", averages, _AVERAGES)
     with _torch.quantized_engine(engine) as name:
-        if name not in ENGINES:
-            raise UnknownNameError(
-                f"{name!r} has no int8 kernels that fxqfix knows",
-                where="to_int8",
-                expected=", ".join(ENGINES),
-                remedy="pass engine=, or set torch.backends.quantized.engine",
-            )
-        return _convert(_frozen(prepared), name, islands_saturation=saturation == "island")
+        _check_engine(name)
+        frozen = _frozen(prepared)
+        own = dialects.read(frozen)
+        converted = convert_with_islands(frozen, name, islands_saturation=saturation == "island")
+        routes = AvoidDefects(name, _grids(own, converted), averages=averages == "exact")
+        return _certified(own, frozen, routes(converted).graph_module, name)
 
 
-def _convert(frozen: nn.Module, engine: str, *, islands_saturation: bool) -> fx.GraphModule:
-    own = dialects.read(frozen)
-    converted = convert_with_islands(frozen, engine, islands_saturation=islands_saturation)
-    routed = AvoidDefects(engine, _grids(own, converted))(converted).graph_module
+def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UnknownNameError(f"{option}={value!r}", where="to_int8", expected=" or ".join(known))
+
+
+def _check_engine(name: str) -> None:
+    if name not in ENGINES:
+        raise UnknownNameError(
+            f"{name!r} has no int8 kernels that fxqfix knows",
+            where="to_int8",
+            expected=", ".join(ENGINES),
+            remedy="pass engine=, or set torch.backends.quantized.engine",
+        )
+
+
+def _certified(
+    own: Reading, frozen: nn.Module, routed: fx.GraphModule, engine: str
+) -> fx.GraphModule:
     ranges = declared_ranges(dialects.read(routed), frozen)
     result: fx.GraphModule = RestoreRange(ranges)(routed).graph_module
     result.meta["certificate"] = certify(own, dialects.read(result), engine)

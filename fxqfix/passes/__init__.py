@@ -1,6 +1,6 @@
 """Graph passes, one per file. Each works on a copy, records its edits and verifies its result."""
 
-from fxqfix.inserted import FloatIsland, InMemoryOrder, QuantizedIsland, hold_range
+from fxqfix.inserted import FloatIsland, InMemoryOrder, QuantizedIsland, hold_range, round_to_grid
 from fxqfix.passes._base import Pass, PassResult, Rewriter, registry
 from fxqfix.passes._frozen import FrozenFakeQuantize
 from fxqfix.passes.avoid_defects import AvoidDefects
@@ -42,4 +42,5 @@ __all__ = [
     "SplitShared",
     "hold_range",
     "registry",
+    "round_to_grid",
 ]

@@ -14,13 +14,14 @@ from fxqfix import dialects, ops
 from fxqfix.dialects import int8
 from fxqfix.dialects._base import modules_of
 from fxqfix.engines import Call, Defect, calls, met
-from fxqfix.inserted import InMemoryOrder
+from fxqfix.inserted import InMemoryOrder, round_to_grid
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._forms import Emit, emit_float, has_form
 from fxqfix.qparams import QParams
 
 __all__ = ["ROUTE", "AvoidDefects", "defects_of"]
 
+_AVERAGES = ("avg_pool", "adaptive_avg_pool", "mean")
 ROUTE = "fxqfix_route"  # in node.meta of an op that is routed: (way, reason)
 
 
@@ -35,6 +36,7 @@ class AvoidDefects(Pass):
     Attributes:
         engine: The engine that the model was converted for.
         grids: Site name -> the declared qparams.
+        averages: Whether averages that can meet ties are routed too, as "island".
         leave: Names of nodes that are left as they are.
 
     Example:
@@ -47,12 +49,14 @@ class AvoidDefects(Pass):
     engine: str
     grids: Mapping[str, QParams] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     leave: frozenset[str] = frozenset()
+    averages: bool = False
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Go round node by node; a node that was routed already meets no row any more."""
         work = _Work(rewriter, int8.propagate(rewriter.graph_module))
         taps = [tap for tap in self._taps(rewriter) if tap.node.name not in self.leave]
         wanted = {tap.node: self.grids.get(tap.site.name) for tap in taps}
+        ties = _meeting_ties(rewriter.graph_module, self.engine) if self.averages else {}
         for node, defect in list(defects_of(rewriter.graph_module, self.engine).items()):
             if node.name in self.leave:
                 continue
@@ -62,6 +66,10 @@ class AvoidDefects(Pass):
                 work.in_memory_order(node, defect.name)
             elif defect.cure == "island" and work.runs_on_floats(node):
                 work.island(node, wanted.pop(node, None) or work.qparams[node], defect.name)
+        for node in ties:
+            if node in wanted and work.runs_on_floats(node):
+                wish = wanted.pop(node) or work.qparams[node]
+                work.island(node, wish, "ties round otherwise", contiguous=ties[node])
         for node, grid in wanted.items():
             if grid is not None and not grid.same_grid(work.qparams[node]):
                 work.regrid(node, grid)
@@ -89,6 +97,34 @@ def defects_of(
                 continue
             found.setdefault(node, defect)
     return found
+
+
+def _meeting_ties(graph_module: fx.GraphModule, engine: str) -> dict[fx.Node, bool]:
+    """Averages that can lie half-way between two codes: those of an even number of codes.
+
+    The value: whether what comes out in float depends on the layout, which training has
+    contiguous: a mean over all pixels adds in another order where it is channels-last.
+    """
+    found = calls(graph_module, engine, strict=False)
+    return {
+        node: not call.key.startswith("avg_pool")
+        for node, call in found.items()
+        if call.key.startswith(_AVERAGES) and _even(call)
+    }
+
+
+def _even(call: Call) -> bool:
+    """Whether an average may be one of an even number of codes; some tell only at run time."""
+    if not call.key.startswith("avg_pool"):
+        return True
+    kernel, padding = call.option("kernel_size", 2), call.option("padding", 0)
+    sizes = kernel if isinstance(kernel, list | tuple) else (kernel,)
+    padded = any(padding) if isinstance(padding, list | tuple) else bool(padding)
+    varies = call.option("ceil_mode", False) or (
+        padded and not call.option("count_include_pad", True)
+    )
+    divisor = call.option("divisor_override")
+    return bool(varies or divisor is not None or any(size % 2 == 0 for size in sizes))
 
 
 def _is_cured(call: Call, defect: Defect) -> bool:
@@ -155,17 +191,28 @@ class _Work:
         node.target = self.rewriter.add_module(f"{node.name}_ordered", InMemoryOrder(inner, reason))
         self.rewriter.note(f"{node.name}: in memory order, {reason}")
 
-    def island(self, node: fx.Node, grid: QParams, reason: str) -> None:
-        """Dequantize, the op on floats, quantize."""
+    def island(
+        self, node: fx.Node, grid: QParams, reason: str, *, contiguous: bool = False
+    ) -> None:
+        """Dequantize, the op on floats (on contiguous ones), quantize."""
         graph = self.rewriter.graph
         with graph.inserting_before(node):
             for source in [n for n in node.all_input_nodes if n in self.qparams]:
-                node.replace_input_with(source, graph.call_method("dequantize", (source,)))
+                real = graph.call_method("dequantize", (source,))
+                real = graph.call_method("contiguous", (real,)) if contiguous else real
+                node.replace_input_with(source, real)
             value = self._float_form(node)
-        given = value, grid.scales[0], int(grid.zero_points[0]), grid.dtype
+        point, limits = int(grid.zero_points[0]), (grid.quant_min, grid.quant_max)
+        as_float32 = float(torch.tensor(grid.scales[0]))
         with graph.inserting_after(value):
-            codes = graph.call_function(torch.quantize_per_tensor, given)
-        node.replace_all_uses_with(codes, delete_user_cb=lambda user: user is not codes)
+            given = value, as_float32, point, *limits
+            rounded = self.rewriter.call(round_to_grid, given, f"{value.name}_rounded")
+        rounded.meta["is_wrapped"] = True  # fx traces anew what it unpickles, and has to stop there
+        with graph.inserting_after(rounded):
+            codes = graph.call_function(
+                torch.quantize_per_tensor, (rounded, grid.scales[0], point, grid.dtype)
+            )
+        node.replace_all_uses_with(codes, delete_user_cb=lambda user: user is not rounded)
         if value is not node:
             graph.erase_node(node)
             value.name = node.name
