@@ -58,7 +58,7 @@ def qparams_of(
 ) -> QParams:
     """Build QParams from tensors or numbers; one entry per channel where `axis` is given."""
     # A scale that a graph holds as a number is a double, and kernels keep it as one.
-    scales = _numbers(scale)
+    scales = [float(s) for s in _numbers(scale)]
     points = [_integral(z) for z in _numbers(zero_point)]
     if axis is None:
         return QParams(scales[0], points[0], quant_min, quant_max, dtype)

@@ -20,8 +20,7 @@ from fxqfix.qparams import QParams
 
 __all__ = ["convert_with_islands", "to_int8"]
 
-_SATURATION = ("warn", "island")
-_AVERAGES = ("exact", "kernel")
+_CHOICES = {"saturation": ("warn", "island"), "averages": ("exact", "kernel")}
 
 
 def to_int8(
@@ -47,8 +46,8 @@ def to_int8(
         saturation: Of ops whose sums can leave int16 on CPUs without VNNI, while activations are
             in their declared range: "warn" names them in the certificate, "island" leaves them in
             float, which is exact on every CPU, and slower.
-        averages: Of average pools and means of an even number of codes, whose kernels round ties
-            otherwise than training did: "exact" averages in float, "kernel" leaves the kernel.
+        averages: Averages of an even number of codes can be ties, which kernels round otherwise
+            than training did: "exact" takes them in float, "kernel" leaves the kernel.
 
     Returns:
         A new GraphModule, in eval mode; of an eager model its trace.
@@ -76,20 +75,21 @@ def to_int8(
         >>> [(r.site, r.clamped) for r in model.meta["certificate"].ranges]
         [('input_1', True), ('_0', True)]
     """
-    _check_choice("saturation", saturation, _SATURATION)
-    _check_choice("averages", averages, _AVERAGES)
+    _check(saturation=saturation, averages=averages)
     with _torch.quantized_engine(engine) as name:
         _check_engine(name)
         frozen = _frozen(prepared)
-        own = dialects.read(frozen)
-        converted = convert_with_islands(frozen, name, islands_saturation=saturation == "island")
+        own, islands = dialects.read(frozen), saturation == "island"
+        converted = convert_with_islands(frozen, name, islands_saturation=islands)
         routes = AvoidDefects(name, _grids(own, converted), averages=averages == "exact")
         return _certified(own, frozen, routes(converted).graph_module, name)
 
 
-def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UnknownNameError(f"{option}={value!r}", where="to_int8", expected=" or ".join(known))
+def _check(**chosen: str) -> None:
+    for name, value in chosen.items():
+        if value not in _CHOICES[name]:
+            expected = " or ".join(_CHOICES[name])
+            raise UnknownNameError(f"{name}={value!r}", where="to_int8", expected=expected)
 
 
 def _check_engine(name: str) -> None:
