@@ -17,6 +17,7 @@ from fxqfix.passes.remove_shadows import RemoveShadows
 from fxqfix.passes.restore_qparams import RestoreQParams
 from fxqfix.passes.restore_range import RestoreRange
 from fxqfix.passes.split_shared import SplitShared
+from fxqfix.passes.suit_xnnpack import SuitXnnpack
 
 __all__ = [
     "AvoidDefects",
@@ -40,6 +41,7 @@ __all__ = [
     "RestoreRange",
     "Rewriter",
     "SplitShared",
+    "SuitXnnpack",
     "hold_range",
     "registry",
     "round_to_grid",

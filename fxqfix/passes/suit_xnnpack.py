@@ -1,0 +1,205 @@
+"""suit-xnnpack: a decomposed graph in the form that ExecuTorch's XNNPACK backend runs on integers.
+
+Every edit keeps each value of the graph, to the bit. Without them, executorch 1.5.1 was seen to
+refuse such graphs, to run their ops on floats, or to lower them to something else:
+
+* A clamp between an op and its quantize op keeps a convolution off the int8 kernels; where it is
+  lowered all the same, raw codes are read as floats.
+* Unsigned codes are not taken, or are read as signed ones.
+* A value that an int8 op and a float op both read is lowered as codes for both.
+* A bias that two calls share is rounded to the first call's steps for both (28% of the codes off,
+  by up to 11).
+* Ops that move codes (cat, max pool, reshapes) fail to load where the grid changes.
+* Zero points of weights are dropped: a fused fake-quant gives a channel of one sign its own, and
+  such a channel was off by 17 codes.
+* The integer weight of an op whose result stays float is left behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxqfix import dialects, ops
+from fxqfix.dialects import Reading, Tap
+from fxqfix.dialects._base import modules_of
+from fxqfix.dialects._constants import constant
+from fxqfix.dialects.decomposed import NAME, arguments, is_dequantize, is_pin, qparams_of_op
+from fxqfix.dialects.int8 import fetch
+from fxqfix.errors import DialectError, PassError
+from fxqfix.passes._base import Pass, Rewriter
+from fxqfix.passes._forms import quantize_node
+
+__all__ = ["SHIFT", "SuitXnnpack", "is_unsigned"]
+
+SHIFT = 128  # from unsigned codes to signed ones
+_MOVES = ("cat", "max_pool1d", "max_pool2d")  # beside what only reshapes
+_FUSED = ("relu", "relu6", "hardtanh")  # what XNNPACK's kernels do on the way out
+
+
+@dataclass(frozen=True)
+class SuitXnnpack(Pass):
+    """Rewrite a decomposed graph so that ExecuTorch lowers it to XNNPACK's int8 kernels.
+
+    Unsigned codes become signed ones (less 128, with their zero points); inputs and outputs that
+    are codes are signed after it. A pinned range becomes a clamp of codes behind the quantize op,
+    which XNNPACK fuses into the kernel. Each reader has a dequantize op of its own, and each call a
+    bias of its own. An op that moves codes gets them on the grid of its result. Weights with
+    zero points, and those of ops whose result stays float, become float. No value changes.
+
+    Raises:
+        DialectError: The graph has no decomposed ops.
+
+    Example:
+        >>> from fxqfix.passes import SuitXnnpack
+        >>> SuitXnnpack().name
+        'suit-xnnpack'
+    """
+
+    name: ClassVar[str] = "suit-xnnpack"
+
+    def rewrite(self, rewriter: Rewriter) -> None:
+        """Make the edits, each where it is needed."""
+        reading = dialects.read(rewriter.graph_module)
+        if reading.dialect != NAME:
+            raise DialectError(
+                "only decomposed graphs are lowered",
+                where=self.name,
+                found=f"a model of dialect {reading.dialect}",
+                remedy="call fxqfix.to_decomposed(model) first",
+            )
+        for tap in reading.activations:
+            _requantize_before(rewriter, tap, reading)
+            if is_pin(tap.node.all_input_nodes[0]):
+                _clamp_codes(rewriter, tap)
+        for tap in reading.weights:
+            if not _on_integers(tap, reading):
+                _to_float(rewriter, tap)
+        for node in list(rewriter.graph.nodes):
+            if is_unsigned(node):
+                _sign(rewriter, node)
+        for node in list(rewriter.graph.nodes):
+            if is_dequantize(node):
+                _split(rewriter, node)
+        _own_biases(rewriter)
+
+    def check(self, before: nn.Module, after: nn.Module) -> None:
+        """No narrow range is pinned before its quantize op."""
+        assert isinstance(after, fx.GraphModule)
+        for node in filter(_is_quantize, after.graph.nodes):
+            source = node.all_input_nodes[0]
+            if is_pin(source) and not is_dequantize(source.all_input_nodes[0]):
+                raise PassError("a clamp stands before a quantize op", where=self.name)
+
+
+def is_unsigned(node: fx.Node) -> bool:
+    """Whether a node quantizes to, or dequantizes, unsigned 8-bit codes of an activation.
+
+    Args:
+        node: Any node of a decomposed graph.
+    """
+    if "per_tensor.default" not in str(node.target) or node.op != "call_function":
+        return False
+    weight = is_dequantize(node) and node.all_input_nodes[0].op == "get_attr"
+    return bool(arguments(node).get("dtype") == torch.uint8) and not weight
+
+
+def _requantize_before(rewriter: Rewriter, tap: Tap, reading: Reading) -> None:
+    """Give an op that only picks codes those of its result's grid: it does not matter when."""
+    found = ops.match_node(tap.producer, modules_of(reading.graph_module))
+    if found is None or not (found.spec.output == "shape" or found.key in _MOVES):
+        return
+    grid = tap.site.used
+    for node in tap.producer.all_input_nodes if grid is not None else ():
+        own = qparams_of_op(node, reading.graph_module) if is_dequantize(node) else None
+        if grid is None or own is None or own.axis is not None or own.same_grid(grid):
+            continue
+        with rewriter.graph.inserting_before(tap.producer):
+            wide = grid.with_range(*grid.container)
+            moved = quantize_node(rewriter, node, wide, f"{node.name}_moved")
+        tap.producer.replace_input_with(node, moved)
+        rewriter.note(f"{node.name}: quantized to {grid} before {tap.producer.name}")
+
+
+def _clamp_codes(rewriter: Rewriter, tap: Tap) -> None:
+    """Quantize to the whole container, and clamp what that gives."""
+    clamp, grid = tap.node.all_input_nodes[0], tap.site.used
+    assert grid is not None
+    source = clamp.all_input_nodes[0]
+    if is_dequantize(source):
+        return
+    with rewriter.graph.inserting_before(clamp):
+        wide = grid.with_range(*grid.container)
+        codes = quantize_node(rewriter, source, wide, f"{tap.site.name}_wide")
+    clamp.replace_input_with(source, codes)
+    rewriter.note(f"{tap.site.name}: its codes are clamped to {grid.range_text}")
+
+
+def _sign(rewriter: Rewriter, node: fx.Node) -> None:
+    given = arguments(node)
+    low, high, point = (given[name] - SHIFT for name in ("quant_min", "quant_max", "zero_point"))
+    node.args = (node.args[0], given["scale"], point, low, high, torch.int8)
+    node.kwargs = {k: v for k, v in node.kwargs.items() if k == "out_dtype"}
+    rewriter.note(f"{node.name}: signed codes")
+
+
+def _on_integers(tap: Tap, reading: Reading) -> bool:
+    """Whether XNNPACK computes a weight's op on integers: codes in, and codes or dynamic out."""
+    modules = modules_of(reading.graph_module)
+    found = ops.match_node(tap.node, modules)
+    value = tap.node.args[0] if tap.node.args else None
+    if found is None or found.spec.family != "weighted" or not isinstance(value, fx.Node):
+        return False
+    grid = tap.site.used
+    if not is_dequantize(value) or grid is None or any(grid.zero_points):
+        return False
+    transposed = found.key.startswith("conv_transpose")
+    if found.key.endswith("3d") or (transposed and grid.axis not in (None, 1)):
+        return False  # XNNPACK has no such kernel
+    if qparams_of_op(value, reading.graph_module) is None:  # chosen at run time: floats come out
+        return True
+    end = tap.node
+    behind = ops.match_node(next(iter(end.users)), modules) if len(end.users) == 1 else None
+    if behind is not None and behind.key in _FUSED:
+        end = next(iter(end.users))
+    return len(end.users) == 1 and _is_quantize(next(iter(end.users)))
+
+
+def _is_quantize(node: fx.Node) -> bool:
+    return "quantized_decomposed.quantize_per_tensor" in str(node.target)
+
+
+def _to_float(rewriter: Rewriter, tap: Tap) -> None:
+    node = tap.producer
+    if not is_dequantize(node):
+        return
+    with rewriter.graph.inserting_before(node):
+        value = constant(rewriter.graph_module, node)
+        rewriter.replace(node, rewriter.buffer_node(f"{node.name}_float", value), "float weight")
+
+
+def _split(rewriter: Rewriter, node: fx.Node) -> None:
+    for user in list(node.users)[1:]:
+        with rewriter.graph.inserting_after(node):
+            user.replace_input_with(node, rewriter.graph.node_copy(node))
+        rewriter.note(f"{node.name}: dequantized again for {user.name}")
+
+
+def _own_biases(rewriter: Rewriter) -> None:
+    """A tensor of its own for every reader of a float parameter."""
+    taken: set[int] = set()
+    for node in [n for n in rewriter.graph.nodes if n.op == "get_attr"]:
+        value = fetch(rewriter.graph_module, node)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        for user in list(node.users):
+            known = value.data_ptr() in taken
+            taken.add(value.data_ptr())
+            if known and not is_dequantize(user):
+                with rewriter.graph.inserting_before(user):
+                    own = rewriter.buffer_node(f"{node.name}_own", value.detach().clone())
+                user.replace_input_with(node, own)
+                rewriter.note(f"{user.name}: {node.name} of its own")

@@ -1,0 +1,218 @@
+"""Route "executorch": XNNPACK's integers, the ranges that they hold, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.ao.quantization import get_default_qat_qconfig_mapping
+from torch.ao.quantization.quantize_fx import prepare_qat_fx
+
+from fxqfix import certify, compare, dialects, freeze, inspect, to_decomposed
+from fxqfix._torch import quiet
+from fxqfix.errors import MissingDependencyError, RouteError
+from fxqfix.passes import CutSites, PassResult
+from fxqfix.passes.cut_sites import cut_points
+from fxqfix.routes import SiteView, executorch
+from fxqfix.routes._xnnpack import codes_of_site
+from fxqfix.routes.certify import _Seen
+from tests.routes.nets import GAINS, image
+
+
+def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'fxqfix\[executorch\]'"):
+        certify(_decomposed(Small()), "executorch", [image()])
+
+
+class Small(nn.Module):
+    """A convolution with relu and one without, and an addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return self.body(x) + x
+
+
+class Every(nn.Module):
+    """Each op whose integers are known, in the forms that XNNPACK has kernels for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act = nn.Conv2d(3, 16, 3, padding=1), nn.ReLU6()
+        self.deep = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
+        self.grouped = nn.Conv2d(16, 8, 3, stride=2, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(8, 16, 2, 2)
+        self.gate, self.head = nn.Conv2d(16, 16, 1), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.stem(x))
+        y = self.deep(x)
+        z = self.up(F.relu(self.grouped(y)))
+        x = torch.relu(x + z) + y
+        x = x * self.gate(F.adaptive_avg_pool2d(x, 1))
+        x = torch.cat([F.max_pool2d(x, 2), F.max_pool2d(y, 2)], 1)
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def _decomposed(net: nn.Module, pinned: bool = True) -> fx.GraphModule:
+    torch.manual_seed(0)
+    mapping = get_default_qat_qconfig_mapping("fbgemm")
+    if any(isinstance(m, nn.ConvTranspose2d) for m in net.modules()):
+        mapping = get_default_qat_qconfig_mapping("qnnpack")  # per tensor, which all kernels take
+    prepared = prepare_qat_fx(net.train(), mapping, (image(),))
+    with torch.no_grad():
+        prepared(image())
+    return to_decomposed(prepared.eval(), pin_ranges=pinned)
+
+
+needed = pytest.mark.usefixtures("installed")
+
+
+@pytest.fixture
+def installed() -> None:
+    with quiet():
+        pytest.importorskip("executorch", reason='the extra "executorch" is not installed')
+
+
+@needed
+def test_xnnpacks_integers() -> None:
+    """Every code of every int8 op, those that differ from the graph's and those that don't."""
+    model = _decomposed(Every())
+    reading = dialects.read(model)
+    seen = _Seen(model, reading)
+    with torch.no_grad():
+        x = 2 * image(batch=16, seed=3) - 0.5
+        seen.run(x)
+        sites = cut_points(reading)
+        given = (x, *(seen.values[node] for node in sites))
+        form = executorch.ROUTE.deploy(CutSites()(model).graph_module, given, False)
+        found = dict(zip(sites, form.run(*given), strict=True))
+    checked, differing = [], 0
+    for tap in reading.activations:
+        grid = tap.site.used
+        view = SiteView(
+            reading,
+            tap,
+            grid,
+            seen.values,
+            seen.values[tap.producer],
+            seen.values[tap.node],
+            found[tap.node],
+        )
+        own = codes_of_site(view)
+        if own is None:
+            assert torch.equal(view.found, view.wanted), tap.site
+            continue
+        clamped = own.clamp(grid.quant_min, grid.quant_max)
+        assert torch.equal(clamped, view.found.int()), tap.site
+        checked.append(tap.site.op)
+        differing += int((view.found != view.wanted).sum())
+    assert differing > 0  # the graph's own codes would not do
+    assert {op.removesuffix("_relu") for op in checked} >= {
+        "conv2d",
+        "conv_transpose2d",
+        "linear",
+        "add",
+        "mul",
+        "adaptive_avg_pool2d",
+    }
+
+
+@needed
+def test_the_range_is_held_with_pins_and_lost_without() -> None:
+    data = [gain * image(seed=seed) for seed, gain in enumerate(GAINS)]
+    pinned = certify(_decomposed(Small()), "executorch", data)
+    assert pinned.ok, str(pinned)
+    assert pinned.out_of_range == 0
+    assert pinned.narrow == pinned.pinned == 4
+    assert pinned.differing <= 0.01 * sum(s.found.elements for s in pinned.sites)
+    assert set(pinned.causes) <= {"requantization"}
+    kernels = dict(pinned.kernels)
+    assert kernels == {"aten.convolution": 2, "aten.add.Tensor": 1, "aten.clamp": 4}
+    assert not any("float32" in note or "portable" in note for note in pinned.notes)
+    plain = certify(_decomposed(Small(), pinned=False), "executorch", data)
+    assert not plain.ok
+    assert plain.out_of_range > 0
+    assert plain.causes["range-lost"] > 0
+    assert plain.unexplained == 0
+    assert {k: n for k, n in kernels.items() if "clamp" not in k} == dict(plain.kernels)
+
+
+@needed
+def test_pt2e_models_of_its_own_quantizer() -> None:
+    """QAT with a narrow range; a convolution that is called twice, max pool and cat."""
+    from tests.dialects import pt2e_nets
+
+    with quiet():
+        from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as own
+
+        config = own.get_symmetric_quantization_config(
+            is_per_channel=True, is_qat=True, act_qmin=-64, act_qmax=63
+        )
+        quantizer = own.XNNPACKQuantizer().set_global(config)
+    prepared = pt2e_nets.prepare(pt2e_nets.NETS["branches"](), quantizer, qat=True)
+    data = [gain * pt2e_nets.image(seed=seed) for seed, gain in enumerate(GAINS)]
+    held, frozen = pt2e_nets.held(prepared), freeze(prepared)
+    converted = pt2e_nets.convert(frozen)
+    with torch.no_grad():
+        for x in data:
+            assert torch.equal(held(x), frozen(x))
+            assert torch.equal(held(x), converted(x))
+        assert not torch.equal(held(data[0]), pt2e_nets.convert(prepared)(data[0]))
+    report = compare(prepared, None, data)
+    assert report.unexplained == 0
+    assert report.coverage.unpaired == report.coverage.unsupported == ()
+    assert len(report.rows) == len(inspect(prepared).sites)
+    found = certify(prepared, "executorch", data)
+    assert found.ok, str(found)
+    assert found.out_of_range == 0
+    assert found.integer_kernels >= 3
+
+
+@needed
+def test_a_graph_that_can_t_be_lowered() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(x)
+
+    model = _decomposed(nn.Sequential(nn.Conv2d(3, 3, 1), Odd()))
+    with pytest.raises(RouteError, match="route executorch: the route can't lower this graph"):
+        certify(model, "executorch", [image()])
+
+
+@needed
+def test_codes_read_as_floats_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What executorch makes of a clamp between a convolution and its quantize op."""
+
+    class Nothing:
+        def __call__(self, model: Any) -> PassResult:
+            return PassResult(model, False)
+
+    monkeypatch.setattr(executorch, "SuitXnnpack", Nothing)
+    q, dq = (
+        getattr(torch.ops.quantized_decomposed, f"{n}_per_tensor")
+        for n in ("quantize", "dequantize")
+    )
+    grid = (0.05, 0, -128, 127, torch.int8)
+
+    class Clamped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.ones(3, 3, 1, 1, dtype=torch.int8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.conv2d(dq(q(x, *grid), *grid), dq(self.weight, *grid)).clamp(-1.0, 1.0)
+            return dq(q(x, *grid), *grid)
+
+    with quiet():
+        model = torch.export.export(Clamped(), (image(),)).module()
+    with pytest.raises(RouteError, match="reads codes as floats"):
+        certify(model, "executorch", [image()])
