@@ -24,13 +24,14 @@ from fxqfix.report import (
     Int8Certificate,
     LintReport,
     Mend,
+    Migration,
     Refusal,
     Repair,
     Report,
     Row,
     Uncovered,
 )
-from fxqfix.routes import certify
+from fxqfix.routes import certify, migrate
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "Int8Certificate",
     "LintReport",
     "Mend",
+    "Migration",
     "OpParameters",
     "Parameters",
     "QParams",
@@ -64,6 +66,7 @@ __all__ = [
     "golden_vectors",
     "inspect",
     "lint",
+    "migrate",
     "repair",
     "to_decomposed",
     "to_int8",

@@ -21,6 +21,7 @@ from fxqfix.report import Coverage, Report, Uncovered, text
 from tests.report import samples
 
 MODELS = """
+import copy
 import torch
 
 def pair():
@@ -55,6 +56,28 @@ def broken_in_torch():
     return torch.zeros(2, 3) @ torch.zeros(2, 3)
 
 constant = 1
+
+def trained():
+    from torch.ao.quantization import get_default_qat_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
+    torch.manual_seed(0)
+    x, net = torch.rand(4, 8), torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU())
+    mapping = get_default_qat_qconfig_mapping("fbgemm")
+    prepared = prepare_qat_fx(net.train(), mapping, (x,))
+    prepared(x)
+    prepared.eval()
+    converted = convert_fx(copy.deepcopy(prepared))
+    data = iter([x, 3 * x])
+    return {"prepared": prepared, "converted": converted, "data": data, "engine": "fbgemm"}
+
+def trained_int8():
+    found = trained()
+    return {"prepared": found["converted"], "ranges_from": found["prepared"], "data": found["data"]}
+
+def in_train_mode():
+    found = trained()
+    found["prepared"].train()
+    return found
 """
 
 Outcome = tuple[int, str, str]
@@ -181,6 +204,100 @@ def test_inspect_writes_the_file(run, inspected, tmp_path: Path) -> None:
     assert names == [site["name"] for site in sites] == [s.name for s in samples.inspection()]
     for suffix in ("md", "html"):
         assert "conv1.weight" in (tmp_path / f"sites.{suffix}").read_text(encoding="utf-8")
+
+
+# --- migrate, certify ----------------------------------------------------------------------------
+
+
+def test_migrate_writes_and_certifies(run, tmp_path: Path) -> None:
+    code, out, err = run("migrate", "my_models:trained", "--dynamic-batch")
+    assert (code, err) == (0, "")
+    assert out.startswith("migrate: model.pt2, ")
+    assert "any batch size: ok" in out
+    assert "its outputs against freeze(prepared): 0 of 32 values differ" in out
+    assert "certify: route export, torch" in out
+    assert "2 batches: exact" in out
+    assert "the old conversion, against the prepared model: not exact" in out
+    assert "- range-lost: " in out
+    program: Any = torch.export.load(tmp_path / "model.pt2")
+    assert program.module()(torch.rand(7, 8)).shape == (7, 4)
+
+
+def test_migrate_takes_an_int8_model_with_ranges(run, tmp_path: Path) -> None:
+    arguments = ("--no-pins", "--output", "small.pt2")
+    code, out, _ = run("migrate", "my_models:trained_int8", *arguments)
+    assert code == 0
+    assert "no prepared model was given (fx-int8)" in out
+    assert "pinned by a clamp: 0" in out
+    assert (tmp_path / "small.pt2").stat().st_size > 0
+
+
+def test_certify_prints_and_writes(run, tmp_path: Path) -> None:
+    arguments = ("certify", "my_models:trained", "--route", "export", "--fail-on-difference")
+    code, out, err = run(*arguments, "--output", "cert.json")
+    assert (code, err) == (0, "fxqfix: wrote cert.json\n")
+    assert out.startswith("certify: route export, torch")
+    assert json.loads((tmp_path / "cert.json").read_text(encoding="utf-8"))["exact"] is True
+
+
+@pytest.mark.parametrize(
+    ("ok", "exact", "code", "strict"),
+    [(True, True, 0, 0), (True, False, 0, 1), (False, False, 1, 1)],
+)
+def test_exit_codes_of_certify_and_migrate(
+    run, monkeypatch, ok: bool, exact: bool, code: int, strict: int
+) -> None:
+    given: list[dict[str, Any]] = []
+
+    def result(*_: Any, **options: Any) -> Any:
+        given.append(options)
+        return types.SimpleNamespace(ok=ok, exact=exact)
+
+    for name in ("certify", "migrate"):
+        monkeypatch.setattr(fxqfix, name, result)
+    assert run("certify", "my_models:pair", "--route", "export")[0] == code
+    arguments = ("certify", "my_models:pair", "--route", "export", "--fail-on-difference")
+    assert run(*arguments, "--dynamic-batch")[0] == strict
+    assert [options["dynamic_batch"] for options in given] == [False, True]
+    assert run("migrate", "my_models:pair_as_dict", "--no-pins")[0] == code
+    assert given[-1] == {
+        "converted": None,
+        "ranges_from": None,
+        "pin_ranges": False,
+        "dynamic_batch": False,
+        "route": "export",
+        "engine": "qnnpack",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("migrate", "my_models:no_data"), "returned no data. Expected: an iterable of batches"),
+        (("migrate", "my_models:in_train_mode"), "migrate: the model is in train mode"),
+        (("migrate", "my_models:pair"), "migrate: ReLU holds no observer"),
+        (("migrate", "my_models:number"), "returned something else than models. Found: int"),
+        (("migrate", "my_models:broken", "--output", "no/m.pt2"), "there is no folder no"),
+        (("migrate", "my_models:broken", "--output", "m.onnx"), "FOLDER/NAME.pt2"),
+        (("migrate", "my_models:broken", "--route", "tflite"), "'tflite'"),
+        (("migrate", "my_models:broken", "--route", "int8:x86"), "fxqfix.certify(prepared, "),
+        (("certify", "my_models:no_data", "--route", "export"), "returned no data"),
+        (("certify", "my_models:broken", "--route", "tflite"), "'tflite'"),
+        (
+            ("certify", "my_models:broken", "--route", "export", "--output", "x.csv"),
+            "one of .json, .txt",
+        ),
+    ],
+)
+def test_what_migrate_and_certify_refuse(
+    run, tmp_path: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    files = sorted(tmp_path.iterdir())
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert err.count("\n") == 1
+    assert [f for f in sorted(tmp_path.iterdir()) if f not in files and f.suffix != ""] == []
 
 
 # --- the user's errors ---------------------------------------------------------------------------
@@ -311,7 +428,8 @@ def test_causes_show_what_repairs_them(run, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "listed"), [("passes", "fxqfix.passes"), ("causes", "fxqfix.causes")]
+    ("command", "listed"),
+    [("passes", "fxqfix.passes"), ("causes", "fxqfix.causes"), ("routes", "fxqfix.routes")],
 )
 def test_registries_are_listed(run, command: str, listed: str) -> None:
     code, out, _ = run(command)

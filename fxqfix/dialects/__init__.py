@@ -44,11 +44,12 @@ class Dialect(Protocol):
 DIALECTS: tuple[Dialect, ...] = (pt2e, prepared, decomposed, reference, int8)
 
 
-def read(model: nn.Module) -> Reading:
+def read(model: nn.Module, where: str = "inspect") -> Reading:
     """Read a model of any dialect; eager models are traced first.
 
     Args:
-        model: A prepared or converted model, eager or FX.
+        model: A prepared or converted model, eager or FX, or an exported program of one.
+        where: Who asks, for messages.
 
     Returns:
         The reading, whose graph module is the model itself where it is a GraphModule.
@@ -71,7 +72,7 @@ def read(model: nn.Module) -> Reading:
             return dialect.read(graph_module)
     raise DialectError(
         f"{type(model).__name__} holds no observer, fake-quant, quantize op or quantized kernel",
-        where="inspect",
+        where=where,
         found=f"{sum(1 for _ in graph_module.graph.nodes)} nodes, all float",
         expected="a prepared, reference, int8 or decomposed model",
         remedy="pass the result of prepare_fx, prepare_qat_fx, convert_fx, "
@@ -100,7 +101,7 @@ def read_prepared(model: nn.Module, where: str, *, settled: bool = True) -> Read
     raise DialectError(
         "only prepared models are checked",
         where=where,
-        found=f"a {type(model).__name__} without observers and fake-quants",
+        found=f"{type(model).__name__} without observers and fake-quants",
         expected="observers or fake-quants",
         remedy="pass what prepare_fx, prepare_qat_fx, prepare_pt2e or prepare_qat_pt2e returned, "
         "before its conversion",

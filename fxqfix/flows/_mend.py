@@ -45,8 +45,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         """Read, pair, and convert the frozen model the right way."""
-        self.mine = prepared_reading(self.prepared)
-        self.theirs = dialects.read(self.converted)
+        self.mine = prepared_reading(self.prepared, "repair(converted, prepared)")
+        self.theirs = dialects.read(self.converted, "repair")
         if self.theirs.dialect not in _DONORS:
             raise PairingError(
                 "the first model is not a converted one; are the arguments swapped?",

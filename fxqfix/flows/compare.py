@@ -73,34 +73,42 @@ def compare(
     """
     with _torch.quantized_engine(engine) as name:
         mine = prepared_reading(prepared)
-        theirs = dialects.read(convert_by_torch(prepared) if converted is None else converted)
+        other = convert_by_torch(prepared) if converted is None else converted
+        theirs = dialects.read(other, "compare")
         session = Session(mine, theirs, pair(mine, theirs), attribute, name, culprits)
         _same_device(prepared, theirs)
         return session.report(session.run(data, noise_floor, progress))
 
 
-def prepared_reading(prepared: nn.Module) -> Reading:
+def prepared_reading(
+    prepared: nn.Module, call: str = "compare(prepared, converted, data)"
+) -> Reading:
     """Read the prepared model of a comparison.
+
+    Args:
+        prepared: The model.
+        call: The call that needs it, for messages.
 
     Raises:
         PairingError: It is not a prepared one.
         DialectError: It observes no activation.
         UncalibratedError: It never saw data.
     """
-    reading = dialects.read(prepared)
+    where = call.partition("(")[0]
+    reading = dialects.read(prepared, where)
     if not reading.prepared:
         raise PairingError(
             "the first model is not a prepared one; are the arguments swapped?",
-            where="compare",
+            where=where,
             found=f"a model of dialect {reading.dialect}",
-            expected="compare(prepared, converted, data)",
+            expected=call,
         )
     followed = [tap for tap in reading.taps if tap.site.used is not None]
     # Weight-only is a mode of its own in PT2E.
     if not (followed if reading.dialect == pt2e.NAME else reading.activations):
         raise DialectError(
             "the prepared model observes no activation",
-            where="compare",
+            where=where,
             found=[s.name for s, _ in reading.unsupported]
             or [f"{t.site.name}: {t.site.source}" for t in reading.taps][:5]
             or "no site",
@@ -112,7 +120,7 @@ def prepared_reading(prepared: nn.Module) -> Reading:
     if weights or (never and not saw):
         raise UncalibratedError(
             f"{len(never)} of {len(reading.taps)} sites never saw data",
-            where="compare",
+            where=where,
             found=f"{[site.name for site in weights or never][:5]} with min=inf, max=-inf",
             remedy="run calibration data through the prepared model (observers enabled) first",
         )

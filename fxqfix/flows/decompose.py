@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxqfix import _torch, dialects, ops
+from fxqfix import _pt2e, _torch, dialects, ops
 from fxqfix.dialects import Reading, int8, pt2e
 from fxqfix.dialects._base import modules_of, scope
 from fxqfix.dialects.qconfig import qconfig_range
@@ -60,7 +60,7 @@ def to_decomposed(
         >>> [n.args[3:] for n in decomposed.graph.nodes if n.name == "input_1_quantize"]
         [(0, 127, torch.uint8)]
     """
-    reading = dialects.read(model)
+    reading = dialects.read(model, "to_decomposed")
     source, passes = reading.graph_module, list[Pass]()
     if reading.dialect == pt2e.NAME:
         source = _by_pt2e(source)
@@ -106,7 +106,7 @@ def declared_ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, 
             remedy="pass ranges_from= the prepared model (or the qconfig mapping) that it was "
             "converted from",
         )
-    if isinstance(ranges_from, nn.Module):
+    if isinstance(ranges_from, nn.Module) or _pt2e.is_program(ranges_from):
         known = _from_prepared(reading, ranges_from)
     else:
         known = _from_qconfig(reading, ranges_from)
@@ -114,7 +114,7 @@ def declared_ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, 
 
 
 def _from_prepared(reading: Reading, prepared: nn.Module) -> dict[str, tuple[int, int]]:
-    other = dialects.read(prepared)
+    other = dialects.read(prepared, "ranges_from")
     found: dict[str, tuple[int, int]] = {}
     for p in pair(other, reading).pairs:
         used = p.prepared.site.used

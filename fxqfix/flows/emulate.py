@@ -57,7 +57,7 @@ def emulate(
     """
     chosen = check_name("engine", engine or torch.backends.quantized.engine, ENGINES)
     check_name("isa", isa, ISAS)
-    model = dialects.read(converted).graph_module
+    model = dialects.read(converted, "emulate").graph_module
     # Asked of the user's own model: a copy is packed anew, for the engine of the moment.
     for call in engines.calls(model, chosen, isa, strict=False).values():
         check_packed(call, chosen)

@@ -59,7 +59,7 @@ def extract_parameters(model: nn.Module, *, ranges_from: Any = None) -> Paramete
         (torch.int8, 'OI')
     """
     with torch.no_grad(), _rng.same_rng():
-        program = _program(model, ranges_from)
+        program = _program(model, ranges_from, "extract_parameters")
         ops = tuple(OpParameters.of(step) for step in program.steps)
     return Parameters(ops, program.inputs, program.outputs)
 
@@ -95,7 +95,7 @@ def golden_vectors(model: nn.Module, inputs: Any, *, ranges_from: Any = None) ->
         ([5, 5], tensor([5], dtype=torch.uint8))
     """
     with torch.no_grad(), _rng.same_rng():
-        program = _program(model, ranges_from)
+        program = _program(model, ranges_from, "golden_vectors")
         names = {step.value.name: step for step in program.steps}
         grids = {step.value.name: step.output for step in program.steps}
         with _torch.quiet():  # deepcopy and some kernels warn of what the caller can't change
@@ -113,8 +113,8 @@ def golden_vectors(model: nn.Module, inputs: Any, *, ranges_from: Any = None) ->
     return GoldenVectors(ops, values, program.inputs, program.outputs)
 
 
-def _program(model: nn.Module, ranges_from: Any) -> Program:
-    reading = dialects.read(model)
+def _program(model: nn.Module, ranges_from: Any, where: str) -> Program:
+    reading = dialects.read(model, where)
     if reading.dialect == int8.NAME:
         ranges = None if ranges_from is None else declared_ranges(reading, ranges_from)
         return steps(reading, ranges)

@@ -13,7 +13,7 @@ from fxqfix.dialects.decomposed import NAME
 from fxqfix.errors import DialectError
 from fxqfix.passes._base import Pass, Rewriter
 
-__all__ = ["CutSites", "cut_points", "float_ends"]
+__all__ = ["CutSites", "cut_points", "float_ends", "output_nodes"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class CutSites(Pass):
     outputs that are quantized no more. Handed to a deployment, it shows in one run what each
     op adds there, given the same inputs.
 
+    Attributes:
+        sites: Names of the quantize ops to cut at; None for all of them.
+        ends: Names of the nodes to return in place of `float_ends`.
+
     Raises:
         DialectError: The graph has no decomposed ops.
 
@@ -35,6 +39,8 @@ class CutSites(Pass):
     """
 
     name: ClassVar[str] = "cut-sites"
+    sites: tuple[str, ...] | None = None
+    ends: tuple[str, ...] | None = None
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Put a placeholder behind every quantize op; return what they give."""
@@ -46,11 +52,14 @@ class CutSites(Pass):
                 found=f"a model of dialect {reading.dialect}",
                 remedy="call fxqfix.to_decomposed(model) first",
             )
-        ends = float_ends(reading)
-        sites = cut_points(reading)
         graph = rewriter.graph
-        last = [n for n in graph.nodes if n.op == "placeholder"][-1:]
-        anchor = last[0].next if last else next(iter(graph.nodes))
+        nodes = {node.name: node for node in graph.nodes}
+        sites, ends = cut_points(reading), float_ends(reading)
+        if self.sites is not None:
+            sites = tuple(nodes[name] for name in self.sites)
+        if self.ends is not None:
+            ends = tuple(nodes[name] for name in self.ends)
+        anchor = _behind_inputs(graph)
         for node in sites:
             with graph.inserting_before(anchor):
                 given = graph.create_node("placeholder", f"{node.name}_codes")
@@ -63,6 +72,16 @@ class CutSites(Pass):
         graph.eliminate_dead_code()
 
 
+def _behind_inputs(graph: fx.Graph) -> fx.Node:
+    """The node behind the inputs, which may stand where they are first used: all go to the top."""
+    for node in reversed([n for n in graph.nodes if n.op == "placeholder"]):
+        first = next(iter(graph.nodes))
+        if node is not first:
+            first.prepend(node)
+    behind: fx.Node = next(n for n in graph.nodes if n.op != "placeholder")
+    return behind
+
+
 def cut_points(reading: Reading) -> tuple[fx.Node, ...]:
     """The quantize ops of a decomposed graph's activations, in graph order.
 
@@ -70,6 +89,18 @@ def cut_points(reading: Reading) -> tuple[fx.Node, ...]:
         reading: Its reading.
     """
     return tuple(tap.node for tap in reading.activations if tap.site.used is not None)
+
+
+def output_nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """The nodes whose values a graph returns, in order.
+
+    Args:
+        graph_module: The graph.
+    """
+    output = next(n for n in graph_module.graph.nodes if n.op == "output")
+    found: list[fx.Node] = []
+    fx.map_arg(output.args, found.append)
+    return found
 
 
 def float_ends(reading: Reading) -> tuple[fx.Node, ...]:

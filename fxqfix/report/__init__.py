@@ -10,6 +10,7 @@ from fxqfix.report.int8_certificate import (
     Saturating,
 )
 from fxqfix.report.lint import LintReport
+from fxqfix.report.migration import Migration
 from fxqfix.report.repair import Mend, Refusal, Repair
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Int8Certificate",
     "LintReport",
     "Mend",
+    "Migration",
     "Refusal",
     "Repair",
     "Report",

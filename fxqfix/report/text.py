@@ -23,6 +23,7 @@ __all__ = [
     "COLUMNS",
     "LEGEND",
     "Column",
+    "causes",
     "check",
     "evidence",
     "how_paired",
@@ -251,6 +252,19 @@ def evidence(report: Report) -> Iterator[tuple[str, int, int, str]]:
         yield cause, codes, len(rows), f"{worst.name}: {said}" if said else f"most in {worst.name}"
 
 
+def causes(report: Report) -> list[str]:
+    """A line per cause: its codes, and the evidence of its worst row.
+
+    Example:
+        >>> causes(Report(rows=()))
+        []
+    """
+    return [
+        f"- {cause}: {counted(codes, 'code')} in {counted(count, 'row')}; {why}"
+        for cause, codes, count, why in evidence(report)
+    ]
+
+
 def how_paired(coverage: Coverage) -> str:
     """How many sites were paired, in which way.
 
@@ -293,10 +307,6 @@ def render(
         parts.append(f"{limit} of {rows} shown")
     if report.rows:
         parts.append("\n".join(LEGEND))
-    causes = [
-        f"- {cause}: {counted(codes, 'code')} in {counted(count, 'row')}; {why}"
-        for cause, codes, count, why in evidence(report)
-    ]
     coverage = [
         f"- {how_paired(report.coverage)}",
         *_left_out("unpaired", report.coverage.unpaired),
@@ -305,7 +315,7 @@ def render(
     notes = [f"- {note}" for note in report.notes]
     notes += [f"- {row.name}: {row.note}" for row in report.rows if row.note]
     sections = {
-        "causes": causes,
+        "causes": causes(report),
         "culprits": [f"- {line}" for line in culprits(report)],
         "problems": [f"- {line}" for line in problems(report)],
         "kernels": [f"- {line}" for line in kernels(report)],

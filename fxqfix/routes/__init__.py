@@ -3,5 +3,6 @@
 from fxqfix.routes._base import Deployed, Route, SiteView
 from fxqfix.routes._registry import find, registry
 from fxqfix.routes.certify import certify
+from fxqfix.routes.migrate import migrate
 
-__all__ = ["Deployed", "Route", "SiteView", "certify", "find", "registry"]
+__all__ = ["Deployed", "Route", "SiteView", "certify", "find", "migrate", "registry"]

@@ -19,14 +19,14 @@ from fxqfix.errors import FxqfixError, RouteError
 from fxqfix.flows import to_decomposed
 from fxqfix.measure import Discrepancy, Run, discrepancy, streamed, tensors_of
 from fxqfix.passes import CutSites
-from fxqfix.passes.cut_sites import cut_points, float_ends
+from fxqfix.passes.cut_sites import cut_points, float_ends, output_nodes
 from fxqfix.qparams import QParams, quantize
 from fxqfix.report import Certificate, Certified
 from fxqfix.routes import _registry
 from fxqfix.routes._base import Deployed, Route, SiteView
 from fxqfix.routes._explain import explain, float_error
 
-__all__ = ["certify"]
+__all__ = ["Watched", "certify", "of_floats", "positional"]
 
 
 def certify(
@@ -79,38 +79,49 @@ def certify(
     if found.certify is not None:
         return found.certify(model, data, progress)
     with torch.no_grad(), _rng.same_rng():
-        watched = _Watched(found, _decomposed(model), dynamic_batch)
-        result = Run()
-        where = f"certify, route {route}"
-        for args, kwargs in streamed(
-            watched.graph_module, data, result, where=where, progress=progress
-        ):
-            watched.batch(_positional(watched.graph_module, args, kwargs))
-    return watched.certificate(result)
+        watched = Watched(found, _decomposed(model), dynamic_batch, f"certify, route {route}")
+        for _ in watched.stream(data, progress):
+            pass
+    return watched.certificate()
 
 
 def _decomposed(model: nn.Module) -> Reading:
     """The decomposed graph: a new module."""
-    own = dialects.read(model)
+    own = dialects.read(model, "certify")
     return dialects.read(to_decomposed(own.graph_module, pin_ranges=own.dialect != NAME))
 
 
-def _positional(
+def positional(
     graph_module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, ...]:
-    """Keywords in the order of the graph's inputs, as deployed forms take them."""
+    """Keywords in the order of the graph's inputs, as deployed forms take them.
+
+    Args:
+        graph_module: The graph.
+        args: Its positional arguments.
+        kwargs: Its keywords.
+    """
     names = [str(n.target) for n in graph_module.graph.nodes if n.op == "placeholder"]
     rest = names[len(args) :]
     return (*args, *(kwargs[name] for name in rest if name in kwargs))
 
 
 @dataclass
-class _Watched:
-    """One certification in progress; between batches it keeps numbers and deployed forms only."""
+class Watched:
+    """One certification in progress; between batches it keeps numbers and deployed forms only.
+
+    Attributes:
+        route: How the graph is deployed.
+        reading: The decomposed graph.
+        dynamic: Whether the deployed form takes any size of the inputs' first dimension.
+        where: Who asks, for messages.
+    """
 
     route: Route
     reading: Reading
     dynamic: bool
+    where: str
+    result: Run = field(default_factory=Run)
     forms: dict[Any, tuple[Deployed, Deployed | None]] = field(default_factory=dict)
     sums: dict[str, Discrepancy] = field(default_factory=dict)
     causes: dict[str, Counter[str]] = field(default_factory=dict)
@@ -127,16 +138,31 @@ class _Watched:
 
     # ------------------------------------------------------------------ one batch
 
-    def batch(self, args: tuple[Any, ...]) -> None:
+    def stream(
+        self, data: Iterable[Any], progress: bool | None
+    ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Read the data once; yields what each batch gives the graph, when it has been watched.
+
+        Args:
+            data: Any iterable of batches.
+            progress: Whether to show a bar.
+        """
+        options: Any = {"where": self.where, "progress": progress}
+        for args, kwargs in streamed(self.graph_module, data, self.result, **options):
+            self._batch(positional(self.graph_module, args, kwargs))
+            yield args, kwargs
+
+    def _batch(self, args: tuple[Any, ...]) -> None:
         """Run one batch through the decomposed graph and both deployed forms."""
         seen = _Seen(self.graph_module, self.reading)
-        wanted = list(tensors_of([seen.run(*_copied(args))]))
+        with _rng.same_rng():  # what draws random numbers draws the same in every form
+            wanted = list(tensors_of([seen.run(*_copied(args))]))
         flat = tuple(tensors_of(args))
         codes = [seen.values[node] for node in cut_points(self.reading)]
         whole, parts = self._deployed(args, (*flat, *codes))
         found = self._run(whole, args)
         for index, (node, a, b) in enumerate(
-            zip(_outputs(self.graph_module), wanted, found, strict=True)
+            zip(output_nodes(self.graph_module), wanted, found, strict=True)
         ):
             self._add(f"output {index}", self._output(node, a, b))
         if parts is None:
@@ -177,7 +203,8 @@ class _Watched:
 
     def _run(self, form: Deployed, args: tuple[Any, ...]) -> Sequence[Tensor]:
         try:
-            return list(form.run(*_copied(args)))
+            with _rng.same_rng():
+                return list(form.run(*_copied(args)))
         except FxqfixError:
             raise
         except Exception as error:
@@ -187,7 +214,7 @@ class _Watched:
         said = str(error).strip().partition("\n")[0]
         return RouteError(
             f"the route can't {what}: {type(error).__name__}: {said}",
-            where=f"certify, route {self.route.name}",
+            where=self.where,
             found=f"inputs of shapes {[tuple(t.shape) for t in tensors_of(batch)]}",
             remedy="see whether the route takes the model as it is without fxqfix; "
             "fxqfix.certify(model, 'export', data) tells whether the graph itself can be exported",
@@ -208,7 +235,7 @@ class _Watched:
 
     def _end(self, node: fx.Node, seen: _Seen, found: Tensor) -> None:
         wanted = seen.values[node]
-        self._add(node.name, _of_floats(wanted, found))
+        self._add(node.name, of_floats(wanted, found))
         differs = wanted != found
         if not bool(differs.any()) or not wanted.is_floating_point():
             return
@@ -225,7 +252,7 @@ class _Watched:
     def _output(self, node: fx.Node, wanted: Tensor, found: Tensor) -> Discrepancy:
         grid = self._grid(node)
         if grid is None:
-            return _of_floats(wanted, found)
+            return of_floats(wanted, found)
         wide = grid.with_range(*grid.container)
         return discrepancy(quantize(wanted, grid), quantize(found, wide), grid, wide)
 
@@ -239,17 +266,17 @@ class _Watched:
 
     # ------------------------------------------------------------------ the result
 
-    def certificate(self, result: Run) -> Certificate:
+    def certificate(self) -> Certificate:
         """What was seen over all batches."""
         names = ("torch", *self.route.packages)
         narrow = [t for t in self.sites if t.site.used is not None and t.site.used.is_narrow]
         pinned = sum(clamp_bounds(t.node.all_input_nodes[0]) is not None for t in narrow)
-        outputs = _outputs(self.graph_module)
+        outputs = output_nodes(self.graph_module)
         kernels: tuple[tuple[str, int], ...] = next(iter(self.forms.values()))[0].kernels
         return Certificate(
             route=self.route.name,
             versions={name: metadata.version(name) for name in names},
-            batches=result.batches,
+            batches=self.result.batches,
             sites=tuple(self._certified()),
             outputs=tuple(
                 Certified(f"output {i}", "", self._grid(node), self.sums[f"output {i}"])
@@ -258,7 +285,7 @@ class _Watched:
             narrow=len(narrow),
             pinned=pinned,
             kernels=kernels,
-            notes=(*result.notes, *self.notes),
+            notes=(*self.result.notes, *self.notes),
             unchecked=tuple(self.unchecked.items()),
         )
 
@@ -289,21 +316,18 @@ class _Seen(fx.Interpreter):
         return value
 
 
-def _outputs(graph_module: fx.GraphModule) -> list[fx.Node]:
-    """The nodes whose values the graph returns, in order."""
-    output = next(n for n in graph_module.graph.nodes if n.op == "output")
-    found: list[fx.Node] = []
-    fx.map_arg(output.args, found.append)
-    return found
-
-
 def _copied(values: tuple[Any, ...]) -> tuple[Any, ...]:
     copied: tuple[Any, ...] = _torch.tree_map_tensors(Tensor.clone, values)
     return copied
 
 
-def _of_floats(wanted: Tensor, found: Tensor) -> Discrepancy:
-    """Two float tensors: how many values differ, and by how much."""
+def of_floats(wanted: Tensor, found: Tensor) -> Discrepancy:
+    """Two float tensors: how many values differ, and by how much.
+
+    Args:
+        wanted: The reference.
+        found: What is compared with it.
+    """
     a, b = wanted.double(), found.double()
     error = (a - b).abs()
     return Discrepancy(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxqfix import _torch
 from fxqfix.measure import tensors_of
 from fxqfix.routes._base import Deployed, Route
 
@@ -32,7 +33,8 @@ def exported(
         shapes = tuple({0: first} if isinstance(v, Tensor) and v.dim() else None for v in batch)
         # A size of 1 would be taken for a constant.
         batch = tuple(torch.cat([v, v]) if isinstance(v, Tensor) and v.dim() else v for v in batch)
-    return torch.export.export(graph_module, batch, dynamic_shapes=shapes)
+    with _torch.quiet():  # it warns of how torch's own modules keep their weights
+        return torch.export.export(graph_module, batch, dynamic_shapes=shapes)
 
 
 def _deploy(graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: bool) -> Deployed:

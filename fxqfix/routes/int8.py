@@ -27,7 +27,7 @@ __all__ = ["ROUTES"]
 def _certify(
     model: nn.Module, data: Iterable[Any], progress: bool | None, engine: str
 ) -> Certificate:
-    reading = dialects.read(model)
+    reading = dialects.read(model, "certify")
     if not reading.prepared:
         raise DialectError(
             "this route starts from a prepared model, which torch converts",

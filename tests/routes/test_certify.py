@@ -269,3 +269,36 @@ def test_cut_sites_gives_each_site_from_the_codes_before_it() -> None:
     assert wanted.shape[0] == 4
     with pytest.raises(DialectError, match="to_decomposed"):
         CutSites()(nets.prepared("plain"))
+
+
+class Late(nn.Module):
+    """Its second input is first used behind the first one's quantize op."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.matmul(x, y)
+
+
+def test_inputs_may_stand_where_they_are_used() -> None:
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import prepare_fx
+
+    x, y = torch.rand(2, 3), torch.rand(3, 4)
+    prepared = prepare_fx(Late().eval(), get_default_qconfig_mapping("fbgemm"), (x, y))
+    prepared(x, y)
+    model = fxqfix.to_decomposed(prepared)
+    late = next(n for n in model.graph.nodes if n.name == "y")
+    next(n for n in model.graph.nodes if n.name == "x_dequantize").append(late)
+    model.recompile()
+    found = certify(model, "export", [(x, y), (3 * x, y)])
+    assert found.exact
+    assert len(found.sites) == 3
+
+
+def test_what_draws_random_numbers_draws_the_same(planted: Callable[..., str]) -> None:
+    model = copy.deepcopy(nets.decomposed("plain"))
+    relu = next(n for n in model.graph.nodes if n.name == "body_0_0")
+    with model.graph.inserting_after(relu):
+        drop = model.graph.call_function(torch.nn.functional.dropout, (relu, 0.5, True))
+    relu.replace_all_uses_with(drop, delete_user_cb=lambda user: user is not drop)
+    model.recompile()
+    assert certify(model, planted(as_it_is), [nets.image()]).exact

@@ -1,0 +1,102 @@
+"""Commands that judge models: compare, inspect, lint."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from fxqfix.cli import _output
+from fxqfix.cli._target import models
+from fxqfix.report import frame, html, json_, text
+
+__all__ = ["compare", "inspect", "lint"]
+
+_REPORT: _output.Writers = {
+    ".csv": frame.to_csv,
+    ".json": json_.to_json,
+    ".md": lambda report: text.render(report, "github") + "\n",
+    ".html": html.render,
+}
+_INSPECTION: _output.Writers = {
+    ".csv": frame.inspection_to_csv,
+    ".json": json_.inspection_to_json,
+    ".md": lambda inspection: text.render_inspection(inspection, "github") + "\n",
+    ".html": html.render_inspection,
+}
+
+
+def compare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Add the arguments of `compare`."""
+    parser.add_argument(
+        "target", help="pkg.module:function that returns (prepared, converted or None, data)"
+    )
+    parser.add_argument("--sort", metavar="COLUMN", help="sort the rows by a column, worst first")
+    parser.add_argument("--limit", type=_count, metavar="N", help="show the first N rows")
+    parser.add_argument(
+        "--fail-on-difference",
+        action="store_true",
+        help="exit with 1 unless the report is exact",
+    )
+    _output.add_format(parser)
+    _output.add_output(parser, _REPORT)
+    return _compare
+
+
+def inspect(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Add the arguments of `inspect`."""
+    parser.add_argument("target", help="pkg.module:function that returns a model")
+    _output.add_format(parser)
+    _output.add_output(parser, _INSPECTION)
+    return _inspect
+
+
+def lint(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Add the arguments of `lint`."""
+    parser.add_argument("target", help="pkg.module:function that returns a prepared model")
+    parser.add_argument("--engine", help="the engine to convert for; the current one by default")
+    _output.add_format(parser)
+    return _lint
+
+
+def _count(argument: str) -> int:
+    count = int(argument)  # argparse turns the ValueError into its own message
+    if count < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return count
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from fxqfix import compare
+
+    _output.check(args.output, _REPORT)
+    text.check(args.format or "simple", args.sort)
+    given = models(args.target)
+    report = compare(given.prepared, given.converted, given.batches, engine=given.engine)
+    render = text.table if args.format else text.render
+    _output.write(args.output, report, _REPORT)
+    print(render(report, fmt=args.format or "simple", sort=args.sort, limit=args.limit))
+    # Where nothing was compared, nothing was shown to be equal.
+    equal = bool(report.rows) and report.exact
+    return 1 if args.fail_on_difference and not equal else 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from fxqfix import inspect
+
+    _output.check(args.output, _INSPECTION)
+    text.check(args.format or "simple")
+    found = inspect(models(args.target).prepared)
+    render = text.inspection_table if args.format else text.render_inspection
+    _output.write(args.output, found, _INSPECTION)
+    print(render(found, fmt=args.format or "simple"))
+    return 0
+
+
+def _lint(args: argparse.Namespace) -> int:
+    from fxqfix import lint
+
+    text.check(args.format or "simple")
+    given = models(args.target)
+    found = lint(given.prepared, engine=args.engine or given.engine)
+    print(found.table(args.format) if args.format else found)
+    return 0 if found.ok else 1
