@@ -4,6 +4,8 @@ fxqfix compare examples.cli_entry:models
 fxqfix compare examples.cli_entry:models --sort local --limit 3 --output report.html
 fxqfix compare examples.cli_entry:frozen --fail-on-difference
 fxqfix inspect examples.cli_entry:prepared
+fxqfix migrate examples.cli_entry:models --dynamic-batch --output model.pt2
+fxqfix certify examples.cli_entry:models --route export
 """
 
 from __future__ import annotations

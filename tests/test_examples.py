@@ -27,6 +27,11 @@ PROMISES = {
         "'range-lost'",
         "to_decomposed          {}",
         "0, 127, torch.uint8",
+        "migrate: model.pt2, ",
+        "its outputs against freeze(prepared): 0 of ",
+        "2 batches: exact",
+        "the old conversion, against the prepared model: not exact",
+        "the file, every bit: True",
     ],
     "debug_one_layer": [
         "blocks_1_relu  local   0%  cumulative   0%",

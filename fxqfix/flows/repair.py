@@ -133,7 +133,8 @@ class _SideBySide:
 
     def __init__(self, first: fx.GraphModule, second: fx.GraphModule) -> None:
         self.first, self.second = first, second
-        self.graph, self.parameters = first.graph, first.parameters
+        self.graph = first.graph
+        self.parameters, self.buffers = first.parameters, first.buffers
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         given = _torch.tree_map_tensors(Tensor.clone, (args, kwargs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -152,7 +153,8 @@ def _arguments(batch: Any, names: list[str], result: Run) -> tuple[tuple[Any, ..
 
 
 def _check(model: fx.GraphModule, where: str, values: list[Any]) -> None:
-    home = next((p.device for p in model.parameters()), None)
+    # A decomposed graph has no parameters, its integer weights are buffers.
+    home = next((t.device for t in chain(model.parameters(), model.buffers())), None)
     for tensor in tensors_of(values):
         if home is not None and tensor.device != home:
             raise DeviceError(

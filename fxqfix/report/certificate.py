@@ -11,6 +11,7 @@ from typing import Any
 from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.qparams import QParams
 from fxqfix.report import text
+from fxqfix.report.findings import counted
 
 __all__ = ["Certificate", "Certified"]
 
@@ -160,7 +161,8 @@ class Certificate:
     def _lines(self) -> Iterator[str]:
         verdict = "exact" if self.exact else "ok" if self.ok else "NOT what the graph computes"
         packages = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        yield f"certify: route {self.route}, {packages}; {self.batches} batches: {verdict}"
+        batches = counted(self.batches, "batch", "es")
+        yield f"certify: route {self.route}, {packages}; {batches}: {verdict}"
         yield from (f"- {o.name}: {_counted(o)}" for o in self.outputs)
         codes = sum(s.found.elements for s in self.sites if s.grid is not None)
         yield f"- sites, on the same inputs: {self.differing:,} of {codes:,} codes differ, " + (

@@ -11,6 +11,7 @@ from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.report import text
 from fxqfix.report.certificate import Certificate
 from fxqfix.report.data import Report
+from fxqfix.report.findings import counted
 
 __all__ = ["Migration"]
 
@@ -81,7 +82,8 @@ class Migration:
         verdict = "ok" if self.ok else "NOT what was trained"
         batch = "any batch size" if self.dynamic_batch else "the first batch's sizes only"
         yield f"migrate: {self.path}, {self.size:,} bytes, {batch}: {verdict}"
-        yield f"- loaded back: {self.sites} sites and {self.weights} weights are those of the graph"
+        parts = f"{counted(self.sites, 'site')} and {counted(self.weights, 'weight')}"
+        yield f"- loaded back: {parts} equal the graph's, to the bit"
         if self.trained is not None:
             found = self.trained
             yield "- its outputs against freeze(prepared): " + (

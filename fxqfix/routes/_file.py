@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,8 +25,6 @@ from fxqfix.routes.export import ROUTE as EXPORT
 from fxqfix.routes.export import exported
 
 __all__ = ["SavedFile"]
-
-_SAID = 400  # characters of what torch.export says; it says pages
 
 
 @dataclass
@@ -94,7 +93,8 @@ class SavedFile:
         self._sizes = sizes
         remedy = "see whether torch.export.export takes the float model"
         if dynamic:
-            remedy += ", or leave dynamic_batch=True out"
+            remedy += ", or leave dynamic_batch=True out: the model may know its batch size "
+            remedy += "(a PT2E model does, but where its own export left it open)"
         with _named("torch.export can't take this graph", sizes, remedy):
             program = exported(self.reading.graph_module, batch, dynamic)
         loaded: Any = None
@@ -123,9 +123,10 @@ def _named(what: str, sizes: object, remedy: str | None = None) -> Iterator[None
     try:
         yield
     except Exception as error:
-        said = " ".join(str(error).split())
+        # It says pages: how it got there, the graph, its own log.
+        said = str(error).partition("While executing")[0]
         raise RouteError(
-            f"{what}: {type(error).__name__}: {said[:_SAID]}",
+            f"{what}: {type(error).__name__}: {textwrap.shorten(said, 300)}",
             where="migrate",
             found=f"inputs of shapes {sizes}",
             remedy=remedy,

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from fxqfix import _rng, _torch, dialects
 from fxqfix.dialects import Reading, Tap
 from fxqfix.dialects.decomposed import NAME, clamp_bounds, is_dequantize
-from fxqfix.errors import FxqfixError, RouteError
+from fxqfix.errors import FxqfixError, ModelRunError, RouteError
 from fxqfix.flows import to_decomposed
 from fxqfix.measure import Discrepancy, Run, discrepancy, streamed, tensors_of
 from fxqfix.passes import CutSites
@@ -61,7 +61,7 @@ def certify(
         MissingDependencyError: The route needs a package that is not installed.
         RouteError: The route can't lower, load or run the graph.
         DialectError, TraceError, RangeUnknownError: The model can't be decomposed.
-        DataError, NonFiniteError, DeviceError: The data can't be used.
+        DataError, NonFiniteError, DeviceError, ModelRunError: The data can't be used.
 
     Example:
         >>> import torch
@@ -155,8 +155,7 @@ class Watched:
     def _batch(self, args: tuple[Any, ...]) -> None:
         """Run one batch through the decomposed graph and both deployed forms."""
         seen = _Seen(self.graph_module, self.reading)
-        with _rng.same_rng():  # what draws random numbers draws the same in every form
-            wanted = list(tensors_of([seen.run(*_copied(args))]))
+        wanted = self._wanted(seen, args)
         flat = tuple(tensors_of(args))
         codes = [seen.values[node] for node in cut_points(self.reading)]
         whole, parts = self._deployed(args, (*flat, *codes))
@@ -172,6 +171,19 @@ class Watched:
             self._site(tap, seen, value)
         for node, value in zip(self.ends, given[len(self.sites) :], strict=True):
             self._end(node, seen, value)
+
+    def _wanted(self, seen: _Seen, args: tuple[Any, ...]) -> list[Tensor]:
+        try:
+            with _rng.same_rng():  # what draws random numbers draws the same in every form
+                return list(tensors_of([seen.run(*_copied(args))]))
+        except Exception as error:  # a graph can raise anything
+            raise ModelRunError(
+                f"the model can't run this batch: {_first_line(error)}",
+                where=f"{self.where}, batch {self.result.batches}",
+                found=f"shapes {[tuple(t.shape) for t in tensors_of(args)]}",
+                remedy="each batch has to be what the model's forward takes "
+                "(tensor, tuple of arguments, or dict of keywords)",
+            ) from error
 
     def _deployed(
         self, whole: tuple[Any, ...], parts: tuple[Any, ...]
@@ -211,9 +223,8 @@ class Watched:
             raise self._failed("run this batch", error, args) from error
 
     def _failed(self, what: str, error: Exception, batch: tuple[Any, ...]) -> RouteError:
-        said = str(error).strip().partition("\n")[0]
         return RouteError(
-            f"the route can't {what}: {type(error).__name__}: {said}",
+            f"the route can't {what}: {type(error).__name__}: {_first_line(error)}",
             where=self.where,
             found=f"inputs of shapes {[tuple(t.shape) for t in tensors_of(batch)]}",
             remedy="see whether the route takes the model as it is without fxqfix; "
@@ -302,6 +313,7 @@ class _Seen(fx.Interpreter):
 
     def __init__(self, graph_module: fx.GraphModule, reading: Reading) -> None:
         super().__init__(graph_module)
+        self.extra_traceback = False  # it prints the graph with every error
         taps = [t for t in reading.activations if t.site.used is not None]
         self._kept = {node for t in taps for node in (t.node, t.producer)}
         self._kept |= set(float_ends(reading))
@@ -314,6 +326,10 @@ class _Seen(fx.Interpreter):
         if n in self._kept:
             self.values[n] = value.clone() if isinstance(value, Tensor) else value
         return value
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _copied(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -22,11 +22,14 @@ from torch.ao.quantization import (
 from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_fx, prepare_fx
 
 import fxqfix
-from fxqfix import Migration, migrate
+from fxqfix import Migration, _pt2e, migrate
 from fxqfix.errors import (
     DataError,
+    DeviceError,
     DialectError,
     FxqfixError,
+    MissingDependencyError,
+    ModelRunError,
     PairingError,
     RangeUnknownError,
     RouteError,
@@ -47,6 +50,7 @@ Written = tuple[Migration, Path]
 def static(tmp_path_factory: pytest.TempPathFactory) -> Written:
     """One file for a fixed batch size, with the old conversion, from a one-shot iterator."""
     path = tmp_path_factory.mktemp("static") / "model.pt2"
+    path.write_bytes(b"of yesterday")  # it is replaced
     model = nets.prepared("residual")
     old = convert_fx(copy.deepcopy(model))
     return migrate(model, iter(nets.batches()), path, converted=old, engine="fbgemm"), path
@@ -134,7 +138,7 @@ def test_the_old_conversion_is_summed_up(static: Written) -> None:
     assert done.report.causes == plain.causes
     assert done.report.causes["range-lost"] > 0
     text = str(done)
-    assert "ok\n- loaded back: 8 sites and 4 weights are those of the graph" in text
+    assert "ok\n- loaded back: 8 sites and 4 weights equal the graph's, to the bit" in text
     assert "its outputs against freeze(prepared): 0 of 120 values differ" in text
     assert "what ran is the .pt2 file, loaded back" in text
     assert "the old conversion, against the prepared model: not exact, differs in" in text
@@ -160,10 +164,12 @@ def eager() -> nn.Module:
 def test_an_eager_model(tmp_path: Path) -> None:
     model = eager()
     before = fingerprint(model)
-    done = migrate(model, [nets.image(), 3 * nets.image()], tmp_path / "model.pt2")
+    data = [nets.image(size) * 3 for size in (4, 1)]
+    done = migrate(model, data, tmp_path / "model.pt2", dynamic_batch=True)
     assert done.ok
     assert done.certificate.exact
     assert done.trained is not None
+    assert done.trained.differing == 0 < done.trained.elements
     assert fingerprint(model) == before
 
 
@@ -184,6 +190,43 @@ def test_pt2e_models(tmp_path: Path, mode: str) -> None:
         assert done.trained.differing == 0 < done.trained.elements
     program: Any = torch.export.load(done.path)
     assert any(v.dtype == torch.int8 for v in program.state_dict.values())
+
+
+def test_a_pt2e_model_of_any_batch_size(tmp_path: Path) -> None:
+    """It has to be open in the model's own export, else the error says so."""
+    pytest.importorskip("torchao", reason="PT2E needs torchao")
+    from tests.dialects import pt2e_nets
+
+    def prepared(shapes: Any) -> fx.GraphModule:
+        net, x = pt2e_nets.Mlp().eval(), pt2e_nets.image()
+        graph_module = torch.export.export(net, (x,), dynamic_shapes=shapes).module()
+        spec = pt2e_nets.activation_spec(quant_max=127)
+        model = pt2e_nets.prepare_pt2e(graph_module, pt2e_nets.Tiny(pt2e_nets.weight_spec(), spec))
+        model(x)
+        return model
+
+    data = [pt2e_nets.image(size, gain=3.0) for size in (2, 1, 5)]
+    path = tmp_path / "model.pt2"
+    model = prepared(({0: torch.export.Dim("batch")},))
+    done = migrate(model, data, path, dynamic_batch=True)
+    assert done.ok
+    assert done.certificate.exact
+    assert done.certificate.pinned == done.sites == 3
+    path.unlink()
+    with pytest.raises(RouteError, match="where its own export left it open"):
+        migrate(prepared(None), data, path, dynamic_batch=True)
+    assert left(tmp_path) == []
+
+
+def test_pt2e_without_its_conversion(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("torchao", reason="PT2E needs torchao")
+    from tests.dialects import pt2e_nets
+
+    monkeypatch.setattr(_pt2e, "_CONVERSIONS", ("no.such.convert_pt2e",) * 2)
+    model = pt2e_nets.prepared("x86-reduced", "residual")
+    with pytest.raises(MissingDependencyError, match=r"no convert_pt2e .*fxqfix\[pt2e\]"):
+        migrate(model, [pt2e_nets.image()], tmp_path / "model.pt2")
+    assert left(tmp_path) == []
 
 
 def test_a_reference_model_with_its_ranges(tmp_path: Path) -> None:
@@ -322,6 +365,20 @@ def uncalibrated() -> fx.GraphModule:
     return prepare_fx(nn.Sequential(nn.Linear(4, 4)).eval(), mapping, (torch.rand(2, 4),))
 
 
+class Fixed(nn.Module):
+    """Knows its batch size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(4, -1)
+
+
+def fixed_batch() -> fx.GraphModule:
+    mapping = get_default_qconfig_mapping("fbgemm")
+    prepared = prepare_fx(Fixed().eval(), mapping, (nets.image(),))
+    prepared(nets.image())
+    return prepared
+
+
 def at(size: int) -> list[Tensor]:
     return [nets.image(), nets.image(size)]
 
@@ -334,6 +391,27 @@ REFUSED: dict[str, tuple[type[FxqfixError], str, Callable[[], Any], Any, dict[st
         lambda: nets.prepared("plain"),
         at(2),
         {},
+    ),
+    "a batch of other inputs": (
+        ModelRunError,
+        r"migrate, batch 0: the model can't run this batch",
+        lambda: nets.prepared("plain"),
+        [torch.rand(2, 5)],
+        {},
+    ),
+    "another device": (
+        DeviceError,
+        "batch on meta",
+        lambda: nets.prepared("plain"),
+        [nets.image().to("meta")],
+        {},
+    ),
+    "a batch size that the model fixes": (
+        RouteError,
+        "Constraints violated.*leave dynamic_batch=True out",
+        fixed_batch,
+        at(4),
+        {"dynamic_batch": True},
     ),
     "train mode": (
         DialectError,
@@ -406,8 +484,6 @@ def test_a_file_that_is_there_survives_a_failure(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         migrate(nets.prepared("plain"), [], path)
     assert path.read_bytes() == b"of yesterday"
-    migrate(nets.prepared("plain"), [nets.image()], path)
-    assert path.read_bytes() != b"of yesterday"
     assert left(tmp_path) == ["model.pt2"]
 
 
