@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -119,9 +120,10 @@ class SavedFile:
 
 @contextlib.contextmanager
 def _named(what: str, sizes: object, remedy: str | None = None) -> Iterator[None]:
-    """Say in one line which step failed, whatever torch.export raises."""
+    """Say in one line which step failed, whatever torch.export raises, and prints."""
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):  # it prints the graph it can't take
+            yield
     except Exception as error:
         # It says pages: how it got there, the graph, its own log.
         said = str(error).partition("While executing")[0]

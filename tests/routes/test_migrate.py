@@ -456,12 +456,15 @@ REFUSED: dict[str, tuple[type[FxqfixError], str, Callable[[], Any], Any, dict[st
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_leaves_no_file(tmp_path: Path, name: str) -> None:
+def test_what_is_refused_leaves_no_file(
+    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     kind, message, make, data, options = REFUSED[name]
     model = make()
     with pytest.raises(kind, match=message):
         migrate(model, data, tmp_path / "model.pt2", **options)
     assert left(tmp_path) == []
+    assert "def forward" not in capfd.readouterr().err  # torch.export prints what it can't take
 
 
 @pytest.mark.parametrize(
