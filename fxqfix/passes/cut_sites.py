@@ -49,8 +49,12 @@ class CutSites(Pass):
         ends = float_ends(reading)
         sites = cut_points(reading)
         graph = rewriter.graph
-        last = [n for n in graph.nodes if n.op == "placeholder"][-1:]
-        anchor = last[0].next if last else next(iter(graph.nodes))
+        anchor = next(iter(graph.nodes))
+        for node in [n for n in graph.nodes if n.op == "placeholder"]:  # ahead of what is given
+            if node is anchor:
+                anchor = node.next
+            else:
+                anchor.prepend(node)
         for node in sites:
             with graph.inserting_before(anchor):
                 given = graph.create_node("placeholder", f"{node.name}_codes")
