@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 
 import torch
@@ -13,10 +12,9 @@ from torch.ao.quantization.quantize_fx import prepare_qat_fx
 from fxqfix import Certificate, certify, to_decomposed
 
 warnings.simplefilter("ignore")  # torch's deprecation notices
-logging.disable(logging.WARNING)  # torchao names every extension that this machine can't load
 
 # Where each wants its clamps: Inductor keeps int8 kernels behind values, ONNX Runtime around codes.
-ROUTES = {"export": True, "inductor": True, "inductor:lowered": True, "onnxruntime": "codes"}
+ROUTES = {"export": True, "inductor": True, "onnxruntime": "codes"}
 
 
 def main() -> dict[str, Certificate]:
@@ -37,7 +35,7 @@ def main() -> dict[str, Certificate]:
             kernels = certificate.integer_kernels
             lost = certificate.causes.get("range-lost", 0)
             print(
-                f"{route:17} {name:7} ok: {certificate.ok!s:6} {kernels} int8 kernels, {lost} lost"
+                f"{route:12} {name:7} ok: {certificate.ok!s:6} {kernels} int8 kernels, {lost} lost"
             )
             found[f"{route} {name}"] = certificate
     print(found["onnxruntime pinned"])

@@ -72,23 +72,18 @@ def test_clamps_on_codes_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("torchao")
-@pytest.mark.parametrize("name", ["residual", "shuffle"])
-def test_lowered_architectures(name: str) -> None:
-    found = certify(nets.decomposed(name), "inductor:lowered", nets.batches())
+def test_a_lowered_architecture() -> None:
+    found = certify(nets.decomposed("shuffle"), "inductor:lowered", nets.batches())
     assert found.ok, str(found)
     assert found.out_of_range == 0
     assert set(found.causes) <= {"rounding"}
     codes = sum(s.found.elements for s in found.sites)
     assert found.differing <= 1e-5 * codes
-    plain = certify(nets.decomposed(name, pinned=False), "inductor:lowered", nets.batches())
+    plain = certify(nets.decomposed("shuffle", pinned=False), "inductor:lowered", nets.batches())
     assert plain.out_of_range > 0
     assert plain.causes["range-lost"] > 0
     assert plain.kernels == found.kernels
-    convolutions = {"residual": 3, "shuffle": 4}[name]
-    assert dict(found.kernels) == {
-        "onednn.qconv_pointwise": convolutions,
-        "onednn.qlinear_pointwise": 1,
-    }
+    assert dict(found.kernels) == {"onednn.qconv_pointwise": 4, "onednn.qlinear_pointwise": 1}
 
 
 @pytest.mark.usefixtures("torchao")

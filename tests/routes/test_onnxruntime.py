@@ -77,25 +77,6 @@ def test_pairs_of_products_saturate(layer: str) -> None:
     assert [set(s.causes) for s in wrong] == [{"int16-saturation"}]
 
 
-def test_two_inputs_in_order() -> None:
-    class Two(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = torch.nn.Linear(16, 4), torch.nn.Linear(16, 4)
-
-        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return self.a(x) - self.b(y)
-
-    from torch.ao.quantization import get_default_qconfig_mapping
-    from torch.ao.quantization.quantize_fx import prepare_fx
-
-    torch.manual_seed(0)
-    data = [(small.rows(), small.rows(seed=1) - 0.5)]
-    prepared = prepare_fx(Two().eval(), get_default_qconfig_mapping("fbgemm"), data[0])
-    prepared(*data[0])
-    assert certify(prepared, "onnxruntime", data).ok
-
-
 # ------------------------------------------------------------------------ what is left behind
 
 
