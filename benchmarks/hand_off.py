@@ -22,7 +22,7 @@ from torch import fx
 
 from fxqfix import Certificate, certify, to_decomposed
 from fxqfix._inductor import Freezing
-from fxqfix.errors import RouteError
+from fxqfix.errors import FxqfixError, MissingDependencyError, RouteError
 from fxqfix.routes import registry
 from tests.dialects import pt2e_nets
 from tests.routes import nets
@@ -31,7 +31,7 @@ ROUTES = [name for name, route in registry().items() if route.deploy is not None
 PINS = {"plain": False, "values": "values", "codes": "codes"}
 
 
-def certificates(route: str, pins: str) -> Iterator[tuple[str, Certificate | RouteError]]:
+def certificates(route: str, pins: str) -> Iterator[tuple[str, Certificate | FxqfixError]]:
     """Of every architecture; or why there is none."""
     models = {name: functools.partial(nets.prepared, name) for name in nets.NETS}
     models["PT2E"] = functools.partial(pt2e_nets.prepared, "x86-reduced", "residual")
@@ -42,7 +42,7 @@ def certificates(route: str, pins: str) -> Iterator[tuple[str, Certificate | Rou
             data = [gain * pt2e_nets.image(seed=i) for i, gain in enumerate(nets.GAINS)]
         try:
             yield name, certify(model, route, data)
-        except RouteError as error:
+        except (MissingDependencyError, RouteError) as error:
             yield name, error
 
 
@@ -54,7 +54,7 @@ def table(routes: list[str]) -> None:
             most = 0
             for name, found in certificates(route, pins):
                 row = f"{route:24} {pins:7} {name:10}"
-                if isinstance(found, RouteError):
+                if isinstance(found, FxqfixError):
                     total["refused"] += 1
                     print(f"{row} {str(found)[:160]}", flush=True)
                     continue
