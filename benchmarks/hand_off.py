@@ -1,162 +1,106 @@
-"""Does the declared range survive what comes after? Decomposed graphs, with and without the clamps.
+"""What deployed forms compute, with and without pinned ranges; and what the pins cost Inductor.
 
-Each graph is handed to torch.export (saved and loaded), to Inductor with freezing on, to torchao's
-lowering to x86's int8 kernels, and to ONNX Runtime at every optimization level. Their outputs are
-compared with those of the graph itself, at 1, 1.5 and 3 times the calibrated amplitude.
+`certify` on every route that starts from the decomposed graph: six architectures with ranges of
+[0,127], each without clamps, with clamps on values, and with clamps on codes, at 1, 1.5 and 3 times
+the calibrated amplitude; and a PT2E model.
 
-python benchmarks/hand_off.py
+python benchmarks/hand_off.py [ROUTE ...]     all routes: half an hour on one core
+python benchmarks/hand_off.py speed           only the speed of Inductor's kernels
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
+import functools
 import os
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
-os.environ["TORCHINDUCTOR_FREEZING"] = "1"  # read when Inductor is imported
+import sys
+from collections import Counter
+from collections.abc import Iterator
 
 import _common
 import torch
-from torch import Tensor, fx, nn
+from torch import fx
 
-from fxqfix import inspect, to_decomposed
-from fxqfix.qparams import QParams, dequantize, quantize
+from fxqfix import Certificate, certify, to_decomposed
+from fxqfix._inductor import Freezing
+from fxqfix.errors import FxqfixError, MissingDependencyError, RouteError
+from fxqfix.routes import registry
+from tests.dialects import pt2e_nets
+from tests.routes import nets
 
-GAINS = (1.0, 1.5, 3.0)
-Forward = Callable[[Tensor], Tensor]
-
-
-class Net(nn.Module):
-    """Convolutions with a residual, in whose last value each route can be read off."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.mid = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
-        self.body = nn.Conv2d(16, 16, 3, padding=1)
-        self.last = nn.Conv2d(16, 8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.mid(torch.relu(self.stem(x))))
-        return torch.relu(self.last(torch.relu(self.body(x)) + x))
+ROUTES = [name for name, route in registry().items() if route.deploy is not None]
+PINS = {"plain": False, "values": "values", "codes": "codes"}
 
 
-def fx_model(x: Tensor) -> fx.GraphModule:
-    return _common.prepare(Net(), x)
+def certificates(route: str, pins: str) -> Iterator[tuple[str, Certificate | FxqfixError]]:
+    """Of every architecture; or why there is none."""
+    models = {name: functools.partial(nets.prepared, name) for name in nets.NETS}
+    models["PT2E"] = functools.partial(pt2e_nets.prepared, "x86-reduced", "residual")
+    for name, make in models.items():
+        model = to_decomposed(make(), pin_ranges=PINS[pins])
+        data = nets.batches()
+        if name == "PT2E":
+            data = [gain * pt2e_nets.image(seed=i) for i, gain in enumerate(nets.GAINS)]
+        try:
+            yield name, certify(model, route, data)
+        except (MissingDependencyError, RouteError) as error:
+            yield name, error
 
 
-def pt2e_model(x: Tensor) -> fx.GraphModule:
-    from torchao.quantization import pt2e
-    from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-
-    quantizer = x86.X86InductorQuantizer()
-    config = x86.get_default_x86_inductor_quantization_config
-    quantizer.set_global(config(is_qat=True, reduce_range=True))
-    prepared = prepare_qat_pt2e(torch.export.export(Net().train(), (x,)).module(), quantizer)
-    with torch.no_grad():
-        for _ in range(2):
-            prepared(x)
-    return prepared.apply(pt2e.disable_observer)
-
-
-def exported(model: fx.GraphModule, x: Tensor, folder: Path) -> Forward:
-    path = folder / "model.pt2"
-    torch.export.save(torch.export.export(model, (x,)), path)
-    return torch.export.load(path).module()
-
-
-def inductor(model: fx.GraphModule, x: Tensor, folder: Path) -> Forward:
-    return torch.compile(torch.export.export(model, (x,)).module())
-
-
-def lowered(model: fx.GraphModule, x: Tensor, folder: Path) -> Forward:
-    from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
-
-    found = lower_pt2e_quantized_to_x86(model, (x,))
-    kernels = sum("qconv" in str(node.target) for node in found.graph.nodes)
-    assert kernels == 4, f"{kernels} int8 kernels"
-    return found
+def table(routes: list[str]) -> None:
+    print("route, pins, net: codes out of range, that differ, of; LSB; kernels, causes")
+    for route in routes:
+        for pins in PINS:
+            total: Counter[str] = Counter()
+            most = 0
+            for name, found in certificates(route, pins):
+                row = f"{route:24} {pins:7} {name:10}"
+                if isinstance(found, FxqfixError):
+                    total["refused"] += 1
+                    print(f"{row} {str(found)[:160]}", flush=True)
+                    continue
+                codes = sum(s.found.elements for s in found.sites if s.grid is not None)
+                counts = {"out": found.out_of_range, "differ": found.differing, "of": codes}
+                total.update({**counts, "kernels": found.integer_kernels, **found.causes})
+                most = max(most, found.max_lsb)
+                print(
+                    f"{row} {found.out_of_range:6} {found.differing:7} {codes:8} "
+                    f"{found.max_lsb:3}  {dict(found.kernels)}, {found.causes}",
+                    flush=True,
+                )
+            print(f"{route:24} {pins:7} SUM {dict(total)}, by at most {most}", flush=True)
 
 
-def onnx_runtime(level: str) -> Callable[[fx.GraphModule, Tensor, Path], Forward]:
-    def make(model: fx.GraphModule, x: Tensor, folder: Path) -> Forward:
-        import onnxruntime
-
-        path = str(folder / "model.onnx")
-        torch.onnx.export(model, (x,), path, dynamo=True)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-        session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda value: torch.from_numpy(session.run(None, {name: value.numpy()})[0])
-
-    return make
-
-
-LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
-ROUTES = {
-    "torch.export, .pt2": exported,
-    "Inductor, freezing": inductor,
-    "torchao's lowering to x86": lowered,
-    **{f"ONNX Runtime, {level[4:].lower()}": onnx_runtime(level) for level in LEVELS},
-}
+def speed() -> None:
+    """CPU seconds of Inductor's form of the larger networks, pinned and not, in turns."""
+    x = torch.rand(8, 3, 32, 32)
+    for network, make in _common.NETWORKS.items():
+        prepared = _common.prepare(make(), x)
+        forms = {name: _compiled(prepared, name, x) for name in ("plain", "values")}
+        calls = {name: functools.partial(form, x) for name, form in forms.items()}
+        found = _common.medians(calls, 101)
+        ratio = found["values"] / found["plain"]
+        print(
+            f"{network}: pinned over plain {ratio:.3f}x "
+            f"({1e3 * found['values']:.2f} ms, {1e3 * found['plain']:.2f} ms); load "
+            f"{os.getloadavg()[0]:.1f}",
+            flush=True,
+        )
 
 
-def grid_of_output(model: fx.GraphModule) -> QParams:
-    """The last site's grid; a float output is judged by it too."""
-    sites = [site for site in inspect(model) if site.kind == "activation"]
-    assert sites[-1].used is not None
-    return sites[-1].used
-
-
-def judge(wanted: Tensor, found: Tensor, grid: QParams, ends_quantized: bool) -> str:
-    """Codes of the last site that differ, by how much, and those outside of its range.
-
-    A float output (PT2E leaves a last convolution float) is measured in steps of that grid.
-    """
-    steps = (found.double() - wanted.double()).abs() / grid.scales[0]
-    # reason: a float output differs in its last bits by the order of sums alone
-    least = 0.5 if ends_quantized else 0.05
-    text = f"{100 * float((steps > least).double().mean()):7.3f}% {float(steps.max()):7.2f} steps"
-    if not ends_quantized:
-        return f"{text}         -"
-    wide = grid.with_range(*grid.container)
-    codes = quantize(found, wide)
-    assert torch.equal(dequantize(codes, wide), found)
-    outside = (codes < grid.quant_min) | (codes > grid.quant_max)
-    return f"{text} {100 * float(outside.double().mean()):7.3f}%"
-
-
-@contextlib.contextmanager
-def silently() -> Iterator[None]:
-    """Exporters print their progress."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
+def _compiled(prepared: fx.GraphModule, pins: str, x: torch.Tensor) -> Freezing:
+    model = to_decomposed(prepared, pin_ranges=PINS[pins])
+    form = Freezing(torch.export.export(model, (x,)).module(), dynamic=False)
+    print(f"  {pins}: {form.compiled_for(x)}", flush=True)
+    return form
 
 
 def main() -> None:
     _common.settle()
-    logging.disable(logging.WARNING)
-    x = torch.rand(4, 3, 16, 16)
-    for flow, make in {"FX QAT": fx_model, "PT2E QAT": pt2e_model}.items():
-        torch.manual_seed(0)
-        prepared = make(x)
-        print(f"\n{flow}{'':40} differing, at most, out of range, per amplitude")
-        for pin in (False, True):
-            model = to_decomposed(prepared, pin_ranges=pin)
-            grid, ends = grid_of_output(model), flow == "FX QAT"
-            for route, build in ROUTES.items():
-                # A folder per route, and forgotten only after the route has run.
-                with tempfile.TemporaryDirectory() as folder, torch.no_grad(), silently():
-                    forward = build(model, x, Path(folder))
-                    batches = [gain * x for gain in GAINS]
-                    cells = [judge(model(b), forward(b), grid, ends) for b in batches]
-                print(f"{'pinned' if pin else 'plain':7}{route:34}{'   |'.join(cells)}", flush=True)
+    asked = sys.argv[1:]
+    if asked != ["speed"]:
+        table(asked or ROUTES)
+    if not asked or asked == ["speed"]:
+        speed()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ PAGES = (
     DOCS / "howto-migrate-convert-fx.md",
     DOCS / "howto-debug-layer-by-layer.md",
     DOCS / "howto-pt2e.md",
+    DOCS / "howto-deploy.md",
 )
 
 
@@ -241,14 +242,23 @@ def routes_page() -> str:
         "file in `fxqfix/routes/` and a line in its `_registry.py`.",
         table(("route", "what it is", "extra"), rows),
     ]
-    modules = dict.fromkeys(
-        inspect.getmodule(r.deploy or r.certify.func) for r in routes.registry().values()
-    )
-    for module in modules:
+    for module in dict.fromkeys(map(_module, routes.registry().values())):
         title, _, rest = (inspect.getdoc(module) or "").partition("\n")
         if rest.strip():
             parts += [f"## {title}", _code(rest.strip())]
+    causes = ((f"`{name}`", text) for name, text in routes.LAPSES.items())
+    parts += [
+        "## What kernels compute otherwise",
+        "Causes of a certificate beside `range-lost`, `requantization`, `rounding` and "
+        "`unexplained`. Each is proven by recomputing the site so.",
+        table(("cause", "what it is"), causes),
+    ]
     return "\n\n".join(parts)
+
+
+def _module(route: routes.Route) -> Any:
+    function: Any = route.deploy or route.certify
+    return inspect.getmodule(getattr(function, "func", function))
 
 
 def errors_page() -> str:

@@ -59,6 +59,15 @@ PROMISES = {
         "to_decomposed(prepared)    exact: True ",
         "trace: FX can't trace DataDependent",
     ],
+    "deploy": [
+        "export       plain   ok: True   0 int8 kernels, 0 lost",
+        "export       pinned  ok: True   0 int8 kernels, 0 lost",
+        "inductor     plain   ok: False  2 int8 kernels, ",
+        "inductor     pinned  ok: True   2 int8 kernels, 0 lost",
+        "onnxruntime  plain   ok: False  2 int8 kernels, ",
+        "onnxruntime  pinned  ok: True   2 int8 kernels, 0 lost",
+        "certify: route onnxruntime, torch ",
+    ],
     "pt2e": [
         "pt2e-prepared: 6 sites",
         "lint: ['scale-formula']",
@@ -92,6 +101,8 @@ def test_every_example_is_here() -> None:
 
 @pytest.mark.parametrize("name", PROMISES)
 def test_example(name: str) -> None:
+    if name == "deploy":
+        pytest.importorskip("onnxruntime", reason='the extra "onnx" is not installed')
     if name == "pt2e":
         pytest.importorskip("torchao", reason='the extra "pt2e" is not installed')
     result = run_script(f"examples/{name}.py")

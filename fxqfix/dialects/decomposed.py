@@ -30,9 +30,20 @@ from fxqfix.dialects.site import Site
 from fxqfix.dialects.weights import WeightView, reference_weight
 from fxqfix.qparams import QParams, quantize
 
-__all__ = ["NAME", "arguments", "is_pin", "matches", "qparams_of_op", "read"]
+__all__ = [
+    "NAME",
+    "arguments",
+    "code_pin",
+    "is_pin",
+    "is_pinned",
+    "matches",
+    "qparams_of_op",
+    "read",
+]
 
 NAME = "decomposed"
+
+_CLAMPS = (torch.clamp, torch.ops.aten.clamp.default)
 
 _NAMES = {
     "per_tensor": ("input", "scale", "zero_point", "quant_min", "quant_max", "dtype"),
@@ -105,9 +116,20 @@ def is_pin(node: fx.Node) -> bool:
     return bounds == pin_bounds(*(given[name] for name in names))
 
 
+def code_pin(node: fx.Node) -> fx.Node | None:
+    """The clamp behind a quantize that keeps its codes in their range; None without one."""
+    users, given = list(node.users), arguments(node)
+    if _kind(node) != ("quantize", "per_tensor") or len(users) != 1:
+        return None
+    if users[0].target not in _CLAMPS:
+        return None
+    bounds = (given["quant_min"], given["quant_max"])
+    return users[0] if users[0].args == (node, *bounds) else None
+
+
 def clamp_bounds(node: fx.Node) -> tuple[float, float] | None:
     """The bounds of a clamp to two constants; None for any other node."""
-    if node.target not in (torch.clamp, torch.ops.aten.clamp.default) or len(node.args) < 3:
+    if node.target not in _CLAMPS or len(node.args) < 3:
         return None
     low, high = node.args[1:3]
     return (low, high) if isinstance(low, float) and isinstance(high, float) else None
@@ -210,7 +232,14 @@ def _activation(
         source="dynamic" if qparams is None else "quantize op's arguments",
         quantizes=qparams is not None,
     )
-    return Tap(site, node, producer, origins=_pt2e.origins(node))
+    pin = code_pin(node)
+    held = node if pin is not None else None
+    return Tap(site, pin or node, producer, held=held, origins=_pt2e.origins(node))
+
+
+def is_pinned(tap: Tap) -> bool:
+    """Whether a clamp in the graph keeps a site's codes in their range."""
+    return tap.held is not None or clamp_bounds(tap.node.all_input_nodes[0]) is not None
 
 
 def _weight(

@@ -34,7 +34,8 @@ class _Walk:
     def __init__(self, reading: Reading) -> None:
         self.graph_module = reading.graph_module
         self.modules = modules_of(reading.graph_module)
-        self.taps = {tap.node: tap for tap in reading.activations}
+        self.taps = {tap.kernel: tap for tap in reading.activations}
+        self.pins = {tap.node for tap in reading.activations if tap.held is not None}
         # Of a constant, under its quantize or dequantize; of a reference module, under its call.
         views = {tap.producer: tap.weight() for tap in reading.weights if tap.weight is not None}
         self.held = {n: view for n, view in views.items() if n.op == "call_module"}
@@ -66,7 +67,7 @@ class _Walk:
             self.names[node] = node.name
         elif self._is_boundary(node):
             self._boundary(node)
-        elif decomposed.is_pin(node):
+        elif node in self.pins or decomposed.is_pin(node):
             self.names[node] = self.names[node.all_input_nodes[0]]
         elif self._is_weight(node):
             self.weights[node] = self.weights[node.all_input_nodes[0]]

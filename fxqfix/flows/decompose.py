@@ -22,7 +22,7 @@ __all__ = ["declared_ranges", "to_decomposed"]
 
 
 def to_decomposed(
-    model: nn.Module, *, ranges_from: Any = None, pin_ranges: bool = True
+    model: nn.Module, *, ranges_from: Any = None, pin_ranges: bool | str = True
 ) -> fx.GraphModule:
     """Rewrite a model of any dialect to decomposed ops, which carry quant_min and quant_max.
 
@@ -38,6 +38,7 @@ def to_decomposed(
             or the QConfigMapping (or QConfig) that it was prepared with.
         pin_ranges: Put an explicit clamp before each quantize whose range is narrower than its
             dtype, so that the range survives ONNX export and Inductor. It changes no bit here.
+            "codes" puts it behind the quantize, with which ONNX Runtime keeps its int8 kernels.
 
     Returns:
         A new GraphModule: floats in, floats out; integer weights in buffers.
@@ -68,7 +69,8 @@ def to_decomposed(
         passes += [*freezing(source), DecomposeQuantize()]
     elif reading.dialect != "decomposed":
         passes.append(DecomposeQuantize(declared_ranges(reading, ranges_from)))
-    passes.append(PinRanges() if pin_ranges else DecomposeQuantize())
+    where = pin_ranges if isinstance(pin_ranges, str) else "values"
+    passes.append(PinRanges(where=where) if pin_ranges else DecomposeQuantize())
     decomposed: fx.GraphModule = chain(source, *passes).graph_module
     return decomposed
 

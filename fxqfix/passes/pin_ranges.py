@@ -1,4 +1,4 @@
-"""pin-ranges: an explicit clamp before each quantize whose range is narrower than its dtype."""
+"""pin-ranges: an explicit clamp at each quantize whose range is narrower than its dtype."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from fxqfix import dialects
-from fxqfix.dialects import decomposed, reference
-from fxqfix.dialects.decomposed import clamp_bounds, pin_bounds
+from fxqfix.dialects import Tap, decomposed, reference
+from fxqfix.dialects.decomposed import clamp_bounds, is_pinned, pin_bounds
+from fxqfix.engines._base import check_name
 from fxqfix.errors import PassError
 from fxqfix.passes._base import Pass, Rewriter
+from fxqfix.qparams import QParams
 
 __all__ = ["PinRanges"]
 
@@ -23,11 +25,15 @@ _DIALECTS = (decomposed.NAME, reference.NAME)
 
 @dataclass(frozen=True)
 class PinRanges(Pass):
-    """Clamp to the real values of quant_min and quant_max before each narrow quantize.
+    """Clamp to quant_min and quant_max at each narrow quantize.
 
     ONNX export and Inductor's int8 lowering drop a decomposed op's quant_min / quant_max; with the
-    clamp in the graph the range survives both. The clamp changes no bit of the graph itself: it
-    only moves values that the quantize would clamp anyway.
+    clamp in the graph the range survives. The clamp changes no bit of the graph itself: it only
+    moves what the quantize would clamp anyway.
+
+    It stands before the quantize, on values, or behind it, on codes. Inductor keeps its int8
+    kernels with clamps on values, and fails on convolutions with those on codes. ONNX Runtime keeps
+    its int8 kernels with clamps on codes, and runs in float with those on values.
 
     A reference model's quantize has no range at all: there the clamp is the range, and changes the
     codes that were outside it.
@@ -35,45 +41,73 @@ class PinRanges(Pass):
     Attributes:
         ranges: For a reference model, site name -> (quant_min, quant_max); decomposed ops carry
             their own.
+        where: "values" or "codes". Clamps that stand elsewhere are moved. A reference model has no
+            codes to clamp.
+
+    Raises:
+        UnknownNameError: `where` is neither.
 
     Example:
         >>> from fxqfix.passes import PinRanges
-        >>> PinRanges()
-        PinRanges(ranges=mappingproxy({}))
+        >>> PinRanges(where="codes").where
+        'codes'
     """
 
     name: ClassVar[str] = "pin-ranges"
     ranges: Mapping[str, tuple[int, int]] = field(
         default_factory=lambda: MappingProxyType({}), hash=False
     )
+    where: str = "values"
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Insert the clamps; a quantize that has one already is left alone."""
+        check_name("place of a clamp", self.where, ("values", "codes"), self.name)
         reading = dialects.read(rewriter.graph_module)
         for tap in reading.activations:
-            qparams, source = tap.site.used, tap.node.all_input_nodes[0]
+            qparams = tap.site.used
             if qparams is not None and tap.site.name in self.ranges:
                 qparams = qparams.with_range(*self.ranges[tap.site.name])
             if qparams is None or not qparams.is_narrow or qparams.axis is not None:
                 continue
-            bounds = pin_bounds(
-                qparams.scales[0], int(qparams.zero_points[0]), qparams.quant_min, qparams.quant_max
-            )
-            if reading.dialect not in _DIALECTS or clamp_bounds(source) == bounds:
-                continue
-            with rewriter.graph.inserting_before(tap.node):
-                clamp = rewriter.call(torch.clamp, (source, *bounds), f"{tap.site.name}_clamp")
-            tap.node.replace_input_with(source, clamp)
-            rewriter.note(f"{tap.site.name}: clamped to {qparams.range_text} before quantize")
+            if reading.dialect == decomposed.NAME and self.where == "codes":
+                self._pin_codes(rewriter, tap, qparams)
+            elif reading.dialect in _DIALECTS:
+                self._pin_values(rewriter, tap, qparams)
+
+    def _pin_values(self, rewriter: Rewriter, tap: Tap, qparams: QParams) -> None:
+        kernel, source = tap.kernel, tap.kernel.all_input_nodes[0]
+        bounds = pin_bounds(
+            qparams.scales[0], int(qparams.zero_points[0]), qparams.quant_min, qparams.quant_max
+        )
+        if tap.held is not None:
+            rewriter.replace(tap.node, kernel, f"{tap.site.name}: its codes are not clamped")
+        if clamp_bounds(source) == bounds:
+            return
+        with rewriter.graph.inserting_before(kernel):
+            clamp = rewriter.call(torch.clamp, (source, *bounds), f"{tap.site.name}_clamp")
+        kernel.replace_input_with(source, clamp)
+        rewriter.note(f"{tap.site.name}: clamped to {qparams.range_text} before quantize")
+
+    def _pin_codes(self, rewriter: Rewriter, tap: Tap, qparams: QParams) -> None:
+        source = tap.kernel.all_input_nodes[0]
+        if decomposed.is_pin(source):
+            rewriter.replace(source, source.all_input_nodes[0], f"{source.name}: moved")
+        if tap.held is not None:
+            return
+        limits = (qparams.quant_min, qparams.quant_max)
+        with rewriter.graph.inserting_after(tap.node):
+            clamp = rewriter.call(torch.clamp, (tap.node, *limits), f"{tap.site.name}_clamp")
+        tap.node.replace_all_uses_with(clamp, delete_user_cb=lambda user: user is not clamp)
+        rewriter.note(f"{tap.site.name}: codes clamped to {qparams.range_text}")
 
     def check(self, before: nn.Module, after: nn.Module) -> None:
         """Every narrow per-tensor quantize is pinned."""
         for tap in dialects.read(after).activations:
             used = tap.site.used
             narrow = used is not None and used.is_narrow and used.axis is None
-            if narrow and clamp_bounds(tap.node.all_input_nodes[0]) is None:
+            if narrow and not is_pinned(tap):
                 raise PassError(
-                    "a narrow quantize has no clamp before it",
+                    "a narrow quantize has no clamp",
                     where=f"{self.name}, site {tap.site.name!r}",
                     found=str(used),
                     remedy="decompose the model first: fxqfix.to_decomposed(model)",

@@ -209,6 +209,7 @@ class _Copy:
             return
         graph, above = self.rewriter.graph, next(iter(node.all_input_nodes), None)
         pin = above if above is not None and decomposed.is_pin(above) else None
+        held = decomposed.code_pin(node)
         with graph.inserting_before(node):
             node.args = tuple(self._value(a, b) for a, b in _zip(node.args, source.args))
             node.kwargs = {k: self._value(v, source.kwargs.get(k)) for k, v in node.kwargs.items()}
@@ -216,6 +217,9 @@ class _Copy:
             given = decomposed.arguments(node)
             names = ("scale", "zero_point", "quant_min", "quant_max")
             pin.args = (pin.args[0], *decomposed.pin_bounds(*(given[n] for n in names)))
+        if held is not None:
+            given = decomposed.arguments(node)
+            held.args = (node, given["quant_min"], given["quant_max"])
         self.rewriter.note(f"{self.site}: constants of {node.name} restored")
 
     def _module(self, node: fx.Node, source: fx.Node) -> None:

@@ -1,8 +1,18 @@
 """The ways of deploying a decomposed graph, one per file, and `certify`, which watches them."""
 
 from fxqfix.routes._base import Deployed, Route, SiteView
+from fxqfix.routes._lapses import LAPSES
 from fxqfix.routes._registry import find, registry
 from fxqfix.routes.certify import certify
 from fxqfix.routes.migrate import migrate
 
-__all__ = ["Deployed", "Route", "SiteView", "certify", "find", "migrate", "registry"]
+__all__ = [
+    "LAPSES",
+    "Deployed",
+    "Route",
+    "SiteView",
+    "certify",
+    "find",
+    "migrate",
+    "registry",
+]

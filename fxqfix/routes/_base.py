@@ -71,6 +71,9 @@ class Route:
         packages: The packages whose versions stand in the certificate, beside torch.
         arithmetic: The codes that the route's own integer arithmetic gives at a site, None where
             that is not known. Codes that differ and are these have the cause `requantization`.
+        lapses: Names of `fxqfix.routes.LAPSES`: what its kernels are known to compute otherwise, in
+            the order in which they are asked. They are causes too.
+        pins: Where the ranges of a prepared model are pinned for it: see `PinRanges`.
         certify: In place of `deploy`, where a route does not start from the decomposed graph:
             (model, data, progress) -> the certificate.
 
@@ -87,4 +90,6 @@ class Route:
     extra: str = ""
     packages: tuple[str, ...] = ()
     arithmetic: Callable[[SiteView], Tensor | None] = field(default=lambda _: None)
+    lapses: tuple[str, ...] = ()
+    pins: str = "values"
     certify: Callable[[nn.Module, Iterable[Any], bool | None], Certificate] | None = None

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from fxqfix.passes._region import cut
 from fxqfix.routes._base import SiteView
+from fxqfix.routes._lapses import lapsed
 
 __all__ = ["explain", "float_error"]
 
@@ -21,13 +22,16 @@ _ROUNDINGS, _HALF_UNIT = 8, 2.0**-24
 
 
 def explain(
-    view: SiteView, arithmetic: Callable[[SiteView], Tensor | None]
+    view: SiteView,
+    arithmetic: Callable[[SiteView], Tensor | None],
+    lapses: tuple[str, ...] = (),
 ) -> tuple[dict[str, int], str]:
     """Count the differing codes of a site by cause.
 
     Args:
         view: The site on one batch.
         arithmetic: What the route's own integers give, if that is known.
+        lapses: What its kernels are known to compute otherwise.
 
     Returns:
         Cause -> codes, which add up to all that differ; and why a cause could not be asked, or "".
@@ -51,16 +55,26 @@ def explain(
         take("requantization", (own == found) | (own.clamp(low, high) == found))
     problem = ""
     if bool(left.any()):
-        rounded, problem = _roundings(view)
-        take("rounding", (rounded[0] <= found) & (found <= rounded[1]))
+        (least, most), problem = _roundings(view)
+        take("rounding", (least <= found) & (found <= most))
+    for count, lapse in enumerate(lapses, start=1):
+        if problem or not bool(left.any()):
+            break
+        (least, most), _ = _roundings(view, lapses[:count])
+        outside = (found < low) | (found > high)
+        held = found.clamp(low, high)
+        agrees = (least <= held) & (held <= most)
+        take(lapse, agrees & ~outside)
     take("unexplained", left)
     return counts, problem
 
 
-def _roundings(view: SiteView) -> tuple[tuple[Tensor, Tensor], str]:
-    """The lowest and the highest code that are a rounding of the exact value."""
+def _roundings(view: SiteView, lapses: tuple[str, ...] = ()) -> tuple[tuple[Tensor, Tensor], str]:
+    """The lowest and the highest code that are a rounding of the exact value, or the lapsed one."""
     graph_module = view.reading.graph_module
     exact, width, problem = float_error(graph_module, view.codes, view.tap.producer, view.value)
+    if lapses:
+        exact = _exact(graph_module, view.tap.producer, view.codes, lapses)
     scale, point = (t.double() for t in view.grid.tensors(exact))
     slack = width / scale
     low, high = (torch.round(exact / scale + side * slack) + point for side in (-1, 1))
@@ -93,10 +107,15 @@ def float_error(
     return exact, own_error + _ROUNDINGS * _HALF_UNIT * largest, problem
 
 
-def _exact(graph_module: fx.GraphModule, end: fx.Node, given: Mapping[fx.Node, Any]) -> Tensor:
+def _exact(
+    graph_module: fx.GraphModule,
+    end: fx.Node,
+    given: Mapping[fx.Node, Any],
+    lapses: tuple[str, ...] = (),
+) -> Tensor:
     codes = {n for n, v in given.items() if isinstance(v, Tensor) and not v.is_floating_point()}
     region = cut(graph_module, end, codes)
-    result: Tensor = _Wide(graph_module, graph=region.graph).run(
+    result: Tensor = _Wide(graph_module, region.graph, lapses).run(
         *(_wide(given[node]) for node in region.inputs)
     )
     return result.double()
@@ -105,9 +124,14 @@ def _exact(graph_module: fx.GraphModule, end: fx.Node, given: Mapping[fx.Node, A
 class _Wide(fx.Interpreter):
     """Runs a region in float64: what a dequantize gives is exact in float32, and widened."""
 
+    def __init__(self, module: fx.GraphModule, graph: fx.Graph, lapses: tuple[str, ...]) -> None:
+        super().__init__(module, garbage_collect_values=not lapses, graph=graph)
+        self._lapses = lapses
+
     def run_node(self, n: fx.Node) -> Any:
         """Run a node and widen what it gives."""
-        return _wide(super().run_node(n))
+        own = lapsed(self, n, self._lapses) if self._lapses else None
+        return _wide(super().run_node(n)) if own is None else own
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a copy of the module, in float64."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from fxqfix.engines._base import check_name
-from fxqfix.routes import executorch, export, int8
+from fxqfix.routes import executorch, export, inductor, int8, onnxruntime
 from fxqfix.routes._base import Route
 
 __all__ = ["find", "registry"]
 
-_ROUTES = (export.ROUTE, executorch.ROUTE, *int8.ROUTES)
+_ROUTES = (
+    export.ROUTE,
+    *inductor.ROUTES,
+    *onnxruntime.ROUTES,
+    executorch.ROUTE,
+    *int8.ROUTES,
+)
 
 
 def registry() -> dict[str, Route]:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from fxqfix import _rng, _torch, dialects
 from fxqfix.dialects import Reading, Tap
-from fxqfix.dialects.decomposed import NAME, clamp_bounds, is_dequantize
+from fxqfix.dialects.decomposed import NAME, is_dequantize, is_pinned
 from fxqfix.errors import FxqfixError, ModelRunError, RouteError
 from fxqfix.flows import to_decomposed
 from fxqfix.measure import Discrepancy, Run, discrepancy, streamed, tensors_of
@@ -79,16 +79,18 @@ def certify(
     if found.certify is not None:
         return found.certify(model, data, progress)
     with torch.no_grad(), _rng.same_rng():
-        watched = Watched(found, _decomposed(model), dynamic_batch, f"certify, route {route}")
+        reading = _decomposed(model, found.pins)
+        watched = Watched(found, reading, dynamic_batch, f"certify, route {route}")
         for _ in watched.stream(data, progress):
             pass
     return watched.certificate()
 
 
-def _decomposed(model: nn.Module) -> Reading:
+def _decomposed(model: nn.Module, pins: str) -> Reading:
     """The decomposed graph: a new module."""
     own = dialects.read(model, "certify")
-    return dialects.read(to_decomposed(own.graph_module, pin_ranges=own.dialect != NAME))
+    where = own.dialect != NAME and pins
+    return dialects.read(to_decomposed(own.graph_module, pin_ranges=where))
 
 
 def positional(
@@ -164,9 +166,9 @@ class Watched:
             zip(output_nodes(self.graph_module), wanted, found, strict=True)
         ):
             self._add(f"output {index}", self._output(node, a, b))
-        if parts is None:
+        given = self._inside(parts, (*flat, *codes))
+        if given is None:
             return
-        given = self._run(parts, (*flat, *codes))
         for tap, value in zip(self.sites, given, strict=False):
             self._site(tap, seen, value)
         for node, value in zip(self.ends, given[len(self.sites) :], strict=True):
@@ -184,6 +186,14 @@ class Watched:
                 remedy="each batch has to be what the model's forward takes "
                 "(tensor, tuple of arguments, or dict of keywords)",
             ) from error
+
+    def _inside(self, parts: Deployed | None, args: tuple[Any, ...]) -> Sequence[Tensor] | None:
+        """What the cut graph gives; None where it can't be deployed or run."""
+        try:
+            return None if parts is None else self._run(parts, args)
+        except RouteError as error:
+            self.unchecked["all sites"] = f"the route can't take the cut graph: {error}"
+            return None
 
     def _deployed(
         self, whole: tuple[Any, ...], parts: tuple[Any, ...]
@@ -239,7 +249,7 @@ class Watched:
         wanted, value = seen.values[tap.node], seen.values[tap.producer]
         self._add(tap.site.name, discrepancy(wanted, found, grid, grid))
         view = SiteView(self.reading, tap, grid, seen.values, value, wanted, found)
-        counts, problem = explain(view, self.route.arithmetic)
+        counts, problem = explain(view, self.route.arithmetic, self.route.lapses)
         self.causes.setdefault(tap.site.name, Counter()).update(counts)
         if problem:
             self.unchecked[f"{tap.site.name}: rounding"] = problem
@@ -281,7 +291,7 @@ class Watched:
         """What was seen over all batches."""
         names = ("torch", *self.route.packages)
         narrow = [t for t in self.sites if t.site.used is not None and t.site.used.is_narrow]
-        pinned = sum(clamp_bounds(t.node.all_input_nodes[0]) is not None for t in narrow)
+        pinned = sum(is_pinned(t) for t in narrow)
         outputs = output_nodes(self.graph_module)
         kernels: tuple[tuple[str, int], ...] = next(iter(self.forms.values()))[0].kernels
         return Certificate(

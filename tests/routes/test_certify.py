@@ -182,6 +182,28 @@ def test_an_exported_program_is_taken() -> None:
     assert certify(program, "export", [nets.image(seed=1)]).exact
 
 
+def test_two_inputs_come_before_what_is_given() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.a(x) - self.b(y)
+
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import prepare_fx
+
+    x = torch.linspace(-1, 1, 32).reshape(4, 8)
+    prepared = prepare_fx(Two().eval(), get_default_qconfig_mapping("fbgemm"), (x, x))
+    prepared(x, x.square())
+    model = fxqfix.to_decomposed(prepared)
+    names = [n.name for n in CutSites()(model).graph_module.graph.nodes if n.op == "placeholder"]
+    assert names[:2] == ["x", "y"]
+    assert all(name.endswith("_codes") for name in names[2:])
+    assert certify(model, "export", [(x, x.square())]).exact
+
+
 def test_keywords_and_labels() -> None:
     name = next(iter(nets.decomposed("plain").graph.nodes)).name
     assert certify(nets.decomposed("plain"), "export", [{name: nets.image()}]).exact

@@ -1,0 +1,89 @@
+"""Routes "inductor" and "inductor:lowered": torch.compile with freezing, and torchao's lowering.
+
+Both run oneDNN's int8 kernels, which Inductor's patterns find: freezing puts the weights into the
+graph, where only those with a scale per channel fit. The certificate's kernels are Inductor's own
+counters of "inductor", and the ops in the graph of "inductor:lowered". The range of a quantize that
+goes into such a kernel is lost; a clamp before the quantize becomes part of the kernel. Clamps on
+codes (`pin_ranges="codes"`) make Inductor of torch 2.13 fail at convolutions, and so does compiling
+what torchao lowered.
+
+The kernels take a weight's zero point for 0, and on CPUs without VNNI they saturate at 16 bits. The
+lowered graph fails where a view reads what its convolutions return channels last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, fx
+
+from fxqfix import _inductor
+from fxqfix.errors import RouteError
+from fxqfix.measure import tensors_of
+from fxqfix.routes._base import Deployed, Route
+from fxqfix.routes.export import exported
+
+__all__ = ["ROUTES"]
+
+# Of oneDNN's kernels, as torch calls them.
+_LAPSES = ("weight-zero-point", "int16-saturation-by-channel")
+_FLOAT = (
+    "no op was lowered to an int8 kernel: Inductor's patterns want weights with per-channel scales"
+)
+
+
+def _compiled(graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: bool) -> Deployed:
+    forward = _inductor.Freezing(exported(graph_module, batch, dynamic).module(), dynamic)
+    try:
+        kernels = forward.compiled_for(*batch)
+    except Exception as error:  # it arrives wrapped
+        if not _inductor.without_compiler(error):
+            raise
+        raise RouteError(
+            "Inductor found no C++ compiler",
+            where="certify, route inductor",
+            found=str(error).strip().partition("\n")[0],
+            expected="g++ or clang++ on the PATH, or the variable CXX",
+            remedy="install one, or certify route 'inductor:lowered', which compiles nothing",
+        ) from error
+    return _deployed(forward, kernels)
+
+
+def _lowered(graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: bool) -> Deployed:
+    if dynamic:
+        raise RouteError(
+            "torchao's lowering takes inputs of one size",
+            where="certify, route inductor:lowered",
+            found="dynamic_batch=True",
+            remedy="leave it out: a batch of another size is lowered anew",
+        )
+    forward, kernels = _inductor.lowered_to_x86(
+        graph_module, batch, "certify, route inductor:lowered"
+    )
+    return _deployed(forward, kernels)
+
+
+def _deployed(forward: Callable[..., Any], kernels: Mapping[str, int]) -> Deployed:
+    def run(*inputs: Any) -> Sequence[Tensor]:
+        return list(tensors_of([forward(*inputs)]))
+
+    return Deployed(run, tuple(kernels.items()), () if kernels else (_FLOAT,))
+
+
+ROUTES = (
+    Route(
+        name="inductor",
+        summary="torch.export, then torch.compile with freezing, on CPUs",
+        deploy=_compiled,
+        lapses=_LAPSES,
+    ),
+    Route(
+        name="inductor:lowered",
+        summary="torchao's lower_pt2e_quantized_to_x86: the same kernels, without compiling",
+        deploy=_lowered,
+        lapses=_LAPSES,
+        extra="pt2e",
+        packages=("torchao",),
+    ),
+)

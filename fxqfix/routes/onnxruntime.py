@@ -1,0 +1,104 @@
+"""Routes "onnxruntime" and "onnxruntime:LEVEL": torch.onnx.export, run by ONNX Runtime.
+
+The exporter drops quant_min and quant_max at every level. A prepared model gets its clamps on
+codes: ONNX Runtime fuses QLinearConv, QGemm and their like from level "extended" on, and around
+clamps on values it fuses none. The certificate's kernels are those of its optimized graph.
+
+From level "basic" on biases become int32, even where the convolution then runs in float. On CPUs
+without VNNI the int8 kernels saturate at 16 bits; the session option session.x64quantprecision
+makes them exact, and slower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxqfix import _extras, _torch
+from fxqfix.measure import tensors_of
+from fxqfix.routes._base import Deployed, Route
+from fxqfix.routes.export import exported
+
+__all__ = ["ROUTES"]
+
+# ONNX Runtime's levels of graph optimization; "" is its default.
+_LEVELS = {
+    "": "ORT_ENABLE_ALL",
+    "disable_all": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+}
+_FLOAT = "no kernel computes on integers: what is between dequantize and quantize runs in float"
+_ERRORS_ONLY = 3  # of ONNX Runtime's levels of logging
+
+
+def _deploy(
+    graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: bool, level: str
+) -> Deployed:
+    runtime = _extras.require("onnxruntime", "onnx", "certify, route onnxruntime")
+    onnx = _extras.require("onnx", "onnx", "certify, route onnxruntime")
+    _extras.require("onnxscript", "onnx", "certify, route onnxruntime")
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _LEVELS[level])
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = _ERRORS_ONLY
+    with tempfile.TemporaryDirectory() as folder:
+        path, optimized = (str(Path(folder) / name) for name in ("model.onnx", "optimized.onnx"))
+        with _silence(), _torch.quiet():
+            program = exported(graph_module, batch, dynamic)
+            torch.onnx.export(program, (), path, dynamo=True, verbose=False, external_data=False)
+        options.optimized_model_filepath = optimized
+        session = runtime.InferenceSession(path, options, ["CPUExecutionProvider"])
+        kinds = Counter(node.op_type for node in onnx.load(optimized).graph.node)
+    names = [given.name for given in session.get_inputs()]
+
+    def run(*inputs: Any) -> Sequence[Tensor]:
+        values = (t.detach().cpu().numpy() for t in tensors_of(inputs))
+        found = session.run(None, dict(zip(names, values, strict=True)))
+        return [torch.from_numpy(value) for value in found]
+
+    kernels = tuple(sorted((kind, n) for kind, n in kinds.items() if _on_integers(kind)))
+    return Deployed(run, kernels, () if kernels else (_FLOAT,))
+
+
+def _on_integers(kind: str) -> bool:
+    """Whether an ONNX op computes on codes: QLinearConv, QGemm, ConvInteger and their like."""
+    return kind.startswith(("QLinear", "QGemm")) or "Integer" in kind
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter prints its progress, and logs which libraries it could have used."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+ROUTES = tuple(
+    Route(
+        name=":".join(filter(None, ("onnxruntime", level))),
+        summary=f"torch.onnx.export, then ONNX Runtime with {_LEVELS[level]}"
+        + ("" if level else ", its default"),
+        deploy=partial(_deploy, level=level),
+        extra="onnx",
+        lapses=("bias-int32", "int16-saturation"),
+        pins="codes",
+        packages=("onnxruntime", "onnx", "onnxscript"),
+    )
+    for level in _LEVELS
+)

@@ -1,0 +1,70 @@
+"""pin-ranges: clamps on values, on codes, and moved from one to the other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import fx
+
+import fxqfix
+from fxqfix import compare, extract_parameters, to_decomposed
+from fxqfix.errors import UnknownNameError
+from fxqfix.passes import PinRanges
+from tests.routes import nets
+
+
+def clamps(model: fx.GraphModule) -> int:
+    return sum(node.target is torch.clamp for node in model.graph.nodes)
+
+
+def edges(model: fx.GraphModule) -> list[tuple[str, list[str]]]:
+    """What each node calls, and what the nodes that it reads call."""
+    nodes = model.graph.nodes
+    return [(str(n.target), [str(m.target) for m in n.all_input_nodes]) for n in nodes]
+
+
+def test_where_a_clamp_stands_changes_no_bit_and_no_site() -> None:
+    prepared = nets.prepared("residual")
+    plain = to_decomposed(prepared, pin_ranges=False)
+    values, codes = to_decomposed(prepared), to_decomposed(prepared, pin_ranges="codes")
+    moved = PinRanges(where="codes")(values).graph_module
+    back = PinRanges()(codes).graph_module
+    for model in (values, codes, moved, back):
+        assert clamps(model) == 8
+        assert fxqfix.inspect(model) == fxqfix.inspect(plain)
+        for x in nets.batches():
+            assert torch.equal(model(x), plain(x))
+    assert edges(moved) == edges(codes)
+    assert edges(back) == edges(values)
+    for model, where in ((values, "values"), (codes, "codes")):
+        assert not PinRanges(where=where)(model).modified
+
+
+def test_clamps_on_codes_are_read_everywhere() -> None:
+    codes = to_decomposed(nets.prepared("residual"), pin_ranges="codes")
+    assert compare(nets.prepared("residual"), codes, nets.batches()).exact
+    assert extract_parameters(codes) == extract_parameters(nets.decomposed("residual"))
+    program = torch.export.export(codes, (nets.image(),))
+    assert fxqfix.certify(program, "export", nets.batches()).pinned == 8
+
+
+def test_a_repair_moves_them_with_the_range() -> None:
+    codes = to_decomposed(nets.prepared("residual"), pin_ranges="codes")
+    for node in codes.graph.nodes:
+        if node.name in ("stem_0_quantize", "stem_0_dequantize"):
+            source, scale, *rest = node.args
+            node.args = (source, 3 * scale, rest[0], rest[1], 100, rest[-1])
+        if node.name == "stem_0_clamp":
+            node.args = (node.args[0], 0, 100)
+    codes.recompile()
+    mended = fxqfix.repair(codes, nets.prepared("residual"), data=nets.batches()).graph_module
+    right = nets.decomposed("residual")
+    assert not all(torch.equal(codes(x), right(x)) for x in nets.batches())
+    assert all(torch.equal(mended(x), right(x)) for x in nets.batches())
+    clamp = next(n for n in mended.graph.nodes if n.name == "stem_0_clamp")
+    assert clamp.args[1:] == (0, 127)
+
+
+def test_an_unknown_place() -> None:
+    with pytest.raises(UnknownNameError, match="values, codes"):
+        PinRanges(where="weights")(nets.decomposed("residual"))

@@ -1,0 +1,119 @@
+"""Routes onnxruntime: ranges, kernels and causes at every level of optimization."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnx", reason="the routes need onnx")
+pytest.importorskip("onnxscript", reason="the routes need onnxscript")
+pytest.importorskip("onnxruntime", reason="the routes need onnxruntime")
+
+import torch
+
+from fxqfix import certify, to_decomposed
+from fxqfix._torch import native_isa
+from fxqfix.errors import MissingDependencyError, RouteError
+from tests.routes import nets, small
+
+INPUTS = [gain * small.rows(seed=i) for i, gain in enumerate(nets.GAINS)]
+
+
+@pytest.mark.parametrize("level", ["", ":disable_all", ":basic", ":extended"])
+def test_ranges_hold_at_every_level(level: str) -> None:
+    pinned = certify(small.linears(), f"onnxruntime{level}", INPUTS)
+    assert pinned.ok, str(pinned)
+    assert pinned.out_of_range == 0
+    assert pinned.pinned == pinned.narrow == 3
+    integers = level in ("", ":extended")
+    assert dict(pinned.kernels) == ({"QGemm": 2} if integers else {})
+    assert any("runs in float" in note for note in pinned.notes) != integers
+
+
+@pytest.mark.parametrize("level", ["", ":disable_all"])
+def test_the_loss_is_seen(level: str) -> None:
+    model = to_decomposed(small.linears(), pin_ranges=False)
+    plain = certify(model, f"onnxruntime{level}", INPUTS)
+    assert not plain.ok
+    assert plain.out_of_range > 0
+    assert plain.causes["range-lost"] > 0
+    assert plain.pinned == 0
+    assert dict(plain.kernels) == ({} if level else {"QGemm": 2})
+
+
+def test_clamps_on_values_keep_the_range_and_lose_the_kernels() -> None:
+    found = certify(to_decomposed(small.linears()), "onnxruntime", INPUTS)
+    assert found.ok
+    assert found.out_of_range == 0
+    assert found.kernels == ()
+
+
+def test_an_architecture() -> None:
+    found = certify(nets.prepared("residual"), "onnxruntime", nets.batches())
+    assert found.ok, str(found)
+    assert found.max_lsb <= 1
+    assert set(found.causes) <= {"rounding", "bias-int32"}
+    assert dict(found.kernels) == {"QLinearConv": 3, "QLinearAdd": 1, "QGemm": 1}
+
+
+def test_any_batch_size() -> None:
+    data = [small.rows(count) for count in (4, 1, 7)]
+    found = certify(small.linears(), "onnxruntime", data, dynamic_batch=True)
+    assert found.ok, str(found)
+    assert not any("several sizes" in note for note in found.notes)
+
+
+@pytest.mark.skipif(native_isa() == "vnni", reason="sums of products are exact on this CPU")
+@pytest.mark.parametrize("layer", ["conv", "linear"])
+def test_pairs_of_products_saturate(layer: str) -> None:
+    """Activations in [0,255] on CPUs without VNNI: every code is off, and the cause is named."""
+    found = certify(small.heavy(layer), "onnxruntime", [small.bright(layer)])
+    assert not found.ok
+    assert found.max_lsb > 1
+    wrong = [s for s in found.sites if s.found.differing]
+    assert [set(s.causes) for s in wrong] == [{"int16-saturation"}]
+
+
+# ------------------------------------------------------------------------ what is left behind
+
+
+@pytest.fixture
+def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_nothing_is_printed_and_no_file_is_left(
+    folders: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    level = logging.getLogger("torch.onnx").level
+    certify(small.linears(), "onnxruntime", INPUTS[:1])
+    assert not list(folders.iterdir())
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err == ""
+    assert logging.getLogger("torch.onnx").level == level
+
+
+# ------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "onnx", "onnxscript"])
+def test_a_missing_package(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(MissingDependencyError, match=r"fxqfix\[onnx\]"):
+        certify(small.linears(), "onnxruntime", INPUTS[:1])
+
+
+def test_an_op_without_an_onnx_form() -> None:
+    model = to_decomposed(small.linears())
+    last = next(n for n in model.graph.nodes if n.op == "output")
+    with model.graph.inserting_before(last):
+        odd = model.graph.call_function(torch.special.bessel_j0, (last.args[0],))
+    last.args = (odd,)
+    model.recompile()
+    with pytest.raises(RouteError, match="can't lower this graph"):
+        certify(model, "onnxruntime", INPUTS[:1])
