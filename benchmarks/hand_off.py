@@ -23,6 +23,7 @@ from torch import fx
 from fxqfix import Certificate, certify, to_decomposed
 from fxqfix._inductor import Freezing
 from fxqfix.errors import FxqfixError, MissingDependencyError, RouteError
+from fxqfix.passes import FloatWeights
 from fxqfix.routes import registry
 from tests.dialects import pt2e_nets
 from tests.routes import nets
@@ -37,6 +38,8 @@ def certificates(route: str, pins: str) -> Iterator[tuple[str, Certificate | Fxq
     models["PT2E"] = functools.partial(pt2e_nets.prepared, "x86-reduced", "residual")
     for name, make in models.items():
         model = to_decomposed(make(), pin_ranges=PINS[pins])
+        if FloatWeights() in registry()[route].passes:
+            model = FloatWeights()(model).graph_module
         data = nets.batches()
         if name == "PT2E":
             data = [gain * pt2e_nets.image(seed=i) for i, gain in enumerate(nets.GAINS)]

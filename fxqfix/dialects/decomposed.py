@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxqfix import _pt2e
+from fxqfix import _pt2e, ops
 from fxqfix.dialects._base import (
     Reading,
     Tap,
@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 NAME = "decomposed"
+
+_PICKS = ("cat", "max_pool1d", "max_pool2d", "max_pool3d")  # beside what only reshapes
 
 _CLAMPS = (torch.clamp, torch.ops.aten.clamp.default)
 
@@ -237,9 +239,32 @@ def _activation(
     return Tap(site, pin or node, producer, held=held, origins=_pt2e.origins(node))
 
 
-def is_pinned(tap: Tap) -> bool:
-    """Whether a clamp in the graph keeps a site's codes in their range."""
-    return tap.held is not None or clamp_bounds(tap.node.all_input_nodes[0]) is not None
+def is_pinned(tap: Tap, reading: Reading) -> bool:
+    """Whether a clamp keeps a site's codes in their range, or those of the codes that it picks.
+
+    Args:
+        tap: The site.
+        reading: The graph's.
+    """
+    if tap.held is not None or clamp_bounds(tap.node.all_input_nodes[0]) is not None:
+        return True
+    sources = picked(tap, reading)
+    return bool(sources) and all(is_pinned(source, reading) for source in sources)
+
+
+def picked(tap: Tap, reading: Reading) -> tuple[Tap, ...]:
+    """The sites whose codes a site only picks, all on its own grid and in its own range.
+
+    Empty where its op computes anything: only reshapes, cat and max pools pick.
+    """
+    modules, used = modules_of(reading.graph_module), tap.site.used
+    found = ops.match_node(tap.producer, modules)
+    if found is None or not (found.spec.output == "shape" or found.key in _PICKS):
+        return ()
+    taps = {t.node: t for t in reading.activations}
+    read = [n.all_input_nodes[0] for n in tap.producer.all_input_nodes if is_dequantize(n)]
+    sources = tuple(taps[n] for n in read if n in taps and taps[n].site.used == used)
+    return sources if len(sources) == len(tap.producer.all_input_nodes) else ()
 
 
 def _weight(

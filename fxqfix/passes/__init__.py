@@ -8,6 +8,7 @@ from fxqfix.passes.cut_sites import CutSites
 from fxqfix.passes.decompose_quantize import DecomposeQuantize
 from fxqfix.passes.emulate_engine import EmulateEngine
 from fxqfix.passes.float_islands import FloatIslands
+from fxqfix.passes.float_weights import FloatWeights
 from fxqfix.passes.fold_batchnorm import FoldBatchNorm
 from fxqfix.passes.freeze_qparams import FreezeQParams
 from fxqfix.passes.graft_islands import GraftIslands
@@ -26,6 +27,7 @@ __all__ = [
     "EmulateEngine",
     "FloatIsland",
     "FloatIslands",
+    "FloatWeights",
     "FoldBatchNorm",
     "FreezeQParams",
     "FrozenFakeQuantize",

@@ -29,7 +29,8 @@ class PinRanges(Pass):
 
     ONNX export and Inductor's int8 lowering drop a decomposed op's quant_min / quant_max; with the
     clamp in the graph the range survives. The clamp changes no bit of the graph itself: it only
-    moves what the quantize would clamp anyway.
+    moves what the quantize would clamp anyway. What only picks codes (reshapes, cat, max pools) on
+    the grid that they have needs none.
 
     It stands before the quantize, on values, or behind it, on codes. Inductor keeps its int8
     kernels with clamps on values, and fails on convolutions with those on codes. ONNX Runtime keeps
@@ -63,8 +64,10 @@ class PinRanges(Pass):
         """Insert the clamps; a quantize that has one already is left alone."""
         check_name("place of a clamp", self.where, ("values", "codes"), self.name)
         reading = dialects.read(rewriter.graph_module)
+        # A max pool of codes that are in range gives such codes; a clamp would keep it off int8.
+        free = {tap.node for tap in reading.activations if decomposed.picked(tap, reading)}
         for tap in reading.activations:
-            qparams = tap.site.used
+            qparams = tap.site.used if tap.node not in free else None
             if qparams is not None and tap.site.name in self.ranges:
                 qparams = qparams.with_range(*self.ranges[tap.site.name])
             if qparams is None or not qparams.is_narrow or qparams.axis is not None:
@@ -102,10 +105,11 @@ class PinRanges(Pass):
 
     def check(self, before: nn.Module, after: nn.Module) -> None:
         """Every narrow per-tensor quantize is pinned."""
-        for tap in dialects.read(after).activations:
+        reading = dialects.read(after)
+        for tap in reading.activations:
             used = tap.site.used
             narrow = used is not None and used.is_narrow and used.axis is None
-            if narrow and not is_pinned(tap):
+            if narrow and not is_pinned(tap, reading):
                 raise PassError(
                     "a narrow quantize has no clamp",
                     where=f"{self.name}, site {tap.site.name!r}",

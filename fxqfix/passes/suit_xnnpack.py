@@ -26,12 +26,12 @@ from torch import Tensor, fx, nn
 from fxqfix import dialects, ops
 from fxqfix.dialects import Reading, Tap
 from fxqfix.dialects._base import modules_of
-from fxqfix.dialects._constants import constant
 from fxqfix.dialects.decomposed import NAME, arguments, is_dequantize, is_pin, qparams_of_op
 from fxqfix.dialects.int8 import fetch
 from fxqfix.errors import DialectError, PassError
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._forms import quantize_node
+from fxqfix.passes.float_weights import to_float
 
 __all__ = ["SHIFT", "SuitXnnpack", "is_unsigned"]
 
@@ -77,7 +77,7 @@ class SuitXnnpack(Pass):
                 _clamp_codes(rewriter, tap)
         for tap in reading.weights:
             if not _on_integers(tap, reading):
-                _to_float(rewriter, tap)
+                to_float(rewriter, tap)
         for node in list(rewriter.graph.nodes):
             if is_unsigned(node):
                 _sign(rewriter, node)
@@ -170,15 +170,6 @@ def _on_integers(tap: Tap, reading: Reading) -> bool:
 
 def _is_quantize(node: fx.Node) -> bool:
     return "quantized_decomposed.quantize_per_tensor" in str(node.target)
-
-
-def _to_float(rewriter: Rewriter, tap: Tap) -> None:
-    node = tap.producer
-    if not is_dequantize(node):
-        return
-    with rewriter.graph.inserting_before(node):
-        value = constant(rewriter.graph_module, node)
-        rewriter.replace(node, rewriter.buffer_node(f"{node.name}_float", value), "float weight")
 
 
 def _split(rewriter: Rewriter, node: fx.Node) -> None:

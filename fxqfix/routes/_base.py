@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxqfix.dialects import Reading, Tap
+from fxqfix.passes import Pass, PinRanges
 from fxqfix.qparams import QParams
 from fxqfix.report import Certificate
 
@@ -73,7 +74,8 @@ class Route:
             that is not known. Codes that differ and are these have the cause `requantization`.
         lapses: Names of `fxqfix.routes.LAPSES`: what its kernels are known to compute otherwise, in
             the order in which they are asked. They are causes too.
-        pins: Where the ranges of a prepared model are pinned for it: see `PinRanges`.
+        passes: What a prepared model's decomposed graph goes through for it; a graph that the user
+            decomposed is deployed as it is.
         certify: In place of `deploy`, where a route does not start from the decomposed graph:
             (model, data, progress) -> the certificate.
 
@@ -91,5 +93,5 @@ class Route:
     packages: tuple[str, ...] = ()
     arithmetic: Callable[[SiteView], Tensor | None] = field(default=lambda _: None)
     lapses: tuple[str, ...] = ()
-    pins: str = "values"
+    passes: tuple[Pass, ...] = (PinRanges(),)
     certify: Callable[[nn.Module, Iterable[Any], bool | None], Certificate] | None = None

@@ -18,7 +18,8 @@ from fxqfix.dialects.decomposed import NAME, is_dequantize, is_pinned
 from fxqfix.errors import FxqfixError, ModelRunError, RouteError
 from fxqfix.flows import to_decomposed
 from fxqfix.measure import Discrepancy, Run, discrepancy, streamed, tensors_of
-from fxqfix.passes import CutSites
+from fxqfix.passes import CutSites, Pass
+from fxqfix.passes._base import chain
 from fxqfix.passes.cut_sites import cut_points, float_ends, output_nodes
 from fxqfix.qparams import QParams, quantize
 from fxqfix.report import Certificate, Certified
@@ -79,18 +80,20 @@ def certify(
     if found.certify is not None:
         return found.certify(model, data, progress)
     with torch.no_grad(), _rng.same_rng():
-        reading = _decomposed(model, found.pins)
+        reading = _decomposed(model, found.passes)
         watched = Watched(found, reading, dynamic_batch, f"certify, route {route}")
         for _ in watched.stream(data, progress):
             pass
     return watched.certificate()
 
 
-def _decomposed(model: nn.Module, pins: str) -> Reading:
-    """The decomposed graph: a new module."""
+def _decomposed(model: nn.Module, passes: Sequence[Pass]) -> Reading:
+    """The decomposed graph: a new module; the passes are run on what was not decomposed before."""
     own = dialects.read(model, "certify")
-    where = own.dialect != NAME and pins
-    return dialects.read(to_decomposed(own.graph_module, pin_ranges=where))
+    graph_module = to_decomposed(own.graph_module, pin_ranges=False)
+    if own.dialect != NAME and passes:
+        graph_module = chain(graph_module, *passes).graph_module
+    return dialects.read(graph_module)
 
 
 def positional(
@@ -291,7 +294,7 @@ class Watched:
         """What was seen over all batches."""
         names = ("torch", *self.route.packages)
         narrow = [t for t in self.sites if t.site.used is not None and t.site.used.is_narrow]
-        pinned = sum(is_pinned(t) for t in narrow)
+        pinned = sum(is_pinned(t, self.reading) for t in narrow)
         outputs = output_nodes(self.graph_module)
         kernels: tuple[tuple[str, int], ...] = next(iter(self.forms.values()))[0].kernels
         return Certificate(

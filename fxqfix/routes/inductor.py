@@ -7,7 +7,8 @@ goes into such a kernel is lost; a clamp before the quantize becomes part of the
 codes (`pin_ranges="codes"`) make Inductor of torch 2.13 fail at convolutions, and so does compiling
 what torchao lowered.
 
-The kernels take a weight's zero point for 0, and on CPUs without VNNI they saturate at 16 bits. The
+The kernels take a weight's zero point for 0 (pass `float-weights` leaves such a weight float;
+`certify` runs it on prepared models), and on CPUs without VNNI they saturate at 16 bits. The
 lowered graph fails where a view reads what its convolutions return channels last.
 """
 
@@ -21,6 +22,7 @@ from torch import Tensor, fx
 from fxqfix import _inductor
 from fxqfix.errors import RouteError
 from fxqfix.measure import tensors_of
+from fxqfix.passes import FloatWeights, PinRanges
 from fxqfix.routes._base import Deployed, Route
 from fxqfix.routes.export import exported
 
@@ -28,6 +30,7 @@ __all__ = ["ROUTES"]
 
 # Of oneDNN's kernels, as torch calls them.
 _LAPSES = ("weight-zero-point", "int16-saturation-by-channel")
+_PASSES = (PinRanges(), FloatWeights())
 _FLOAT = (
     "no op was lowered to an int8 kernel: Inductor's patterns want weights with per-channel scales"
 )
@@ -77,12 +80,14 @@ ROUTES = (
         summary="torch.export, then torch.compile with freezing, on CPUs",
         deploy=_compiled,
         lapses=_LAPSES,
+        passes=_PASSES,
     ),
     Route(
         name="inductor:lowered",
         summary="torchao's lower_pt2e_quantized_to_x86: the same kernels, without compiling",
         deploy=_lowered,
         lapses=_LAPSES,
+        passes=_PASSES,
         extra="pt2e",
         packages=("torchao",),
     ),

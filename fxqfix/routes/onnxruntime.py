@@ -26,6 +26,7 @@ from torch import Tensor, fx
 
 from fxqfix import _extras, _torch
 from fxqfix.measure import tensors_of
+from fxqfix.passes import PinRanges
 from fxqfix.routes._base import Deployed, Route
 from fxqfix.routes.export import exported
 
@@ -97,7 +98,7 @@ ROUTES = tuple(
         deploy=partial(_deploy, level=level),
         extra="onnx",
         lapses=("bias-int32", "int16-saturation"),
-        pins="codes",
+        passes=(PinRanges(where="codes"),),
         packages=("onnxruntime", "onnx", "onnxscript"),
     )
     for level in _LEVELS

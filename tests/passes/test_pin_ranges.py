@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import prepare_fx
 
 import fxqfix
 from fxqfix import compare, extract_parameters, to_decomposed
@@ -68,3 +72,31 @@ def test_a_repair_moves_them_with_the_range() -> None:
 def test_an_unknown_place() -> None:
     with pytest.raises(UnknownNameError, match="values, codes"):
         PinRanges(where="weights")(nets.decomposed("residual"))
+
+
+def test_what_only_picks_codes_needs_no_clamp() -> None:
+    """A max pool on its input's grid; in another range it does."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    mapping = get_default_qconfig_mapping("fbgemm")
+    prepared = prepare_fx(net.eval(), mapping, (x,))
+    prepared(x)
+    plain = to_decomposed(prepared, pin_ranges=False)
+    picks = [s.name for s in fxqfix.inspect(plain) if s.op in ("max_pool2d", "flatten")]
+    assert picks
+    for where in ("values", "codes"):
+        result = PinRanges(where=where)(plain)
+        activations = [s for s in fxqfix.inspect(plain) if s.kind == "activation"]
+        assert clamps(result.graph_module) == len(activations) - len(picks)
+        assert not any(name in edit for name in picks for edit in result.edits)
+        assert torch.equal(result.graph_module(3 * x), plain(3 * x))
+    wide = copy.deepcopy(plain)
+    pool = next(
+        n
+        for n in wide.graph.nodes
+        if "quantize_per_tensor" in str(n.target) and n.all_input_nodes[0].name == picks[0]
+    )
+    pool.args = (*pool.args[:3], 0, 100, *pool.args[5:])
+    wide.recompile()
+    clamped = [edit for edit in PinRanges()(wide).edits if edit.startswith(picks[0])]
+    assert len(clamped) == 1

@@ -13,6 +13,7 @@ from torch import nn
 from fxqfix import _inductor, certify, to_decomposed
 from fxqfix._torch import native_isa
 from fxqfix.errors import MissingDependencyError, RouteError
+from fxqfix.passes import FloatWeights
 from tests.routes import nets, small
 
 INPUTS = [gain * small.rows(seed=i) for i, gain in enumerate(nets.GAINS)]
@@ -138,6 +139,13 @@ def test_zero_points_of_weights_are_lost() -> None:
     (wrong,) = (s for s in found.sites if s.found.differing)
     assert set(wrong.causes) == {"weight-zero-point"}
     assert wrong.found.differing <= len(INPUTS[0])  # of one channel only
+    mended = FloatWeights()(model)
+    assert mended.modified
+    assert torch.equal(mended.graph_module(INPUTS[0]), model(INPUTS[0]))
+    sound = certify(mended.graph_module, "inductor:lowered", INPUTS[:1])
+    assert sound.ok
+    assert sound.max_lsb <= 1
+    assert sound.integer_kernels == found.integer_kernels - 1
 
 
 @pytest.mark.usefixtures("torchao")
