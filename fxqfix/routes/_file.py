@@ -143,7 +143,10 @@ def _check_same(mine: Reading, theirs: Reading) -> None:
     """Grids, ranges, clamps and integer weights of the file are those of the graph."""
     both = mine, theirs
     grids = [
-        [(t.site.used, clamp_bounds(t.node.all_input_nodes[0])) for t in r.activations]
+        [
+            (t.site.used, t.held is not None, clamp_bounds(t.kernel.all_input_nodes[0]))
+            for t in r.activations
+        ]
         for r in both
     ]
     weights = [[t.weight() for t in r.weights if t.weight is not None] for r in both]

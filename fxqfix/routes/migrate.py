@@ -35,7 +35,7 @@ def migrate(
     *,
     converted: nn.Module | None = None,
     ranges_from: Any = None,
-    pin_ranges: bool = True,
+    pin_ranges: bool | str = True,
     dynamic_batch: bool = False,
     route: str = "export",
     engine: str | None = None,
