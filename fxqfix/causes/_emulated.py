@@ -72,7 +72,8 @@ class Emulated:
             with self._leaving_out(without):
                 found: Any = self._interpreter.run(*given)
         finally:
-            self._interpreter.env = {}  # the batch's tensors
+            # The batch's tensors
+            self._interpreter.env, self._interpreter.args_iter = {}, iter(())
         integers = isinstance(found, Tensor) and found.dtype in (torch.uint8, torch.int8)
         return found if integers else None
 

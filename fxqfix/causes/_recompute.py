@@ -181,7 +181,7 @@ class _Region(fx.Interpreter):
             result: Tensor = self.run(*inputs)
             return result
         finally:
-            self.env = {}  # the batch's tensors
+            self.env, self.args_iter = {}, iter(())  # the batch's tensors
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node; round its value where a grid is given."""
