@@ -142,7 +142,14 @@ def inside(
 
 def modules_of(graph_module: fx.GraphModule) -> dict[str, nn.Module]:
     """All modules by path; shared modules under each of their paths."""
-    return dict(graph_module.named_modules(remove_duplicate=False))
+    found: dict[str, nn.Module] = {}
+    waiting: list[tuple[str, nn.Module]] = [("", graph_module)]
+    while waiting:  # named_modules, without a generator inside of a generator for each level
+        path, module = waiting.pop()
+        found[path] = module
+        children = reversed(module._modules.items())
+        waiting += [(f"{path}.{n}" if path else n, m) for n, m in children if m is not None]
+    return found
 
 
 def is_exported(graph_module: fx.GraphModule) -> bool:

@@ -57,7 +57,8 @@ def placed(call: Call, engine: str, isa: str) -> Call:
         'fbgemm'
     """
     there = replace(call, engine=engine, isa=isa)
-    return replace(there, engine=dispatch(there))
+    found = dispatch(there)
+    return there if found == engine else replace(there, engine=found)
 
 
 def _all_quint8(call: Call) -> bool:
