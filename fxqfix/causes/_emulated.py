@@ -49,7 +49,11 @@ class Emulated:
 
     @cached_property
     def _interpreter(self) -> fx.Interpreter:
-        return fx.Interpreter(self.graph_module, graph=self._region.graph)
+        made = fx.Interpreter(self.graph_module, graph=self._region.graph)
+        # It lists all modules of the model, which every site would keep.
+        own = (str(n.target) for n in self._region.graph.nodes if n.op == "call_module")
+        made.submodules = {path: made.submodules[path] for path in own}
+        return made
 
     @cached_property
     def weighted(self) -> tuple[Weighted, ...]:

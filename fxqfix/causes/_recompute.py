@@ -109,7 +109,10 @@ class Recompute:
 
     @cached_property
     def _interpreter(self) -> _Region:
-        return _Region(self.graph_module, graph=self._region.graph)
+        made = _Region(self.graph_module, graph=self._region.graph)
+        # It lists all modules of the model, which every site would keep.
+        made.submodules = {path: made.submodules[path] for path in self._paths}
+        return made
 
     @cached_property
     def _shells(self) -> dict[str, _Shell]:
