@@ -22,6 +22,7 @@ from fxqfix._torch import quiet
 from fxqfix.dialects import read
 from fxqfix.pairing import pair
 from fxqfix.passes import InsertShadows
+from fxqfix.passes._region import is_inplace
 from fxqfix.passes.insert_shadows import Probing
 from fxqfix.qparams import QParams
 from tests.states import run, same
@@ -50,6 +51,13 @@ def freely_converted(case: Case, frozen: fx.GraphModule) -> fx.GraphModule:
         weights = [t.site.used for t in read(frozen).weights]
         assume(all(not any(w.zero_points) for w in weights if w is not None))
     return case.int8(frozen)
+
+
+def overwrites(model: fx.GraphModule) -> bool:
+    """Whether an in-place op writes what another op reads: no int8 kernel of torch's does."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    nodes = [n for n in model.graph.nodes if n.all_input_nodes and is_inplace(n, modules)]
+    return any(len(node.all_input_nodes[0].users) > 1 for node in nodes)
 
 
 # --- freeze --------------------------------------------------------------------------------------
@@ -136,6 +144,7 @@ def test_baked_is_what_conversion_bakes(case: Case) -> None:
 def test_decomposed_from_every_dialect(case: Case) -> None:
     """The frozen model's reference and int8 forms, ranges from it, compute its very bits."""
     frozen = freeze(case.prepared())
+    assume(not overwrites(frozen))
     with case.engine(), quiet():
         reference = quantize_fx.convert_to_reference_fx(copy.deepcopy(frozen))
     wanted = run(frozen, batch(100, 2.0))
@@ -151,10 +160,14 @@ def test_decomposed_from_every_dialect(case: Case) -> None:
 def test_pinned_ranges_change_no_bit(case: Case) -> None:
     prepared = case.prepared()
     pinned, plain = (to_decomposed(prepared, pin_ranges=pin) for pin in (True, False))
-    clamps = sum(n.target is torch.clamp for n in pinned.graph.nodes)
-    narrow = [s for s in inspect(plain) if s.kind == "activation" and s.used.is_narrow]
-    assert clamps >= len(narrow)
-    assert same(run(pinned, batch(5, 3.0)), run(plain, batch(5, 3.0)))
+    wanted = run(plain, batch(5, 3.0))
+    assert same(run(pinned, batch(5, 3.0)), wanted)
+    for node in pinned.graph.nodes:  # as exporters drop them: the clamps alone hold the ranges
+        if "quantized_decomposed.quantize_per_tensor" in str(node.target):
+            limits = torch.iinfo(node.args[-1])
+            node.args = (*node.args[:3], limits.min, limits.max, node.args[-1])
+    pinned.recompile()
+    assert same(run(pinned, batch(5, 3.0)), wanted)
 
 
 @given(cases())
