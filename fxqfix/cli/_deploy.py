@@ -15,7 +15,7 @@ from fxqfix.routes.migrate import check
 __all__ = ["certify", "migrate"]
 
 _CERTIFICATE: _output.Writers = {
-    ".json": lambda certificate: certificate.to_json() + "\n",
+    ".json": lambda certificate: certificate.to_json(),
     ".txt": lambda certificate: f"{certificate}\n",
 }
 

@@ -22,18 +22,6 @@ def demo(parser: argparse.ArgumentParser) -> Run:
     return _demo
 
 
-def passes(parser: argparse.ArgumentParser) -> Run:
-    """Add the arguments of `passes`."""
-    _output.add_format(parser)
-    return _passes
-
-
-def causes(parser: argparse.ArgumentParser) -> Run:
-    """Add the arguments of `causes`."""
-    _output.add_format(parser)
-    return _causes
-
-
 def engines(parser: argparse.ArgumentParser) -> Run:
     """Add the arguments of `engines`."""
     parser.add_argument(
@@ -41,18 +29,6 @@ def engines(parser: argparse.ArgumentParser) -> Run:
     )
     _output.add_format(parser)
     return _engines
-
-
-def ops(parser: argparse.ArgumentParser) -> Run:
-    """Add the arguments of `ops`."""
-    _output.add_format(parser)
-    return _ops
-
-
-def routes(parser: argparse.ArgumentParser) -> Run:
-    """Add the arguments of `routes`."""
-    _output.add_format(parser)
-    return _routes
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -107,3 +83,16 @@ def _list(args: argparse.Namespace, headers: Sequence[str], lines: Iterable[Sequ
 
 def _summary(documented: object) -> str:
     return (python_inspect.getdoc(documented) or "").partition("\n")[0]
+
+
+def _listing(run: Run) -> Callable[[argparse.ArgumentParser], Run]:
+    """A command without arguments but `--format`."""
+
+    def add(parser: argparse.ArgumentParser) -> Run:
+        _output.add_format(parser)
+        return run
+
+    return add
+
+
+passes, causes, ops, routes = map(_listing, (_passes, _causes, _ops, _routes))

@@ -96,6 +96,12 @@ def matches(graph_module: fx.GraphModule) -> bool:
     return any(_kind(node) is not None or _blockwise(node) for node in nodes)
 
 
+def is_quantize(node: fx.Node) -> bool:
+    """True for a decomposed quantize op."""
+    kind = _kind(node)
+    return kind is not None and kind[0] == "quantize"
+
+
 def is_dequantize(node: fx.Node) -> bool:
     """True for a decomposed dequantize op."""
     kind = _kind(node)
@@ -252,14 +258,19 @@ def is_pinned(tap: Tap, reading: Reading) -> bool:
     return bool(sources) and all(is_pinned(source, reading) for source in sources)
 
 
+def only_picks(found: ops.Match | None) -> bool:
+    """Whether an op only picks values of its inputs: reshapes, cat and max pools do."""
+    return found is not None and (found.spec.output == "shape" or found.key in _PICKS)
+
+
 def picked(tap: Tap, reading: Reading) -> tuple[Tap, ...]:
     """The sites whose codes a site only picks, all on its own grid and in its own range.
 
-    Empty where its op computes anything: only reshapes, cat and max pools pick.
+    Empty where its op computes anything.
     """
     modules, used = modules_of(reading.graph_module), tap.site.used
     found = ops.match_node(tap.producer, modules)
-    if found is None or not (found.spec.output == "shape" or found.key in _PICKS):
+    if not only_picks(found):
         return ()
     taps = {t.node: t for t in reading.activations}
     read = [n.all_input_nodes[0] for n in tap.producer.all_input_nodes if is_dequantize(n)]

@@ -15,8 +15,7 @@ from fxqfix.errors import RangeUnknownError
 from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.freeze import freeze, freezing
 from fxqfix.pairing import pair
-from fxqfix.passes import DecomposeQuantize, Pass, PinRanges
-from fxqfix.passes._base import chain
+from fxqfix.passes import DecomposeQuantize, Pass, PinRanges, chain
 
 __all__ = ["declared_ranges", "to_decomposed"]
 

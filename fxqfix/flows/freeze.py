@@ -8,8 +8,7 @@ from torch import fx, nn
 
 from fxqfix import _pt2e, _torch
 from fxqfix.errors import DialectError
-from fxqfix.passes import FoldBatchNorm, FreezeQParams, Pass, SplitShared
-from fxqfix.passes._base import chain
+from fxqfix.passes import FoldBatchNorm, FreezeQParams, Pass, SplitShared, chain
 
 __all__ = ["freeze", "freezing"]
 

@@ -1,7 +1,7 @@
 """Probes, streaming statistics and the runner."""
 
 from fxqfix.measure.culprits import Corrector, Culprit
-from fxqfix.measure.discrepancy import Discrepancy, decibels, discrepancy
+from fxqfix.measure.discrepancy import Discrepancy, decibels, discrepancy, float_discrepancy
 from fxqfix.measure.probe import Probe
 from fxqfix.measure.run import Run, batches_of, run, streamed, tensors_of
 
@@ -14,6 +14,7 @@ __all__ = [
     "batches_of",
     "decibels",
     "discrepancy",
+    "float_discrepancy",
     "run",
     "streamed",
     "tensors_of",

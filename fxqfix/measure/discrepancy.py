@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fxqfix.qparams import QParams, regrid
 
-__all__ = ["Discrepancy", "decibels", "discrepancy"]
+__all__ = ["Discrepancy", "decibels", "discrepancy", "float_discrepancy"]
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,34 @@ def discrepancy(
         noise=float(error.square().sum()),
         energy=float(values.square().sum()),
         product=float((wanted * values).sum()),
+    )
+
+
+def float_discrepancy(reference: Tensor, actual: Tensor) -> Discrepancy:
+    """Compare values that are on no grid: `differing` counts those that are not equal.
+
+    Args:
+        reference: Any shape and dtype.
+        actual: Of the same shape.
+
+    Returns:
+        The sums of this batch, in float64; no LSB, and nothing out of range.
+
+    Example:
+        >>> d = float_discrepancy(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]))
+        >>> d.differing, d.max_abs
+        (1, 0.5)
+    """
+    a, b = reference.double(), actual.double()
+    error = (a - b).abs()
+    return Discrepancy(
+        elements=a.numel(),
+        differing=int((reference != actual).sum()),
+        max_abs=float(error.max()) if error.numel() else 0.0,
+        signal=float(a.square().sum()),
+        noise=float(error.square().sum()),
+        energy=float(b.square().sum()),
+        product=float((a * b).sum()),
     )
 
 

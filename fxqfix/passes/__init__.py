@@ -1,7 +1,7 @@
 """Graph passes, one per file. Each works on a copy, records its edits and verifies its result."""
 
 from fxqfix.inserted import FloatIsland, InMemoryOrder, QuantizedIsland, hold_range, round_to_grid
-from fxqfix.passes._base import Pass, PassResult, Rewriter, registry
+from fxqfix.passes._base import Pass, PassResult, Rewriter, chain, registry
 from fxqfix.passes._frozen import FrozenFakeQuantize
 from fxqfix.passes.avoid_defects import AvoidDefects
 from fxqfix.passes.cut_sites import CutSites
@@ -44,6 +44,7 @@ __all__ = [
     "Rewriter",
     "SplitShared",
     "SuitXnnpack",
+    "chain",
     "hold_range",
     "registry",
     "round_to_grid",

@@ -26,18 +26,25 @@ from torch import Tensor, fx, nn
 from fxqfix import dialects, ops
 from fxqfix.dialects import Reading, Tap
 from fxqfix.dialects._base import modules_of
-from fxqfix.dialects.decomposed import NAME, arguments, is_dequantize, is_pin, qparams_of_op
+from fxqfix.dialects.decomposed import (
+    NAME,
+    arguments,
+    is_dequantize,
+    is_pin,
+    is_quantize,
+    only_picks,
+    qparams_of_op,
+)
 from fxqfix.dialects.int8 import fetch
 from fxqfix.errors import DialectError, PassError
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._forms import quantize_node
 from fxqfix.passes.float_weights import to_float
 
-__all__ = ["SHIFT", "SuitXnnpack", "is_unsigned"]
+__all__ = ["FUSED", "SHIFT", "SuitXnnpack", "is_unsigned"]
 
 SHIFT = 128  # from unsigned codes to signed ones
-_MOVES = ("cat", "max_pool1d", "max_pool2d")  # beside what only reshapes
-_FUSED = ("relu", "relu6", "hardtanh")  # what XNNPACK's kernels do on the way out
+FUSED = ("relu", "relu6", "hardtanh")  # what XNNPACK's kernels do on the way out
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class SuitXnnpack(Pass):
     def check(self, before: nn.Module, after: nn.Module) -> None:
         """No narrow range is pinned before its quantize op."""
         assert isinstance(after, fx.GraphModule)
-        for node in filter(_is_quantize, after.graph.nodes):
+        for node in filter(is_quantize, after.graph.nodes):
             source = node.all_input_nodes[0]
             if is_pin(source) and not is_dequantize(source.all_input_nodes[0]):
                 raise PassError("a clamp stands before a quantize op", where=self.name)
@@ -110,7 +117,7 @@ def is_unsigned(node: fx.Node) -> bool:
 def _requantize_before(rewriter: Rewriter, tap: Tap, reading: Reading) -> None:
     """Give an op that only picks codes those of its result's grid: it does not matter when."""
     found = ops.match_node(tap.producer, modules_of(reading.graph_module))
-    if found is None or not (found.spec.output == "shape" or found.key in _MOVES):
+    if not only_picks(found):
         return
     grid = tap.site.used
     for node in tap.producer.all_input_nodes if grid is not None else ():
@@ -163,13 +170,9 @@ def _on_integers(tap: Tap, reading: Reading) -> bool:
         return True
     end = tap.node
     behind = ops.match_node(next(iter(end.users)), modules) if len(end.users) == 1 else None
-    if behind is not None and behind.key in _FUSED:
+    if behind is not None and behind.key in FUSED:
         end = next(iter(end.users))
-    return len(end.users) == 1 and _is_quantize(next(iter(end.users)))
-
-
-def _is_quantize(node: fx.Node) -> bool:
-    return "quantized_decomposed.quantize_per_tensor" in str(node.target)
+    return len(end.users) == 1 and is_quantize(next(iter(end.users)))
 
 
 def _split(rewriter: Rewriter, node: fx.Node) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fxqfix.report import text
+from fxqfix.report import json_, text
 
 __all__ = ["CheckedRange", "CheckedWeight", "Int8Certificate", "Routed", "Saturating"]
 
@@ -148,7 +147,7 @@ class Int8Certificate:
 
     def to_json(self) -> str:
         """The same as JSON text."""
-        return json.dumps(self.to_dict(), indent=2)
+        return json_.dumps(self.to_dict())
 
     def __str__(self) -> str:
         """Render as tables."""

@@ -22,7 +22,7 @@ from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.qparams import QParams
 from fxqfix.report.data import Coverage, Report, Row, Uncovered
 
-__all__ = ["FORMAT", "from_json", "inspection_to_json", "to_json"]
+__all__ = ["FORMAT", "dumps", "from_json", "inspection_to_json", "to_json"]
 
 FORMAT = "fxqfix.report/1"
 INSPECTION_FORMAT = "fxqfix.inspection/1"
@@ -51,7 +51,7 @@ def to_json(report: Report) -> str:
             {"name": c.name, "before": c.before.to_dict(), "after": c.after.to_dict()}
             for c in report.corrected
         ]
-    return _dump(data)
+    return dumps(data)
 
 
 def inspection_to_json(inspection: Inspection) -> str:
@@ -69,10 +69,19 @@ def inspection_to_json(inspection: Inspection) -> str:
     """
     sites = [{**vars(site), **_grids(site, "used", "baked")} for site in inspection]
     data = {"format": INSPECTION_FORMAT, **_fields(inspection, "dialect", "unsupported")}
-    return _dump({**data, "sites": sites})
+    return dumps({**data, "sites": sites})
 
 
-def _dump(data: dict[str, Any]) -> str:
+def dumps(data: Mapping[str, Any]) -> str:
+    """Write plain values as JSON that strict parsers take.
+
+    Args:
+        data: Mappings, sequences, numbers and text.
+
+    Example:
+        >>> dumps({"sqnr_db": math.inf}).split()
+        ['{', '"sqnr_db":', '"inf"', '}']
+    """
     return json.dumps(_strict(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from fxqfix.measure.discrepancy import Discrepancy
-from fxqfix.report import text
+from fxqfix.report import json_, text
 from fxqfix.report.certificate import Certificate
 from fxqfix.report.data import Report
 from fxqfix.report.findings import counted
@@ -72,7 +71,7 @@ class Migration:
 
     def to_json(self) -> str:
         """The same as JSON text."""
-        return json.dumps(self.to_dict(), indent=2)
+        return json_.dumps(self.to_dict())
 
     def __str__(self) -> str:
         """Render what was written, the certificate, and what the old conversion does."""

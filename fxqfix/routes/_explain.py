@@ -55,31 +55,23 @@ def explain(
         take("requantization", (own == found) | (own.clamp(low, high) == found))
     problem = ""
     if bool(left.any()):
-        (least, most), problem = _roundings(view)
-        take("rounding", (least <= found) & (found <= most))
-    for count, lapse in enumerate(lapses, start=1):
-        if problem or not bool(left.any()):
-            break
-        (least, most), _ = _roundings(view, lapses[:count])
-        outside = (found < low) | (found > high)
-        held = found.clamp(low, high)
-        agrees = (least <= held) & (held <= most)
-        take(lapse, agrees & ~outside)
+        graph_module, end = view.reading.graph_module, view.tap.producer
+        exact, width, problem = float_error(graph_module, view.codes, end, view.value)
+        take("rounding", _rounds(view, exact, width, found))
+        for count, lapse in enumerate(lapses if not problem else (), start=1):
+            if bool(left.any()):
+                lapsing = _exact(graph_module, end, view.codes, lapses[:count])
+                take(lapse, _rounds(view, lapsing, width, found))
     take("unexplained", left)
     return counts, problem
 
 
-def _roundings(view: SiteView, lapses: tuple[str, ...] = ()) -> tuple[tuple[Tensor, Tensor], str]:
-    """The lowest and the highest code that are a rounding of the exact value, or the lapsed one."""
-    graph_module = view.reading.graph_module
-    exact, width, problem = float_error(graph_module, view.codes, view.tap.producer, view.value)
-    if lapses:
-        exact = _exact(graph_module, view.tap.producer, view.codes, lapses)
+def _rounds(view: SiteView, exact: Tensor, width: float, found: Tensor) -> Tensor:
+    """Mask of the codes that are a rounding of a value, give or take a width."""
     scale, point = (t.double() for t in view.grid.tensors(exact))
-    slack = width / scale
-    low, high = (torch.round(exact / scale + side * slack) + point for side in (-1, 1))
+    low, high = (torch.round((exact + side * width) / scale) + point for side in (-1, 1))
     limits = view.grid.quant_min, view.grid.quant_max
-    return (low.clamp(*limits), high.clamp(*limits)), problem
+    return (low.clamp(*limits) <= found) & (found <= high.clamp(*limits))
 
 
 def float_error(

@@ -24,12 +24,12 @@ from fxqfix import ops
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.decomposed import is_dequantize, qparams_of_op
 from fxqfix.passes._region import Region, cut
+from fxqfix.passes.suit_xnnpack import FUSED
 from fxqfix.qparams import QParams
 from fxqfix.routes._base import SiteView
 
 __all__ = ["codes_of_site"]
 
-_FUSED = ("relu", "relu6", "hardtanh")
 _BITS = 20  # of the larger multiplier of a sum
 
 
@@ -64,7 +64,7 @@ class _Site:
         self.modules = modules_of(self.graph_module)
         self.core, self.limits = view.tap.producer, (-torch.inf, torch.inf)
         found = ops.match_node(self.core, self.modules)
-        if found is not None and found.key in _FUSED:
+        if found is not None and found.key in FUSED:
             ends = torch.tensor([-torch.inf, torch.inf])
             act = cut(self.graph_module, self.core, {self.core.all_input_nodes[0]: None})
             low, high = act.module(self.graph_module)(ends).tolist()

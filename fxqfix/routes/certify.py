@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +16,15 @@ from fxqfix.dialects import Reading, Tap
 from fxqfix.dialects.decomposed import NAME, is_dequantize, is_pinned
 from fxqfix.errors import FxqfixError, ModelRunError, RouteError
 from fxqfix.flows import to_decomposed
-from fxqfix.measure import Discrepancy, Run, discrepancy, streamed, tensors_of
-from fxqfix.passes import CutSites, Pass
-from fxqfix.passes._base import chain
+from fxqfix.measure import (
+    Discrepancy,
+    Run,
+    discrepancy,
+    float_discrepancy,
+    streamed,
+    tensors_of,
+)
+from fxqfix.passes import CutSites, Pass, chain
 from fxqfix.passes.cut_sites import cut_points, float_ends, output_nodes
 from fxqfix.qparams import QParams, quantize
 from fxqfix.report import Certificate, Certified
@@ -27,7 +32,7 @@ from fxqfix.routes import _registry
 from fxqfix.routes._base import Deployed, Route, SiteView
 from fxqfix.routes._explain import explain, float_error
 
-__all__ = ["Watched", "certify", "of_floats", "positional"]
+__all__ = ["Watched", "certify", "positional"]
 
 
 def certify(
@@ -164,12 +169,13 @@ class Watched:
         flat = tuple(tensors_of(args))
         codes = [seen.values[node] for node in cut_points(self.reading)]
         whole, parts = self._deployed(args, (*flat, *codes))
-        found = self._run(whole, args)
+        found = self._run(whole, args, wanted)
         for index, (node, a, b) in enumerate(
             zip(output_nodes(self.graph_module), wanted, found, strict=True)
         ):
             self._add(f"output {index}", self._output(node, a, b))
-        given = self._inside(parts, (*flat, *codes))
+        inner = [*codes, *(seen.values[node] for node in self.ends)]
+        given = self._inside(parts, (*flat, *codes), inner)
         if given is None:
             return
         for tap, value in zip(self.sites, given, strict=False):
@@ -190,10 +196,12 @@ class Watched:
                 "(tensor, tuple of arguments, or dict of keywords)",
             ) from error
 
-    def _inside(self, parts: Deployed | None, args: tuple[Any, ...]) -> Sequence[Tensor] | None:
+    def _inside(
+        self, parts: Deployed | None, args: tuple[Any, ...], wanted: Sequence[Tensor]
+    ) -> Sequence[Tensor] | None:
         """What the cut graph gives; None where it can't be deployed or run."""
         try:
-            return None if parts is None else self._run(parts, args)
+            return None if parts is None else self._run(parts, args, wanted)
         except RouteError as error:
             self.unchecked["all sites"] = f"the route can't take the cut graph: {error}"
             return None
@@ -226,14 +234,21 @@ class Watched:
         except Exception as error:  # exporters and compilers raise anything
             raise self._failed("lower this graph", error, batch) from error
 
-    def _run(self, form: Deployed, args: tuple[Any, ...]) -> Sequence[Tensor]:
+    def _run(
+        self, form: Deployed, args: tuple[Any, ...], wanted: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
         try:
             with _rng.same_rng():
-                return list(form.run(*_copied(args)))
+                found = list(form.run(*_copied(args)))
         except FxqfixError:
             raise
         except Exception as error:
             raise self._failed("run this batch", error, args) from error
+        mine, theirs = ([tuple(t.shape) for t in values] for values in (wanted, found))
+        if mine != theirs:
+            wrong = ValueError(f"it gives outputs of shapes {theirs}, the graph {mine}")
+            raise self._failed("give what the graph gives", wrong, args)
+        return found
 
     def _failed(self, what: str, error: Exception, batch: tuple[Any, ...]) -> RouteError:
         return RouteError(
@@ -259,9 +274,9 @@ class Watched:
 
     def _end(self, node: fx.Node, seen: _Seen, found: Tensor) -> None:
         wanted = seen.values[node]
-        self._add(node.name, of_floats(wanted, found))
+        self._add(node.name, float_discrepancy(wanted, found))
         differs = wanted != found
-        if not bool(differs.any()) or not wanted.is_floating_point():
+        if not bool(differs.any()):
             return
         exact, width, problem = float_error(self.graph_module, seen.values, node, wanted)
         near = (found.double() - exact).abs() <= width
@@ -276,7 +291,7 @@ class Watched:
     def _output(self, node: fx.Node, wanted: Tensor, found: Tensor) -> Discrepancy:
         grid = self._grid(node)
         if grid is None:
-            return of_floats(wanted, found)
+            return float_discrepancy(wanted, found)
         wide = grid.with_range(*grid.container)
         return discrepancy(quantize(wanted, grid), quantize(found, wide), grid, wide)
 
@@ -348,23 +363,3 @@ def _first_line(error: Exception) -> str:
 def _copied(values: tuple[Any, ...]) -> tuple[Any, ...]:
     copied: tuple[Any, ...] = _torch.tree_map_tensors(Tensor.clone, values)
     return copied
-
-
-def of_floats(wanted: Tensor, found: Tensor) -> Discrepancy:
-    """Two float tensors: how many values differ, and by how much.
-
-    Args:
-        wanted: The reference.
-        found: What is compared with it.
-    """
-    a, b = wanted.double(), found.double()
-    error = (a - b).abs()
-    return Discrepancy(
-        elements=a.numel(),
-        differing=int((wanted != found).sum()),
-        max_abs=float(error.max()) if error.numel() else math.nan,
-        signal=float(a.square().sum()),
-        noise=float(error.square().sum()),
-        energy=float(b.square().sum()),
-        product=float((a * b).sum()),
-    )

@@ -29,6 +29,7 @@ from fxqfix._extras import require
 from fxqfix.dialects.decomposed import is_dequantize
 from fxqfix.errors import RouteError
 from fxqfix.passes import SuitXnnpack
+from fxqfix.passes.cut_sites import output_nodes
 from fxqfix.passes.suit_xnnpack import SHIFT, is_unsigned
 from fxqfix.routes._base import Deployed, Route
 from fxqfix.routes._xnnpack import codes_of_site
@@ -66,15 +67,13 @@ class _Signs:
     def of(cls, graph_module: fx.GraphModule) -> _Signs:
         """Those of a decomposed graph."""
         nodes = list(graph_module.graph.nodes)
-        ends: list[fx.Node] = []
-        fx.map_arg(nodes[-1].args, ends.append)
         return cls(
             tuple(
                 any(is_unsigned(u) and is_dequantize(u) for u in n.users)
                 for n in nodes
                 if n.op == "placeholder"
             ),
-            tuple(is_unsigned(n) and not is_dequantize(n) for n in ends),
+            tuple(is_unsigned(n) and not is_dequantize(n) for n in output_nodes(graph_module)),
         )
 
     def taken(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -16,12 +16,12 @@ from fxqfix import _pt2e, _rng, _torch, dialects
 from fxqfix.dialects import Reading
 from fxqfix.errors import DataError, DialectError, RouteError
 from fxqfix.flows import compare, freeze, to_decomposed
-from fxqfix.measure import Discrepancy, tensors_of
+from fxqfix.measure import Discrepancy, float_discrepancy, tensors_of
 from fxqfix.report import Migration, Report
 from fxqfix.routes import _registry
 from fxqfix.routes._base import Route
 from fxqfix.routes._file import SavedFile
-from fxqfix.routes.certify import Watched, of_floats, positional
+from fxqfix.routes.certify import Watched, positional
 
 __all__ = ["check", "migrate"]
 
@@ -214,4 +214,4 @@ class _Trained:
         with _rng.same_rng():
             found = tensors_of([program(*copies[1])])
             for a, b in zip(wanted, found, strict=True):
-                self.found += of_floats(a, b)
+                self.found += float_discrepancy(a, b)

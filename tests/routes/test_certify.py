@@ -264,6 +264,46 @@ def test_sites_that_can_t_be_looked_at_are_said(planted: Callable[..., str]) -> 
     assert "too many inputs" in str(found)
 
 
+def test_without_a_look_inside_only_equal_outputs_are_ok(planted: Callable[..., str]) -> None:
+    """Sites explain what differs at the end; where none was seen, nothing does."""
+
+    def deploy(factor: float) -> Any:
+        def inner(graph_module: fx.GraphModule, batch: Any, dynamic: bool) -> Deployed:
+            if len(batch) > 1:
+                raise ValueError("too many inputs")
+            form = as_it_is(graph_module, batch, dynamic)
+            return Deployed(lambda *a: [value * factor for value in form.run(*a)])
+
+        return inner
+
+    for factor in (1.0, 0.5):
+        found = certify(nets.decomposed("plain"), planted(deploy(factor)), [nets.image()])
+        assert found.sites == ()
+        assert found.out_of_range == 0
+        assert found.ok == found.exact == (factor == 1.0)
+
+
+def test_outputs_of_another_shape_are_refused(planted: Callable[..., str]) -> None:
+    def deploy(graph_module: fx.GraphModule, batch: Any, dynamic: bool) -> Deployed:
+        form = as_it_is(graph_module, batch, dynamic)
+        return Deployed(lambda *a: [form.run(*a)[0][None]])
+
+    with pytest.raises(RouteError, match="can't give what the graph gives: ValueError: it gives"):
+        certify(nets.decomposed("plain"), planted(deploy), [nets.image()])
+
+
+def test_json_is_for_strict_parsers() -> None:
+    """An exact value has an infinite SQNR, which JSON has no number for."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found = certify(nets.decomposed("plain"), "export", [nets.image()])
+    read = json.loads(found.to_json(), parse_constant=refuse)
+    assert read["outputs"][0]["found"]["sqnr_db"] == "inf"
+    assert read["ok"] is True
+
+
 def test_registry_rows() -> None:
     assert all(r.summary and (r.deploy or r.certify) for r in registry().values())
     assert isinstance(certify(nets.decomposed("plain"), "export", [nets.image()]), Certificate)
