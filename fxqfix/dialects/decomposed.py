@@ -6,11 +6,11 @@ convert return.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxqfix import _pt2e, ops
 from fxqfix.dialects._base import (
@@ -34,6 +34,7 @@ __all__ = [
     "NAME",
     "arguments",
     "code_pin",
+    "held_by",
     "is_pin",
     "is_pinned",
     "matches",
@@ -44,6 +45,7 @@ __all__ = [
 NAME = "decomposed"
 
 _PICKS = ("cat", "max_pool1d", "max_pool2d", "max_pool3d")  # beside what only reshapes
+_TO_ZERO = ("relu", "relu6", "hardtanh")  # no value gets further from zero
 
 _CLAMPS = (torch.clamp, torch.ops.aten.clamp.default)
 
@@ -246,7 +248,7 @@ def _activation(
 
 
 def is_pinned(tap: Tap, reading: Reading) -> bool:
-    """Whether a clamp keeps a site's codes in their range, or those of the codes that it picks.
+    """Whether a clamp keeps a site's codes in their range, or those of the codes that it reads.
 
     Args:
         tap: The site.
@@ -254,7 +256,7 @@ def is_pinned(tap: Tap, reading: Reading) -> bool:
     """
     if tap.held is not None or clamp_bounds(tap.node.all_input_nodes[0]) is not None:
         return True
-    sources = picked(tap, reading)
+    sources = held_by(tap, reading)
     return bool(sources) and all(is_pinned(source, reading) for source in sources)
 
 
@@ -263,19 +265,40 @@ def only_picks(found: ops.Match | None) -> bool:
     return found is not None and (found.spec.output == "shape" or found.key in _PICKS)
 
 
-def picked(tap: Tap, reading: Reading) -> tuple[Tap, ...]:
-    """The sites whose codes a site only picks, all on its own grid and in its own range.
+def held_by(tap: Tap, reading: Reading) -> tuple[Tap, ...]:
+    """The sites whose ranges keep a site's codes in its own, all of them on its own grid.
 
-    Empty where its op computes anything.
+    Those of an op that only picks values or moves them towards zero: on one grid and in one range,
+    with zero inside, there is no code outside for it to give. Empty for any other op.
     """
     modules, used = modules_of(reading.graph_module), tap.site.used
     found = ops.match_node(tap.producer, modules)
-    if not only_picks(found):
+    moves = used is not None and _moves_to_zero(tap.producer, found, modules) and _has_zero(used)
+    if not (only_picks(found) or moves):
         return ()
     taps = {t.node: t for t in reading.activations}
     read = [n.all_input_nodes[0] for n in tap.producer.all_input_nodes if is_dequantize(n)]
     sources = tuple(taps[n] for n in read if n in taps and taps[n].site.used == used)
     return sources if len(sources) == len(tap.producer.all_input_nodes) else ()
+
+
+def _has_zero(qparams: QParams) -> bool:
+    points = qparams.zero_points
+    return all(qparams.quant_min <= point <= qparams.quant_max for point in points)
+
+
+def _moves_to_zero(
+    node: fx.Node, found: ops.Match | None, modules: Mapping[str, nn.Module]
+) -> bool:
+    if found is None or found.key not in _TO_ZERO:
+        return False
+    if found.key != "hardtanh":
+        return True
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    given = dict(zip(("min_val", "max_val"), node.args[1:], strict=False)) | node.kwargs
+    low = getattr(module, "min_val", given.get("min_val", -1.0))
+    high = getattr(module, "max_val", given.get("max_val", 1.0))
+    return isinstance(low, (int, float)) and isinstance(high, (int, float)) and low <= 0 <= high
 
 
 def _weight(

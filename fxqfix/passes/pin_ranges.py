@@ -29,8 +29,8 @@ class PinRanges(Pass):
 
     ONNX export and Inductor's int8 lowering drop a decomposed op's quant_min / quant_max; with the
     clamp in the graph the range survives. The clamp changes no bit of the graph itself: it only
-    moves what the quantize would clamp anyway. What only picks codes (reshapes, cat, max pools) on
-    the grid that they have needs none.
+    moves what the quantize would clamp anyway. What only picks codes (reshapes, cat, max pools) or
+    moves them towards zero (relu, relu6, hardtanh) needs none where it keeps their grid.
 
     It stands before the quantize, on values, or behind it, on codes. Inductor keeps its int8
     kernels with clamps on values, and fails on convolutions with those on codes. ONNX Runtime keeps
@@ -65,7 +65,7 @@ class PinRanges(Pass):
         check_name("place of a clamp", self.where, ("values", "codes"), self.name)
         reading = dialects.read(rewriter.graph_module)
         # A max pool of codes that are in range gives such codes; a clamp would keep it off int8.
-        free = {tap.node for tap in reading.activations if decomposed.picked(tap, reading)}
+        free = {tap.node for tap in reading.activations if decomposed.held_by(tap, reading)}
         for tap in reading.activations:
             qparams = tap.site.used if tap.node not in free else None
             if qparams is not None and tap.site.name in self.ranges:

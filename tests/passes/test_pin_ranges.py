@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -100,3 +101,46 @@ def test_what_only_picks_codes_needs_no_clamp() -> None:
     wide.recompile()
     clamped = [edit for edit in PinRanges()(wide).edits if edit.startswith(picks[0])]
     assert len(clamped) == 1
+
+
+@pytest.mark.parametrize(
+    ("op", "held"),
+    [
+        (nn.ReLU6(), True),
+        (nn.Hardtanh(-0.25, 0.5), True),
+        (lambda x: nn.functional.hardtanh(x, min_val=-2.0, max_val=0.0), True),
+        (nn.Hardtanh(0.25, 0.5), False),
+        (lambda x: nn.functional.hardtanh(x, 0.25, 0.5), False),
+        (nn.Hardswish(), False),
+    ],
+    ids=["relu6", "around zero", "up to zero", "above zero", "above zero, args", "hardswish"],
+)
+def test_what_moves_codes_towards_zero_needs_no_clamp(op: Any, held: bool) -> None:
+    """On its input's grid, where zero is a code; no other op, no other grid."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.op = op
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(2):
+                x = ops.quantize_per_tensor(x, 0.03, 60, 0, 127, torch.uint8)
+                x = ops.dequantize_per_tensor(x, 0.03, 60, 0, 127, torch.uint8)
+                x = self.op(x)
+            return ops.quantize_per_tensor(x, 0.03, 60, 0, 100, torch.uint8)
+
+    ops = torch.ops.quantized_decomposed
+    plain = fx.symbolic_trace(Net())
+    pinned = PinRanges()(plain)
+    # The input and the last, whose range is another, always; the one in between where it has to.
+    assert len(pinned.edits) == (2 if held else 3)
+    x = torch.linspace(-9, 9, 4096)
+    wanted = plain(x)
+    assert torch.equal(pinned.graph_module(x), wanted)
+    bare = pinned.graph_module
+    for node in bare.graph.nodes:  # as exporters drop them: the clamps alone hold the ranges
+        if "quantized_decomposed.quantize_per_tensor" in str(node.target):
+            node.args = (*node.args[:3], 0, 255, node.args[-1])
+    bare.recompile()
+    assert torch.equal(bare(x), wanted)
