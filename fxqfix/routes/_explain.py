@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, fx
 from fxqfix.passes._region import cut
 from fxqfix.routes._base import SiteView
 from fxqfix.routes._lapses import lapsed
+from fxqfix.routes._wide import Wide
 
 __all__ = ["explain", "float_error"]
 
@@ -107,28 +107,20 @@ def _exact(
 ) -> Tensor:
     codes = {n for n, v in given.items() if isinstance(v, Tensor) and not v.is_floating_point()}
     region = cut(graph_module, end, codes)
-    result: Tensor = _Wide(graph_module, region.graph, lapses).run(
-        *(_wide(given[node]) for node in region.inputs)
+    result: Tensor = _Lapsing(graph_module, region.graph, lapses).run(
+        *(given[node] for node in region.inputs)
     )
     return result.double()
 
 
-class _Wide(fx.Interpreter):
-    """Runs a region in float64: what a dequantize gives is exact in float32, and widened."""
+class _Lapsing(Wide):
+    """In float64, with what kernels compute otherwise."""
 
     def __init__(self, module: fx.GraphModule, graph: fx.Graph, lapses: tuple[str, ...]) -> None:
         super().__init__(module, garbage_collect_values=not lapses, graph=graph)
         self._lapses = lapses
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run a node and widen what it gives."""
+        """Run a node, or its lapse."""
         own = lapsed(self, n, self._lapses) if self._lapses else None
-        return _wide(super().run_node(n)) if own is None else own
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a copy of the module, in float64."""
-        return copy.deepcopy(self.fetch_attr(target)).double()(*args, **kwargs)
-
-
-def _wide(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
+        return super().run_node(n) if own is None else own

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from fxqfix.engines._base import check_name
-from fxqfix.routes import executorch, export, inductor, int8, onnxruntime
+from fxqfix.routes import executorch, export, float64, inductor, int8, onnxruntime
 from fxqfix.routes._base import Route
 
 __all__ = ["find", "registry"]
 
 _ROUTES = (
     export.ROUTE,
+    float64.ROUTE,
     *inductor.ROUTES,
     *onnxruntime.ROUTES,
     executorch.ROUTE,
