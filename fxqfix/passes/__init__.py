@@ -13,10 +13,12 @@ from fxqfix.passes.fold_batchnorm import FoldBatchNorm
 from fxqfix.passes.freeze_qparams import FreezeQParams
 from fxqfix.passes.graft_islands import GraftIslands
 from fxqfix.passes.insert_shadows import InsertShadows
+from fxqfix.passes.own_readers import OwnReaders
 from fxqfix.passes.pin_ranges import PinRanges
 from fxqfix.passes.remove_shadows import RemoveShadows
 from fxqfix.passes.restore_qparams import RestoreQParams
 from fxqfix.passes.restore_range import RestoreRange
+from fxqfix.passes.signed_codes import SignedCodes
 from fxqfix.passes.split_shared import SplitShared
 from fxqfix.passes.suit_xnnpack import SuitXnnpack
 
@@ -34,6 +36,7 @@ __all__ = [
     "GraftIslands",
     "InMemoryOrder",
     "InsertShadows",
+    "OwnReaders",
     "Pass",
     "PassResult",
     "PinRanges",
@@ -42,6 +45,7 @@ __all__ = [
     "RestoreQParams",
     "RestoreRange",
     "Rewriter",
+    "SignedCodes",
     "SplitShared",
     "SuitXnnpack",
     "chain",

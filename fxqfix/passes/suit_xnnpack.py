@@ -20,30 +20,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxqfix import dialects, ops
 from fxqfix.dialects import Reading, Tap
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.decomposed import (
     NAME,
-    arguments,
     is_dequantize,
     is_pin,
     is_quantize,
     only_picks,
     qparams_of_op,
 )
-from fxqfix.dialects.int8 import fetch
 from fxqfix.errors import DialectError, PassError
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._forms import quantize_node
 from fxqfix.passes.float_weights import to_float
+from fxqfix.passes.own_readers import OwnReaders
+from fxqfix.passes.signed_codes import SignedCodes
 
-__all__ = ["FUSED", "SHIFT", "SuitXnnpack", "is_unsigned"]
+__all__ = ["FUSED", "SuitXnnpack"]
 
-SHIFT = 128  # from unsigned codes to signed ones
 FUSED = ("relu", "relu6", "hardtanh")  # what XNNPACK's kernels do on the way out
 
 
@@ -51,11 +49,10 @@ FUSED = ("relu", "relu6", "hardtanh")  # what XNNPACK's kernels do on the way ou
 class SuitXnnpack(Pass):
     """Rewrite a decomposed graph so that ExecuTorch lowers it to XNNPACK's int8 kernels.
 
-    Unsigned codes become signed ones (less 128, with their zero points); inputs and outputs that
-    are codes are signed after it. A pinned range becomes a clamp of codes behind the quantize op,
-    which XNNPACK fuses into the kernel. Each reader has a dequantize op of its own, and each call a
-    bias of its own. An op that moves codes gets them on the grid of its result. Weights with
-    zero points, and those of ops whose result stays float, become float. No value changes.
+    A pinned range becomes a clamp of codes behind the quantize op, which XNNPACK fuses into the
+    kernel. An op that moves codes gets them on the grid of its result. Weights with zero points,
+    and those of ops whose result stays float, become float. Last come the passes `signed-codes` and
+    `own-readers`. No value changes.
 
     Raises:
         DialectError: The graph has no decomposed ops.
@@ -85,13 +82,8 @@ class SuitXnnpack(Pass):
         for tap in reading.weights:
             if not _on_integers(tap, reading):
                 to_float(rewriter, tap)
-        for node in list(rewriter.graph.nodes):
-            if is_unsigned(node):
-                _sign(rewriter, node)
-        for node in list(rewriter.graph.nodes):
-            if is_dequantize(node):
-                _split(rewriter, node)
-        _own_biases(rewriter)
+        SignedCodes().rewrite(rewriter)
+        OwnReaders().rewrite(rewriter)
 
     def check(self, before: nn.Module, after: nn.Module) -> None:
         """No narrow range is pinned before its quantize op."""
@@ -100,18 +92,6 @@ class SuitXnnpack(Pass):
             source = node.all_input_nodes[0]
             if is_pin(source) and not is_dequantize(source.all_input_nodes[0]):
                 raise PassError("a clamp stands before a quantize op", where=self.name)
-
-
-def is_unsigned(node: fx.Node) -> bool:
-    """Whether a node quantizes to, or dequantizes, unsigned 8-bit codes of an activation.
-
-    Args:
-        node: Any node of a decomposed graph.
-    """
-    if "per_tensor.default" not in str(node.target) or node.op != "call_function":
-        return False
-    weight = is_dequantize(node) and node.all_input_nodes[0].op == "get_attr"
-    return bool(arguments(node).get("dtype") == torch.uint8) and not weight
 
 
 def _requantize_before(rewriter: Rewriter, tap: Tap, reading: Reading) -> None:
@@ -145,14 +125,6 @@ def _clamp_codes(rewriter: Rewriter, tap: Tap) -> None:
     rewriter.note(f"{tap.site.name}: its codes are clamped to {grid.range_text}")
 
 
-def _sign(rewriter: Rewriter, node: fx.Node) -> None:
-    given = arguments(node)
-    low, high, point = (given[name] - SHIFT for name in ("quant_min", "quant_max", "zero_point"))
-    node.args = (node.args[0], given["scale"], point, low, high, torch.int8)
-    node.kwargs = {k: v for k, v in node.kwargs.items() if k == "out_dtype"}
-    rewriter.note(f"{node.name}: signed codes")
-
-
 def _on_integers(tap: Tap, reading: Reading) -> bool:
     """Whether XNNPACK computes a weight's op on integers: codes in, and codes or dynamic out."""
     modules = modules_of(reading.graph_module)
@@ -173,27 +145,3 @@ def _on_integers(tap: Tap, reading: Reading) -> bool:
     if behind is not None and behind.key in FUSED:
         end = next(iter(end.users))
     return len(end.users) == 1 and is_quantize(next(iter(end.users)))
-
-
-def _split(rewriter: Rewriter, node: fx.Node) -> None:
-    for user in list(node.users)[1:]:
-        with rewriter.graph.inserting_after(node):
-            user.replace_input_with(node, rewriter.graph.node_copy(node))
-        rewriter.note(f"{node.name}: dequantized again for {user.name}")
-
-
-def _own_biases(rewriter: Rewriter) -> None:
-    """A tensor of its own for every reader of a float parameter."""
-    taken: set[int] = set()
-    for node in [n for n in rewriter.graph.nodes if n.op == "get_attr"]:
-        value = fetch(rewriter.graph_module, node)
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            continue
-        for user in list(node.users):
-            known = value.data_ptr() in taken
-            taken.add(value.data_ptr())
-            if known and not is_dequantize(user):
-                with rewriter.graph.inserting_before(user):
-                    own = rewriter.buffer_node(f"{node.name}_own", value.detach().clone())
-                user.replace_input_with(node, own)
-                rewriter.note(f"{user.name}: {node.name} of its own")

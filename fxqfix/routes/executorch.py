@@ -30,7 +30,7 @@ from fxqfix.dialects.decomposed import is_dequantize
 from fxqfix.errors import RouteError
 from fxqfix.passes import SuitXnnpack
 from fxqfix.passes.cut_sites import output_nodes
-from fxqfix.passes.suit_xnnpack import SHIFT, is_unsigned
+from fxqfix.passes.signed_codes import SHIFT, is_unsigned
 from fxqfix.routes._base import Deployed, Route
 from fxqfix.routes._xnnpack import codes_of_site
 from fxqfix.routes.export import exported

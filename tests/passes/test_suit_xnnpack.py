@@ -11,7 +11,7 @@ from fxqfix._torch import quiet
 from fxqfix.dialects.decomposed import is_dequantize, is_pin
 from fxqfix.errors import DialectError
 from fxqfix.passes import SuitXnnpack
-from fxqfix.passes.suit_xnnpack import is_unsigned
+from fxqfix.passes.signed_codes import is_unsigned
 from tests.dialects.nets import fx_ptq
 from tests.routes import nets
 from tests.states import fingerprint
