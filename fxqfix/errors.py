@@ -58,7 +58,7 @@ class FxqfixError(Exception):
             parts.append(f"Expected: {expected}")
         if remedy is not None:
             parts.append(f"To do: {remedy}")
-        super().__init__(". ".join(p.rstrip(".") for p in parts) + ".")
+        super().__init__(" ".join(p if p.endswith("?") else p.rstrip(".") + "." for p in parts))
 
     def __str__(self) -> str:
         # KeyError would print the repr; every subclass prints the sentence itself.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from fxqfix.errors import (
     TraceError,
     UncalibratedError,
     UnknownNameError,
+    UnsupportedError,
 )
 from tests.faults.injectors import SHAPE, data, trained
 from tests.states import fingerprint
@@ -256,3 +258,138 @@ def test_every_error_is_a_builtin_too() -> None:
         others = [b for b in kind.__mro__ if b.__module__ == "builtins"]
         assert issubclass(kind, FxqfixError)
         assert name == "FxqfixError" or others[0] not in (Exception, BaseException), name
+
+
+def test_batches_without_values_are_not_equal() -> None:
+    prepared, nothing = _calibrated(), torch.empty(0, 8)
+    for where, act in {
+        "compare": lambda: fxqfix.compare(prepared, None, [nothing, nothing]),
+        "certify, route export": lambda: fxqfix.certify(prepared, "export", [nothing]),
+    }.items():
+        message = _refused(DataError, ValueError, act, prepared)
+        assert message.startswith(f"{where}: the batches hold no values")
+    report = fxqfix.compare(prepared, None, [nothing, torch.randn(4, 8)])
+    assert report.batches == 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_golden_vectors_of_non_finite_inputs(value: float) -> None:
+    prepared, x = _calibrated(), torch.full((1, 8), value)
+    message = _refused(NonFiniteError, ValueError, lambda: fxqfix.golden_vectors(prepared, x))
+    assert message.startswith("golden_vectors: the data holds NaN or inf")
+
+
+def test_repair_and_data() -> None:
+    prepared = _calibrated()
+    converted = convert_fx(copy.deepcopy(prepared))
+    for given, found in ((3, "int"), ("x.pt", "str")):
+        message = _refused(DataError, ValueError, lambda d=given: _repair(converted, prepared, d))
+        assert message.startswith("repair: data is not an iterable of batches")
+        assert f"Found: {found}." in message
+    message = _refused(
+        ModelRunError, RuntimeError, lambda: _repair(converted, prepared, [torch.ones(4, 9)])
+    )
+    assert message.startswith("repair, batch 0: the models can't run this batch")
+
+
+def _repair(converted: nn.Module, prepared: nn.Module, batches: Any) -> Any:
+    return fxqfix.repair(converted, prepared, data=batches)
+
+
+def test_batches_that_are_no_tensors_are_named_by_their_types() -> None:
+    prepared = _calibrated()
+    for act in (
+        lambda: fxqfix.compare(prepared, None, ["x"]),
+        lambda: fxqfix.certify(prepared, "export", ["x"]),
+        lambda: fxqfix.golden_vectors(prepared, "x"),
+    ):
+        message = _refused(ModelRunError, RuntimeError, act, prepared)
+        assert "Found: arguments of types str." in message
+
+
+class _Optional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Any, unused: Any = None, y: Any = None) -> Any:
+        return self.a(x) - self.b(y)
+
+
+def test_keywords_around_an_input_with_a_default() -> None:
+    x, y = torch.randn(4, 8), torch.randn(4, 8)
+    prepared = prepare_fx(_Optional().eval(), get_default_qconfig_mapping("fbgemm"), (x, None, y))
+    prepared(x, None, y)
+    certificate = fxqfix.certify(prepared, "export", [{"y": y, "x": x}])
+    assert certificate.exact
+    assert not certificate.unchecked
+    golden = fxqfix.golden_vectors(prepared, {"y": y, "x": x})
+    assert torch.equal(golden.output_of("y"), y)
+    for batch, said in (({"x": x, "z": y}, "['z']"), ({"y": y}, "the inputs ['x'] are missing")):
+        message = _refused(
+            ModelRunError,
+            RuntimeError,
+            lambda b=batch: fxqfix.certify(prepared, "export", [b]),
+            prepared,
+        )
+        assert said in message
+
+
+class _Halves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Any) -> Any:
+        return self.fc(x).chunk(2, 1)
+
+
+def test_outputs_that_are_no_tensors_are_refused_by_certify() -> None:
+    prepared = _calibrated(_Halves())
+    message = _refused(
+        UnsupportedError, TypeError, lambda: fxqfix.certify(prepared, "export", [torch.ones(4, 8)])
+    )
+    assert "Found: chunk, a tuple" in message
+
+
+def _stranger(kind: str) -> tuple[Any, type[FxqfixError], type[Exception], str]:
+    net = nn.Sequential(nn.Linear(8, 4))
+    if kind == "lambda":
+        return (lambda x: x), TraceError, TypeError, "not a module. Found: function."
+    if kind == "class":
+        return nn.Linear, TraceError, TypeError, "pass an instance, not the class Linear"
+    if kind == "state dict":
+        return net.state_dict(), TraceError, TypeError, "load the weights into a module"
+    if kind == "scripted":
+        return torch.jit.script(net), TraceError, TypeError, "that torch.jit.script"
+    if kind == "parallel":
+        return nn.DataParallel(_calibrated()), TraceError, TypeError, "pass model.module"
+    return _calibrated().to("meta"), DeviceError, RuntimeError, "model.to_empty(device='cpu')"
+
+
+@pytest.mark.parametrize("kind", ["lambda", "class", "state dict", "scripted", "parallel", "meta"])
+def test_models_of_no_kind(kind: str) -> None:
+    with warnings.catch_warnings():  # TorchScript is deprecated; that it is still met is the point
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model, error, builtin, said = _stranger(kind)
+    for call in ("inspect", "lint", "freeze", "to_decomposed", "to_int8", "extract_parameters"):
+        message = _refused(error, builtin, lambda c=call: getattr(fxqfix, c)(model))
+        assert message.startswith(f"{call}: "), call
+        assert said in message, call
+
+
+def test_errors_name_the_call() -> None:
+    prepared = _calibrated()
+    message = _refused(UnknownNameError, KeyError, lambda: fxqfix.lint(prepared, engine="cuda"))
+    assert message.startswith("lint: there is no engine 'cuda'")
+    message = _refused(
+        UnknownNameError,
+        KeyError,
+        lambda: fxqfix.migrate(prepared, [torch.ones(4, 8)], "m.pt2", route="tflite"),
+    )
+    assert message.startswith("migrate: there is no route 'tflite'")
+
+
+def test_a_question_ends_a_sentence() -> None:
+    error = FxqfixError("swapped?", found="one.", remedy="turn")
+    assert str(error) == "swapped? Found: one. To do: turn."

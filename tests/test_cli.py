@@ -16,7 +16,7 @@ import torch
 
 import fxqfix
 from fxqfix import cli, ops
-from fxqfix.errors import PairingError
+from fxqfix.errors import MissingDependencyError, PairingError
 from fxqfix.report import Coverage, Report, Uncovered, text
 from tests.report import samples
 
@@ -73,6 +73,15 @@ def trained():
 def trained_int8():
     found = trained()
     return {"prepared": found["converted"], "ranges_from": found["prepared"], "data": found["data"]}
+
+def leaves():
+    raise SystemExit(1)
+
+def breaks_off():
+    def batches():
+        yield torch.rand(4, 8)
+        raise KeyError("disk")
+    return {**trained(), "data": batches()}
 
 def in_train_mode():
     found = trained()
@@ -318,6 +327,7 @@ def test_what_migrate_and_certify_refuse(
         (("my_models:number",), "Found: int."),
         (("my_models:other_keys",), "Found: prepared, dataa."),
         (("my_models:no_data",), "returned no data"),
+        (("my_models:leaves",), "leaves() failed. Found: SystemExit: 1 (at my_models.py:"),
         (("my_models:broken",), "ValueError: first line second line (at my_models.py:"),
         (("my_models:broken_in_torch",), "(at my_models.py:"),
         (("my_models:pair", "--format", "grit"), "no table format is named 'grit'"),
@@ -336,6 +346,13 @@ def test_error_of_the_user_is_one_line(
     assert err.startswith("fxqfix: ")
     assert err.count("\n") == 1
     assert compared == []
+
+
+@pytest.mark.parametrize("command", [("compare",), ("certify", "--route", "export")])
+def test_data_that_breaks_off_is_an_error_of_the_user(run, command: tuple[str, ...]) -> None:
+    code, out, err = run(*command, "my_models:breaks_off")
+    assert (code, out) == (2, "")  # 1 would say that something differs
+    assert "the data of my_models:breaks_off failed. Found: KeyError: 'disk' (at my_models" in err
 
 
 def test_bad_options_are_refused_before_the_function_runs(run, compared, tmp_path: Path) -> None:
@@ -394,6 +411,24 @@ def test_demo_runs_all_by_default(run, played, arguments, expected: list[str]) -
     code, out, err = run("demo", *arguments)
     assert (code, out.split("\n")[:-1], err) == (0, [f"demo {name}" for name in expected], "")
     assert played == expected
+
+
+def test_a_demo_without_its_extra_is_left_out(run, monkeypatch) -> None:
+    def play(name: str, out: Any) -> None:
+        if name in gone:
+            raise MissingDependencyError("sklearn can't be imported", where=f"demo {name}")
+        print("demo", name, file=out)
+
+    demos = types.ModuleType("fxqfix.demos")
+    vars(demos).update(names=lambda: ["000", "digits"], run=play)
+    monkeypatch.setitem(sys.modules, "fxqfix.demos", demos)
+    monkeypatch.setattr(fxqfix, "demos", demos, raising=False)
+    gone = ["digits"]
+    said = "fxqfix: left out: demo digits: sklearn can't be imported.\n"
+    assert run("demo") == (0, "demo 000\n", said)
+    assert run("demo", "digits")[:2] == (2, "")
+    gone = ["000", "digits"]
+    assert run("demo")[0] == 2
 
 
 def test_unknown_demo_lists_those_that_exist(run, played) -> None:

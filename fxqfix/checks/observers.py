@@ -8,7 +8,6 @@ from fxqfix import _torch
 from fxqfix.checks._base import Check, Finding, Subject
 from fxqfix.dialects import Site
 from fxqfix.dialects.quantizer import observing
-from fxqfix.dialects.site import qparams_text
 
 __all__ = ["CHECKS"]
 
@@ -57,8 +56,7 @@ def _baked(subject: Subject) -> Iterator[Finding]:
             "stale-qparams" if stale else "scale-formula",
             "error",
             site.name,
-            f"forward uses {qparams_text(site.used)} ({site.source}), conversion bakes "
-            f"{qparams_text(site.baked)}",
+            f"forward uses {site.used_text} ({site.source}), conversion bakes {site.baked_text}",
             _FREEZE,
         )
 

@@ -59,10 +59,9 @@ def lint(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]
 
 
 def _count(argument: str) -> int:
-    count = int(argument)  # argparse turns the ValueError into its own message
-    if count < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return count
+    if not (argument.isdecimal() and int(argument)):
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, not {argument!r}")
+    return int(argument)
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -7,10 +7,12 @@ import inspect as python_inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from fxqfix.dialects.site import closest
 from fxqfix.errors import FxqfixError
@@ -54,8 +56,26 @@ class Models:
                 f"{self.target} returned no data",
                 expected="an iterable of batches: (prepared, converted or None, data)",
             )
-        found: Iterable[Any] = self.data
-        return found
+        if isinstance(self.data, (Tensor, Mapping)) or not isinstance(self.data, Iterable):
+            found: Iterable[Any] = self.data  # what it is worth is for fxqfix to say
+            return found
+        return _Batches(self.data, f"the data of {self.target}")
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """The user's data: what reading it raises is their code's error, as any other."""
+
+    data: Iterable[Any]
+    what: str
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]  # a progress bar asks, and takes a TypeError
+
+    def __iter__(self) -> Iterator[Any]:
+        batches, end = _guarded(self.what, lambda: iter(self.data)), object()
+        while (batch := _guarded(self.what, lambda: next(batches, end))) is not end:
+            yield batch
 
 
 _KEYS = tuple(f.name for f in fields(Models) if f.name != "target")
@@ -116,12 +136,12 @@ def _guarded(what: str, call: Callable[[], Any]) -> Any:
         return call()
     except FxqfixError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an exit with 1 would read as "something differs"
         found = f"{type(error).__name__}: {error}{_place(error)}"
         raise UsageError(f"{what} failed", found=found) from error
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """The innermost line of the user's own code, which is what they can change."""
     own = [
         line

@@ -9,7 +9,7 @@ from torch import fx, nn
 from fxqfix.dialects import decomposed, int8, prepared, pt2e, reference
 from fxqfix.dialects._base import Reading, Tap, parents
 from fxqfix.dialects.site import Inspection, Site
-from fxqfix.dialects.trace import call, trace
+from fxqfix.dialects.trace import call, check_kind, trace
 from fxqfix.errors import DialectError
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Site",
     "Tap",
     "call",
+    "check_kind",
     "inspect",
     "parents",
     "read",
@@ -66,6 +67,7 @@ def read(model: nn.Module, where: str = "inspect") -> Reading:
         >>> reading.dialect, [tap.site.used.scale for tap in reading.taps]
         ('fx-int8', [0.5])
     """
+    check_kind(model, where)
     graph_module = trace(model)
     for dialect in DIALECTS:
         if dialect.matches(graph_module):
@@ -93,6 +95,7 @@ def read_prepared(model: nn.Module, where: str, *, settled: bool = True) -> Read
         TraceError: An eager model can't be traced.
         DialectError: The model is not a prepared one.
     """
+    check_kind(model, where)
     graph_module = trace(model)
     if pt2e.matches(graph_module):
         return pt2e.read(graph_module)

@@ -10,7 +10,7 @@ from typing import ClassVar
 from fxqfix.errors import UnknownNameError
 from fxqfix.qparams import QParams
 
-__all__ = ["Inspection", "Site", "closest", "grid_text", "qparams_text"]
+__all__ = ["Inspection", "Site", "closest", "digits_apart", "grid_text", "qparams_text"]
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,22 @@ class Site:
             return "uncalibrated"
         if self.used is None:
             return "-"
-        return qparams_text(self.used) + ("" if self.quantizes else " (observed only)")
+        return qparams_text(self.used, self._digits) + (
+            "" if self.quantizes else " (observed only)"
+        )
 
     @property
     def baked_text(self) -> str:
         """`baked` in a few characters, "" where conversion would change nothing."""
-        return "" if self.baked in (None, self.used) else qparams_text(self.baked)
+        if self.baked is None or self.baked == self.used:
+            return ""
+        return qparams_text(self.baked, self._digits)
+
+    @property
+    def _digits(self) -> int:
+        if self.used is None or self.baked is None or self.used.same_grid(self.baked):
+            return 6
+        return digits_apart(self.used, self.baked)
 
     @property
     def bytes_text(self) -> str:
@@ -187,7 +197,7 @@ class Inspection:
 
 def closest(name: str, names: list[str], count: int = 5) -> list[str]:
     """The names most like `name`, or the first few where none is alike."""
-    return difflib.get_close_matches(name, names, n=count, cutoff=0.3) or names[:count]
+    return difflib.get_close_matches(str(name), names, n=count, cutoff=0.3) or names[:count]
 
 
 def grid_text(qparams: QParams, digits: int = 6) -> str:
@@ -210,7 +220,20 @@ def grid_text(qparams: QParams, digits: int = 6) -> str:
     return f"{_span(qparams.scales, digits)}/{_span(qparams.zero_points, digits)}"
 
 
-def qparams_text(qparams: QParams) -> str:
+def digits_apart(first: QParams, second: QParams) -> int:
+    """As many significant digits as it takes until `grid_text` of the two differs.
+
+    Example:
+        >>> import torch
+        >>> grids = [QParams(scale, 0, 0, 255, torch.quint8) for scale in (0.1, 0.10000001)]
+        >>> [grid_text(grid, digits_apart(*grids)) for grid in grids]
+        ['0.1/0', '0.10000001/0']
+    """
+    # float32 has 9; where 12 don't tell, channels between the lowest and the highest differ.
+    return next((d for d in (6, 9) if grid_text(first, d) != grid_text(second, d)), 12)
+
+
+def qparams_text(qparams: QParams, digits: int = 6) -> str:
     """Grid, declared range and dtype in a few characters.
 
     Example:
@@ -219,7 +242,7 @@ def qparams_text(qparams: QParams) -> str:
         '0.5/3 [0,127] quint8'
     """
     kind = str(qparams.dtype).removeprefix("torch.")
-    return f"{grid_text(qparams)} {qparams.range_text} {kind}"
+    return f"{grid_text(qparams, digits)} {qparams.range_text} {kind}"
 
 
 def _span(values: Sequence[float], digits: int) -> str:

@@ -15,10 +15,10 @@ import torch
 from torch import fx, nn
 
 from fxqfix import _pt2e, _rng, _torch
-from fxqfix.errors import TraceError
+from fxqfix.errors import DeviceError, TraceError
 from fxqfix.inserted import FloatIsland, InMemoryOrder
 
-__all__ = ["call", "trace"]
+__all__ = ["call", "check_kind", "trace"]
 
 
 class _Tracer(fx.Tracer):
@@ -96,10 +96,7 @@ def trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
         return model
     if _pt2e.is_program(model):
         return _module_of(model)
-    if not isinstance(model, nn.Module):
-        raise TraceError(
-            "not a module", where="trace", found=type(model).__name__, expected="torch.nn.Module"
-        )
+    check_kind(model, "trace")
     root = _copy(model)
     modes = {path: module.training for path, module in root.named_modules(remove_duplicate=False)}
     tracer = _Tracer()
@@ -119,6 +116,50 @@ def trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
     if example_inputs is not None:
         _check_same(model, traced, example_inputs)
     return traced
+
+
+def check_kind(model: Any, where: str) -> None:
+    """Refuse what is no model that fxqfix can read.
+
+    Args:
+        model: What the user gave.
+        where: The call that it was given to, for the message.
+
+    Raises:
+        TraceError: It is no module, a scripted one, or a wrapper around one.
+        DeviceError: Its tensors are on the meta device.
+
+    Example:
+        >>> check_kind(nn.Linear(2, 2), "trace")
+    """
+    if _pt2e.is_program(model):
+        return
+    problem = remedy = None
+    if not isinstance(model, nn.Module):
+        problem = "not a module"
+        remedy = "load the weights into a module that your code makes"
+        if isinstance(model, type):
+            remedy = f"pass an instance, not the class {model.__name__}"
+    elif isinstance(model, torch.jit.ScriptModule):
+        problem = "TorchScript can't be read"
+        remedy = "pass the module that torch.jit.script or torch.jit.trace was given"
+    elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        problem, remedy = "a wrapper for several devices can't be traced", "pass model.module"
+    if problem is not None:
+        raise TraceError(
+            problem,
+            where=where,
+            found=type(model).__name__,
+            expected="torch.nn.Module",
+            remedy=remedy,
+        )
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        raise DeviceError(
+            "the model has tensors on the meta device, which hold no values",
+            where=where,
+            found=type(model).__name__,
+            remedy="give it storage, model.to_empty(device='cpu'), and load its weights",
+        )
 
 
 def _module_of(program: Any) -> fx.GraphModule:

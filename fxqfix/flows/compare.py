@@ -97,8 +97,9 @@ def prepared_reading(
     where = call.partition("(")[0]
     reading = dialects.read(prepared, where)
     if not reading.prepared:
+        place = "first" if "(prepared" in call else "second"
         raise PairingError(
-            "the first model is not a prepared one; are the arguments swapped?",
+            f"the {place} model is not a prepared one; are the arguments swapped?",
             where=where,
             found=f"a model of dialect {reading.dialect}",
             expected=call,

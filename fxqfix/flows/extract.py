@@ -11,9 +11,10 @@ from torch import Tensor, fx, nn
 
 from fxqfix import _rng, _torch, dialects
 from fxqfix.dialects import decomposed, int8
-from fxqfix.errors import DataError, FxqfixError, ModelRunError
+from fxqfix.errors import DataError, FxqfixError
 from fxqfix.export import GoldenVectors, OpParameters, Parameters, Program, steps
 from fxqfix.flows.decompose import declared_ranges, to_decomposed
+from fxqfix.measure import cannot_run, check_values, positional
 from fxqfix.qparams import QParams, quantize
 
 __all__ = ["extract_parameters", "golden_vectors"]
@@ -82,6 +83,8 @@ def golden_vectors(model: nn.Module, inputs: Any, *, ranges_from: Any = None) ->
         DialectError: The model is not quantized.
         RangeUnknownError: A reference model without `ranges_from`.
         DataError: The inputs are not those of the model.
+        NonFiniteError: NaN or inf in the inputs.
+        DeviceError: The inputs are on another device than the model.
         ModelRunError: The model raised.
 
     Example:
@@ -146,6 +149,7 @@ class _Recorder(fx.Interpreter):
     def __init__(self, graph_module: fx.GraphModule, wanted: set[str]) -> None:
         super().__init__(graph_module)
         self.extra_traceback = False
+        self.given = graph_module
         self.wanted = wanted
         self.seen: dict[str, Any] = {}
 
@@ -164,18 +168,17 @@ class _Recorder(fx.Interpreter):
         if isinstance(inputs, Mapping):
             if not inputs.keys() <= set(names):
                 raise _not_taken(sorted(inputs), names)
-            inputs = tuple(inputs[name] for name in names if name in inputs)
+            inputs = positional(self.given, (), inputs, "golden_vectors")
         args = inputs if isinstance(inputs, list | tuple) else (inputs,)
         if not args or len(args) > len(names):
             raise _not_taken(f"{len(args)} inputs", names)
+        check_values(self.given, "golden_vectors", args)
         try:
             self.run(*_torch.tree_map_tensors(Tensor.clone, tuple(args)))
         except FxqfixError:
             raise
         except Exception as error:  # a model can raise anything
-            raise ModelRunError(
-                f"the model can't run these inputs: {error}", where="golden_vectors"
-            ) from error
+            raise cannot_run("the model", error, "golden_vectors", args) from error
 
 
 def _not_taken(found: object, names: list[str]) -> DataError:

@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import fx, nn
 
 from fxqfix import _pt2e, _torch
+from fxqfix.dialects import check_kind
 from fxqfix.errors import DialectError
 from fxqfix.passes import FoldBatchNorm, FreezeQParams, Pass, SplitShared, chain
 
@@ -34,6 +35,7 @@ def freeze(prepared: M) -> M:
         A new model of the same kind: FX in, FX out; eager in, eager out.
 
     Raises:
+        TraceError: This is no module, or a scripted one.
         DialectError: The model holds no observer and no fake-quant.
         UncalibratedError: An observer never saw data.
         NonFiniteError: An observer holds NaN or inf qparams.
@@ -66,6 +68,7 @@ def freezing(prepared: nn.Module) -> tuple[Pass, ...]:
         >>> freezing(nn.Sequential(FakeQuantize()))
         (FreezeQParams(uncalibrated=False), FoldBatchNorm())
     """
+    check_kind(prepared, "freeze")
     if _pt2e.is_program(prepared) or not any(_torch.is_quantizer(m) for m in prepared.modules()):
         raise DialectError(
             f"{type(prepared).__name__} holds no observer and no fake-quant",

@@ -42,7 +42,7 @@ def lint(prepared: nn.Module, *, engine: str | None = None) -> LintReport:
         >>> [(f.code, f.site) for f in lint(prepared, engine="qnnpack").of("error")]
         [('uncalibrated', 'input_1'), ('uncalibrated', '_0')]
     """
-    chosen = check_name("engine", engine or torch.backends.quantized.engine, ENGINES)
+    chosen = check_name("engine", engine or torch.backends.quantized.engine, ENGINES, "lint")
     with _torch.quiet():
         # Observers that are on are a finding of their own; settling them takes half of the time.
         reading = dialects.read_prepared(prepared, "lint", settled=False)

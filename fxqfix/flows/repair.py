@@ -11,7 +11,7 @@ from fxqfix import _rng, _torch, causes, dialects
 from fxqfix.errors import DataError
 from fxqfix.flows._mend import Bench
 from fxqfix.flows._session import Session
-from fxqfix.measure import run
+from fxqfix.measure import batches_of, run
 from fxqfix.pairing import pair
 from fxqfix.passes import InsertShadows
 from fxqfix.report import Mend, Refusal, Repair, Report, Row
@@ -70,7 +70,7 @@ def repair(
         >>> mended.after.row("input_1").local.differing
         0
     """
-    if data is not None and iter(data) is data:
+    if data is not None and iter(data := batches_of(data, "repair")) is data:
         raise DataError(
             "repair may have to read the data again, after a repair was rolled back",
             where="repair",
@@ -103,7 +103,7 @@ def _judge(bench: Bench, model: fx.GraphModule, data: Iterable[Any]) -> tuple[Re
         twins.append(twin(reading.graph_module).graph_module)
         sessions.append(session)
     both: Any = _SideBySide(*twins)
-    result = run(both, data, progress=False)
+    result = run(both, data, where="repair", progress=False)
     before, after = (session.report(result) for session in sessions)
     return before, after
 

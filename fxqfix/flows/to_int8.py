@@ -126,6 +126,7 @@ def convert_with_islands(
 
 
 def _frozen(model: nn.Module) -> nn.Module:
+    dialects.check_kind(model, "to_int8")
     frozen = freeze(model)
     found = dialects.read(frozen).dialect
     if found != prepared.NAME:

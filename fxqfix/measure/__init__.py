@@ -3,7 +3,16 @@
 from fxqfix.measure.culprits import Corrector, Culprit
 from fxqfix.measure.discrepancy import Discrepancy, decibels, discrepancy, float_discrepancy
 from fxqfix.measure.probe import Probe
-from fxqfix.measure.run import Run, batches_of, run, streamed, tensors_of
+from fxqfix.measure.run import (
+    Run,
+    batches_of,
+    cannot_run,
+    check_values,
+    positional,
+    run,
+    streamed,
+    tensors_of,
+)
 
 __all__ = [
     "Corrector",
@@ -12,9 +21,12 @@ __all__ = [
     "Probe",
     "Run",
     "batches_of",
+    "cannot_run",
+    "check_values",
     "decibels",
     "discrepancy",
     "float_discrepancy",
+    "positional",
     "run",
     "streamed",
     "tensors_of",

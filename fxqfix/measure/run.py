@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -13,7 +13,16 @@ from torch import Tensor, fx
 from fxqfix import _rng, _torch
 from fxqfix.errors import DataError, DeviceError, FxqfixError, ModelRunError, NonFiniteError
 
-__all__ = ["Run", "batches_of", "run", "streamed", "tensors_of"]
+__all__ = [
+    "Run",
+    "batches_of",
+    "cannot_run",
+    "check_values",
+    "positional",
+    "run",
+    "streamed",
+    "tensors_of",
+]
 
 
 After = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
@@ -44,7 +53,7 @@ def batches_of(data: Any, where: str = "compare") -> Iterable[Any]:
     """
     if isinstance(data, (Tensor, Mapping)):
         return [data]
-    if not isinstance(data, Iterable):
+    if not isinstance(data, Iterable) or isinstance(data, (str, bytes)):  # a file's name, say
         raise DataError(
             "data is not an iterable of batches",
             where=where,
@@ -55,13 +64,19 @@ def batches_of(data: Any, where: str = "compare") -> Iterable[Any]:
 
 
 def run(
-    twin: fx.GraphModule, data: Any, *, progress: bool | None = None, after: After | None = None
+    twin: fx.GraphModule,
+    data: Any,
+    *,
+    where: str = "compare",
+    progress: bool | None = None,
+    after: After | None = None,
 ) -> Run:
     """Run every batch through the twin, under no_grad and with the random state put back.
 
     Args:
         twin: What `InsertShadows` returned.
         data: Batches; see `batches_of`.
+        where: The call that reads the data, for messages.
         progress: Show a bar (needs tqdm); None shows it on a terminal where tqdm is installed.
         after: Called behind every batch with its arguments, its keywords and the random state that
             it started from.
@@ -77,9 +92,9 @@ def run(
     """
     result = Run()
     with torch.no_grad(), _rng.same_rng():
-        for args, kwargs in streamed(twin, data, result, progress=progress):
+        for args, kwargs in streamed(twin, data, result, where=where, progress=progress):
             start = _rng.rng_state()
-            _forward(twin, result.batches, args, kwargs)
+            _forward(twin, f"{where}, batch {result.batches}", args, kwargs)
             if after is not None:
                 after(args, kwargs, start)
     return result
@@ -103,14 +118,17 @@ def streamed(
         progress: See `run`.
 
     Raises:
-        DataError: There is no batch.
+        DataError: There is no batch, or none holds a value.
         NonFiniteError: A batch holds NaN or inf.
         DeviceError: A batch is on another device than the model.
     """
     names = [str(n.target) for n in model.graph.nodes if n.op == "placeholder"]
+    tensors = values = 0
     for index, batch in enumerate(_bar(batches_of(data, where), where, progress)):
         args, kwargs = _arguments(batch, names, result)
-        _check(model, f"{where}, batch {index}", [*args, *kwargs.values()])
+        given = list(tensors_of([*args, *kwargs.values()]))
+        check_values(model, f"{where}, batch {index}", given)
+        tensors, values = tensors + len(given), values + sum(t.numel() for t in given)
         yield args, kwargs
         result.batches += 1
     if not result.batches:
@@ -119,6 +137,13 @@ def streamed(
             where=where,
             expected="at least one batch",
             remedy="check that the iterator was not used up before (pass the DataLoader itself)",
+        )
+    if tensors and not values:  # else "0 of 0 codes differ" would read as equal
+        raise DataError(
+            "the batches hold no values",
+            where=where,
+            found=f"{result.batches} batches of {tensors} empty tensors",
+            expected="at least one batch with a value in it",
         )
 
 
@@ -152,7 +177,18 @@ def _arguments(batch: Any, names: list[str], result: Run) -> tuple[tuple[Any, ..
     return tuple(batch), {}
 
 
-def _check(model: fx.GraphModule, where: str, values: list[Any]) -> None:
+def check_values(model: fx.GraphModule, where: str, values: Iterable[Any]) -> None:
+    """Refuse tensors that the model can't be judged on.
+
+    Args:
+        model: What takes them.
+        where: The call and the batch, for messages.
+        values: Tensors, and nested tuples, lists and dicts of them.
+
+    Raises:
+        NonFiniteError: One holds NaN or inf.
+        DeviceError: One is on another device than the model.
+    """
     # A decomposed graph has no parameters, its integer weights are buffers.
     home = next((t.device for t in chain(model.parameters(), model.buffers())), None)
     for tensor in tensors_of(values):
@@ -186,8 +222,56 @@ def tensors_of(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from tensors_of(value)
 
 
+def positional(
+    graph_module: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str
+) -> tuple[Any, ...]:
+    """Keywords in the order of the graph's inputs; an input left out gets its default.
+
+    Args:
+        graph_module: The graph.
+        args: Its positional arguments.
+        kwargs: Its keywords.
+        where: The call and the batch, for messages.
+
+    Raises:
+        ModelRunError: The graph has no such keyword, or an input that has no default is missing.
+    """
+    nodes = [n for n in graph_module.graph.nodes if n.op == "placeholder"][len(args) :]
+    inputs = {str(n.target): n.args for n in nodes}  # name -> (default,) or nothing
+    missing = [name for name, default in inputs.items() if not default and name not in kwargs]
+    strange = [name for name in kwargs if name not in inputs]
+    if kwargs and (missing or strange):
+        problem = f"no input is named {strange}" if strange else f"the inputs {missing} are missing"
+        raise cannot_run("the model", ValueError(problem), where, list(kwargs.values()))
+    while inputs and list(inputs)[-1] not in kwargs:  # the graph's own defaults
+        inputs.popitem()
+    return (*args, *(kwargs.get(name, *default) for name, default in inputs.items()))
+
+
+def cannot_run(who: str, error: Exception, where: str, values: Sequence[Any]) -> ModelRunError:
+    """What to raise where a model raised on a batch.
+
+    Args:
+        who: The model, at the start of a sentence.
+        error: What it raised.
+        where: The call and the batch.
+        values: The arguments that it was given.
+    """
+    found = f"shapes {[tuple(t.shape) for t in tensors_of(values)]}"
+    others = [v for v in values if not isinstance(v, (Tensor, Mapping, tuple, list))]
+    if others:
+        found = f"arguments of types {', '.join(type(v).__name__ for v in values)}"
+    return ModelRunError(
+        f"{who} can't run this batch: {str(error).strip().partition(chr(10))[0].rstrip(':')}",
+        where=where,
+        found=found,
+        remedy="each batch has to be what the model's forward takes "
+        "(tensor, tuple of arguments, or dict of keywords)",
+    )
+
+
 def _forward(
-    twin: fx.GraphModule, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    twin: fx.GraphModule, where: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     copies = _torch.tree_map_tensors(Tensor.clone, (args, kwargs))
     try:
@@ -196,11 +280,4 @@ def _forward(
     except FxqfixError:
         raise
     except Exception as error:  # a model can raise anything
-        shapes = [tuple(t.shape) for t in tensors_of([*args, *kwargs.values()])]
-        raise ModelRunError(
-            f"the models can't run this batch: {error}",
-            where=f"compare, batch {index}",
-            found=f"shapes {shapes}",
-            remedy="each batch has to be what the model's forward takes "
-            "(tensor, tuple of arguments, or dict of keywords)",
-        ) from error
+        raise cannot_run("the models", error, where, [*args, *kwargs.values()]) from error

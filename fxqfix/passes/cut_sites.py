@@ -60,6 +60,9 @@ class CutSites(Pass):
         if self.ends is not None:
             ends = tuple(nodes[name] for name in self.ends)
         anchor = _behind_inputs(graph)
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                node.args = ()  # no default may stand before the codes, which have none
         for node in sites:
             with graph.inserting_before(anchor):
                 given = graph.create_node("placeholder", f"{node.name}_codes")

@@ -13,7 +13,7 @@ from typing import Any
 
 from tabulate import tabulate, tabulate_formats
 
-from fxqfix.dialects.site import Inspection, closest, grid_text
+from fxqfix.dialects.site import Inspection, closest, digits_apart, grid_text
 from fxqfix.errors import UnknownNameError
 from fxqfix.measure import decibels
 from fxqfix.report.data import Coverage, Report, Row, Uncovered
@@ -108,11 +108,10 @@ def _range(row: Row) -> str:
 def _grid(row: Row) -> str:
     if row.prepared.same_grid(row.converted):
         return grid_text(row.prepared)
-    # As many digits as it takes until the texts differ as well; float32 has 9.
-    for digits in (6, 9, 12):
-        pair = grid_text(row.prepared, digits), grid_text(row.converted, digits)
-        if pair[0] != pair[1]:
-            return " -> ".join(pair)
+    digits = digits_apart(row.prepared, row.converted)
+    pair = grid_text(row.prepared, digits), grid_text(row.converted, digits)
+    if pair[0] != pair[1]:
+        return " -> ".join(pair)
     return f"{grid_text(row.prepared)} -> other channels"
 
 

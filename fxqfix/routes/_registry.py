@@ -29,8 +29,12 @@ def registry() -> dict[str, Route]:
     return {route.name: route for route in _ROUTES}
 
 
-def find(name: str) -> Route:
+def find(name: str, where: str = "certify") -> Route:
     """The route of that name.
+
+    Args:
+        name: As the user wrote it.
+        where: The call that asks, for the message.
 
     Raises:
         UnknownNameError: There is none.
@@ -39,4 +43,4 @@ def find(name: str) -> Route:
         >>> find("export").name
         'export'
     """
-    return registry()[check_name("route", name, tuple(registry()), "certify")]
+    return registry()[check_name("route", name, tuple(registry()), where)]

@@ -14,13 +14,15 @@ from torch import Tensor, fx, nn
 from fxqfix import _rng, _torch, dialects
 from fxqfix.dialects import Reading, Tap
 from fxqfix.dialects.decomposed import NAME, is_dequantize, is_pinned
-from fxqfix.errors import FxqfixError, ModelRunError, RouteError
+from fxqfix.errors import FxqfixError, RouteError, UnsupportedError
 from fxqfix.flows import to_decomposed
 from fxqfix.measure import (
     Discrepancy,
     Run,
+    cannot_run,
     discrepancy,
     float_discrepancy,
+    positional,
     streamed,
     tensors_of,
 )
@@ -32,7 +34,7 @@ from fxqfix.routes import _registry
 from fxqfix.routes._base import Deployed, Route, SiteView
 from fxqfix.routes._explain import explain, float_error
 
-__all__ = ["Watched", "certify", "positional"]
+__all__ = ["Watched", "certify"]
 
 
 def certify(
@@ -68,6 +70,7 @@ def certify(
         RouteError: The route can't lower, load or run the graph.
         DialectError, TraceError, RangeUnknownError: The model can't be decomposed.
         DataError, NonFiniteError, DeviceError, ModelRunError: The data can't be used.
+        UnsupportedError: The model returns something else than tensors.
 
     Example:
         >>> import torch
@@ -99,21 +102,6 @@ def _decomposed(model: nn.Module, passes: Sequence[Pass]) -> Reading:
     if own.dialect != NAME and passes:
         graph_module = chain(graph_module, *passes).graph_module
     return dialects.read(graph_module)
-
-
-def positional(
-    graph_module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, ...]:
-    """Keywords in the order of the graph's inputs, as deployed forms take them.
-
-    Args:
-        graph_module: The graph.
-        args: Its positional arguments.
-        kwargs: Its keywords.
-    """
-    names = [str(n.target) for n in graph_module.graph.nodes if n.op == "placeholder"]
-    rest = names[len(args) :]
-    return (*args, *(kwargs[name] for name in rest if name in kwargs))
 
 
 @dataclass
@@ -148,10 +136,8 @@ class Watched:
 
     # ------------------------------------------------------------------ one batch
 
-    def stream(
-        self, data: Iterable[Any], progress: bool | None
-    ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """Read the data once; yields what each batch gives the graph, when it has been watched.
+    def stream(self, data: Iterable[Any], progress: bool | None) -> Iterator[tuple[Any, ...]]:
+        """Read the data once; yields the graph's arguments of each batch, when it was watched.
 
         Args:
             data: Any iterable of batches.
@@ -159,14 +145,15 @@ class Watched:
         """
         options: Any = {"where": self.where, "progress": progress}
         for args, kwargs in streamed(self.graph_module, data, self.result, **options):
-            self._batch(positional(self.graph_module, args, kwargs))
-            yield args, kwargs
+            inputs = positional(self.graph_module, args, kwargs, self._here)
+            self._batch(inputs)
+            yield inputs
 
     def _batch(self, args: tuple[Any, ...]) -> None:
         """Run one batch through the decomposed graph and both deployed forms."""
         seen = _Seen(self.graph_module, self.reading)
         wanted = self._wanted(seen, args)
-        flat = tuple(tensors_of(args))
+        flat = self._inputs(args)
         codes = [seen.values[node] for node in cut_points(self.reading)]
         whole, parts = self._deployed(args, (*flat, *codes))
         found = self._run(whole, args, wanted)
@@ -183,18 +170,33 @@ class Watched:
         for node, value in zip(self.ends, given[len(self.sites) :], strict=True):
             self._end(node, seen, value)
 
+    def _inputs(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """One value per input of the cut graph, which has no defaults and packs nothing."""
+        nodes = [n for n in self.graph_module.graph.nodes if n.op == "placeholder"]
+        flat = tuple(tensors_of(args))
+        defaults = (n.args[0] for n in nodes[len(args) :] if n.args)
+        return flat if len(flat) == len(nodes) else (*args, *defaults)
+
+    @property
+    def _here(self) -> str:
+        return f"{self.where}, batch {self.result.batches}"
+
     def _wanted(self, seen: _Seen, args: tuple[Any, ...]) -> list[Tensor]:
         try:
             with _rng.same_rng():  # what draws random numbers draws the same in every form
-                return list(tensors_of([seen.run(*_copied(args))]))
+                wanted = list(tensors_of([seen.run(*_copied(args))]))
         except Exception as error:  # a graph can raise anything
-            raise ModelRunError(
-                f"the model can't run this batch: {_first_line(error)}",
-                where=f"{self.where}, batch {self.result.batches}",
-                found=f"shapes {[tuple(t.shape) for t in tensors_of(args)]}",
-                remedy="each batch has to be what the model's forward takes "
-                "(tensor, tuple of arguments, or dict of keywords)",
-            ) from error
+            raise cannot_run("the model", error, self._here, args) from error
+        nodes = output_nodes(self.graph_module)
+        other = [n for n in nodes if not isinstance(seen.values[n], Tensor)]
+        if other:  # forms and rows go by the places of the outputs
+            raise UnsupportedError(
+                "the model returns what is no tensor",
+                where=self.where,
+                found=", ".join(f"{n.name}, a {type(seen.values[n]).__name__}" for n in other),
+                remedy="return tensors only: the parts of a chunk or split one by one, no sizes",
+            )
+        return wanted
 
     def _inside(
         self, parts: Deployed | None, args: tuple[Any, ...], wanted: Sequence[Tensor]
@@ -346,6 +348,7 @@ class _Seen(fx.Interpreter):
         self._kept = {node for t in taps for node in (t.node, t.producer)}
         self._kept |= set(float_ends(reading))
         self._kept |= {n for n in graph_module.graph.nodes if n.op == "placeholder"}
+        self._kept |= set(output_nodes(graph_module))
         self.values: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:

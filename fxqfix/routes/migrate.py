@@ -16,12 +16,12 @@ from fxqfix import _pt2e, _rng, _torch, dialects
 from fxqfix.dialects import Reading
 from fxqfix.errors import DataError, DialectError, RouteError
 from fxqfix.flows import compare, freeze, to_decomposed
-from fxqfix.measure import Discrepancy, float_discrepancy, tensors_of
+from fxqfix.measure import Discrepancy, cannot_run, float_discrepancy, tensors_of
 from fxqfix.report import Migration, Report
 from fxqfix.routes import _registry
 from fxqfix.routes._base import Route
 from fxqfix.routes._file import SavedFile
-from fxqfix.routes.certify import Watched, positional
+from fxqfix.routes.certify import Watched
 
 __all__ = ["check", "migrate"]
 
@@ -94,9 +94,9 @@ def _seen(
     watched: Watched, file: SavedFile, trained: _Trained, data: Any, progress: bool | None
 ) -> Iterator[Any]:
     """Yield each batch when the file, the graph and the frozen model have run on it."""
-    for args, kwargs in watched.stream(data, progress):
-        trained.batch(file.program, positional(watched.graph_module, args, kwargs))
-        yield kwargs or args
+    for args in watched.stream(data, progress):
+        trained.batch(file.program, args)
+        yield args
 
 
 def _compared(
@@ -142,7 +142,7 @@ def check(path: str | Path, route: str) -> tuple[Path, Route]:
         >>> check("model.pt2", "export")[1].name
         'export'
     """
-    target, found, problem = Path(path), _registry.find(route), None
+    target, found, problem = Path(path), _registry.find(route, "migrate"), None
     if target.suffix != SUFFIX:  # torch.export warns of any other
         problem = f"the suffix is {target.suffix!r}, not {SUFFIX!r}"
     elif not target.parent.is_dir():
@@ -209,8 +209,11 @@ class _Trained:
         if self.frozen is None:
             return
         copies = [_torch.tree_map_tensors(Tensor.clone, args) for _ in range(2)]
-        with _rng.same_rng():
-            wanted = list(tensors_of([self.frozen(*copies[0])]))
+        try:
+            with _rng.same_rng():
+                wanted = list(tensors_of([self.frozen.forward(*copies[0])]))
+        except Exception as error:  # a model can raise anything
+            raise cannot_run("freeze(model)", error, "migrate", args) from error
         with _rng.same_rng():
             found = tensors_of([program(*copies[1])])
             for a, b in zip(wanted, found, strict=True):

@@ -528,7 +528,7 @@ REFUSING: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "repair as prepared": (
         lambda m: fxqfix.repair(nets.decomposed("residual"), m),
-        r"repair: the first model is not a prepared one.*repair\(converted, prepared\)",
+        r"repair: the second model is not a prepared one.*repair\(converted, prepared\)",
     ),
 }
 
