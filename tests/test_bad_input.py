@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import fx, nn
-from torch.ao.quantization import get_default_qconfig_mapping
-from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+from torch.ao.quantization import get_default_qat_qconfig_mapping, get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
 import fxqfix
 from fxqfix.errors import (
@@ -378,6 +378,18 @@ def test_models_of_no_kind(kind: str) -> None:
         assert said in message, call
 
 
+def test_lint_counts_in_english_and_tells_scales_apart() -> None:
+    torch.manual_seed(0)
+    x, net = torch.rand(8, 8), nn.Sequential(nn.Linear(8, 4), nn.ReLU())
+    prepared = prepare_qat_fx(net.train(), get_default_qat_qconfig_mapping("fbgemm"), (x,))
+    prepared(x)
+    report = fxqfix.lint(prepared.eval(), engine="fbgemm")
+    assert "3 sites: 1 error, 7 warnings, 0 info" in str(report)
+    (finding,) = report.of("error")
+    used, baked = (part.split("/")[0].split()[-1] for part in finding.evidence.split("/0 [")[:2])
+    assert used != baked
+
+
 def test_errors_name_the_call() -> None:
     prepared = _calibrated()
     message = _refused(UnknownNameError, KeyError, lambda: fxqfix.lint(prepared, engine="cuda"))
@@ -393,3 +405,19 @@ def test_errors_name_the_call() -> None:
 def test_a_question_ends_a_sentence() -> None:
     error = FxqfixError("swapped?", found="one.", remedy="turn")
     assert str(error) == "swapped? Found: one. To do: turn."
+
+
+def test_ranges_from_of_another_kind() -> None:
+    converted = convert_fx(_calibrated())
+    message = _refused(
+        DialectError,
+        TypeError,
+        lambda: fxqfix.to_decomposed(converted, ranges_from="fbgemm"),
+        converted,
+    )
+    assert message.startswith("to_decomposed: ranges_from declares no ranges. Found: str.")
+
+
+def test_a_report_that_is_no_file() -> None:
+    message = _refused(DataError, ValueError, lambda: fxqfix.Report.from_json("no_such.json"))
+    assert message.count("from_json") == 1

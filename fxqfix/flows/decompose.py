@@ -11,7 +11,7 @@ from fxqfix import _pt2e, _torch, dialects, ops
 from fxqfix.dialects import Reading, int8, pt2e
 from fxqfix.dialects._base import modules_of, scope
 from fxqfix.dialects.qconfig import qconfig_range
-from fxqfix.errors import RangeUnknownError
+from fxqfix.errors import DialectError, RangeUnknownError
 from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.freeze import freeze, freezing
 from fxqfix.pairing import pair
@@ -109,6 +109,13 @@ def declared_ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, 
         )
     if isinstance(ranges_from, nn.Module) or _pt2e.is_program(ranges_from):
         known = _from_prepared(reading, ranges_from)
+    elif not (hasattr(ranges_from, "activation") or hasattr(ranges_from, "global_qconfig")):
+        raise DialectError(
+            "ranges_from declares no ranges",
+            where="to_decomposed",
+            found=type(ranges_from).__name__,
+            expected="the prepared model, or the QConfigMapping (or QConfig) it was prepared with",
+        )
     else:
         known = _from_qconfig(reading, ranges_from)
     return _inherit(reading, known)

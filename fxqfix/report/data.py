@@ -304,7 +304,11 @@ class Report:
         return _save(dot.render(self), path)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw SQNR and causes per site with matplotlib; see `fxqfix.report.plot.plot`."""
+        """Draw SQNR and causes per site with matplotlib; see `fxqfix.report.plot.plot`.
+
+        Returns the two axes: ``report.plot()[0].figure.savefig("report.png", bbox_inches="tight")``
+        makes a picture of them. With `ax` only the SQNR is drawn, and `ax` is returned.
+        """
         from fxqfix.report import plot
 
         return plot.plot(self, ax)

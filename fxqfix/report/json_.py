@@ -135,6 +135,8 @@ def from_json(text_or_path: str | os.PathLike[str]) -> Report:
     """
     try:
         data = json.loads(_read(text_or_path))
+    except DataError:
+        raise
     except ValueError as error:  # broken JSON, or a file that isn't text
         raise _broken("the input is not JSON", error) from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:

@@ -59,8 +59,13 @@ class LintReport:
         return text.listing(_HEADERS, lines, fmt)
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{len(self.of(s))} {s}" for s in SEVERITIES)
-        title = f"fxqfix lint: engine {self.engine}, {self.sites} sites: {counts}"
+        # "info" has no plural.
+        counts = ", ".join(
+            f"{len(self.of(s))} {s}{'s' * (len(self.of(s)) != 1 and s != 'info')}"
+            for s in SEVERITIES
+        )
+        sites = f"{self.sites} site{'s' * (self.sites != 1)}"
+        title = f"fxqfix lint: engine {self.engine}, {sites}: {counts}"
         if not self.findings:
             return f"{title}\nnothing found"
         counted = Counter((f.severity, f.code) for f in self.findings)
