@@ -221,6 +221,25 @@ class Averages(nn.Module):
 
 
 @each_engine
+def test_dropout_is_quantized_as_trained(engine: str) -> None:
+    """Its fake-quant saw inputs scaled by 1 / (1 - p); torch's kernel keeps its input's grid."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 8))
+    x = torch.rand(64, 8)
+    prepared = prepared_model(net, x)
+    torch.backends.quantized.engine = engine
+    plain = compared(prepared, convert_fx(fxqfix.freeze(prepared)), engine, x).row("_2")
+    assert not plain.prepared.same_grid(plain.converted)
+    assert not plain.exact
+    report = compared(prepared, fxqfix.to_int8(prepared, engine=engine), engine, x, 3 * x)
+    found = report.row("_2")
+    assert (found.op, found.prepared) == ("dropout", found.converted)
+    assert found.local is not None
+    assert found.local.exact
+    assert report.unexplained == 0
+
+
+@each_engine
 def test_ties_round_as_in_training(engine: str) -> None:
     x = torch.randn(8, 3, 16, 16)
     prepared = prepared_model(Averages(), x)

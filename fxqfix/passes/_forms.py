@@ -246,7 +246,8 @@ def _prelu(e: Emit) -> fx.Node:
 
 
 def _dropout(e: Emit) -> fx.Node:
-    return e.call(torch.clone, e.args[0])  # torch's quantized ones never drop anything
+    # torch's quantized ones never drop anything, in train mode neither.
+    return e.call(torch.nn.functional.dropout, e.args[0], 0.5, False)
 
 
 _POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")

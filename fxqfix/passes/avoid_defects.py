@@ -240,7 +240,7 @@ class _Work:
             return
         keeps = found.spec.output in ("input", "shape", "scalar") or _takes_number(node)
         formed = found.column == "spelled" or has_form(found.spec.key)
-        if keeps and formed and found.spec.key != "dropout":
+        if keeps and formed:
             self.island(node, grid, "the kernel only knows its input's grid")
 
 

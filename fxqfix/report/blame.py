@@ -32,6 +32,8 @@ class Origin(tuple[Row, ...]):
         for row in self:
             local, total = row.local or row.cumulative, row.cumulative
             adds = f"adds {local.differing} codes of {local.elements}, up to {local.max_lsb} LSB"
+            if row.off_grid:
+                adds = f"another grid, no code differs, but values do by up to {total.max_abs:.2g}"
             lines.append(f"{row.name}: {adds}; {total.differing} differ by now")
         return "\n".join(lines) or "exact"
 

@@ -160,6 +160,12 @@ class Row:
         """True where nothing differs, locally and cumulatively."""
         return self.cumulative.exact and (self.local is None or self.local.exact)
 
+    @property
+    def off_grid(self) -> bool:
+        """True where values differ and no code does: the converted grid is another one."""
+        codes = self.cumulative.differing + (self.local.differing if self.local else 0)
+        return codes == 0 and not self.exact
+
 
 @dataclass(frozen=True)
 class Report:

@@ -276,6 +276,16 @@ def how_paired(coverage: Coverage) -> str:
     return f"{counted(len(coverage.paired), 'site')} paired" + (f": {by}" if by else "")
 
 
+def _off_grid(report: Report) -> list[str]:
+    """What no code shows: values that another grid moves, and codes behind them with it."""
+    rows = [row for row in report.rows if row.off_grid]
+    if not rows:
+        return []
+    named = ", ".join(f"{row.name} ({_grid(row)})" for row in rows[:3])
+    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+    return [f"- on another grid, where no code differs but values do: {named}{more}"]
+
+
 def _left_out(what: str, sites: Iterable[Uncovered]) -> list[str]:
     return [f"- {what}: {site.name} ({site.side}): {site.reason}" for site in sites]
 
@@ -313,6 +323,7 @@ def render(
     ]
     notes = [f"- {note}" for note in report.notes]
     notes += [f"- {row.name}: {row.note}" for row in report.rows if row.note]
+    notes += _off_grid(report)
     sections = {
         "causes": causes(report),
         "culprits": [f"- {line}" for line in culprits(report)],

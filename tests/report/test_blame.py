@@ -48,6 +48,23 @@ def test_an_exact_site_hands_nothing_on() -> None:
     assert [r.name for r in found] == ["up", "end"]
 
 
+def test_another_grid_hands_on_what_no_code_shows() -> None:
+    moved = replace(
+        row("x", 0, 0),
+        converted=replace(NARROW, scale=0.7 * NARROW.scales[0]),
+        local=replace(apart(100, 0, 0), noise=1.0, max_abs=0.125),
+        cumulative=replace(apart(100, 0, 0), noise=1.0, max_abs=0.125),
+    )
+    report = Report(rows=(moved, row("end", 0, 9, "x")))
+    assert moved.off_grid
+    assert not any(r.off_grid for r in DIAMOND.rows)
+    assert str(report.origin("end")).splitlines()[0] == (
+        "x: another grid, no code differs, but values do by up to 0.12; 0 differ by now"
+    )
+    assert "- on another grid, where no code differs but values do: x (" in str(report)
+    assert "on another grid" not in str(DIAMOND)
+
+
 def test_born_right_here() -> None:
     assert [r.name for r in DIAMOND.origin("down")] == ["down"]
     only_local = Report(rows=(row("x", 3, 0),))
