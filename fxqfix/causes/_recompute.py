@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch
+from fxqfix.dialects._writes import Overwrite
 from fxqfix.dialects.weights import WeightView, holder
 from fxqfix.passes import FrozenFakeQuantize
 from fxqfix.passes._fold_exported import FOLDED_IN_TRAINING
@@ -43,6 +44,8 @@ class Recompute:
             float weight).
         native: Whether those values are rounded by kernels, which add the zero point before they
             round (an odd one flips the parity of a tie), or by decomposed ops, which add it after.
+        overwrites: Uses of values that an in-place op has overwritten; in `graph_module` they read
+            its result.
     """
 
     graph_module: fx.GraphModule
@@ -53,6 +56,7 @@ class Recompute:
     inner: Mapping[str, QParams] = field(default_factory=dict)
     native: bool = True
     floats: Mapping[str, tuple[str, Tensor | None]] = field(default_factory=dict)
+    overwrites: Sequence[Overwrite] = ()
 
     @cached_property
     def _region(self) -> Region:
@@ -87,6 +91,12 @@ class Recompute:
         names = {n.name for n in nodes} | set(self._paths)
         return {name: value for name, value in self.floats.items() if name in names}
 
+    @cached_property
+    def own_overwrites(self) -> tuple[Overwrite, ...]:
+        """Those of `overwrites` whose reader lies in this site's region."""
+        names = {n.name for n in self._region.graph.nodes if n.op != "placeholder"}
+        return tuple(use for use in self.overwrites if use.reader.name in names)
+
     def trains(self, *kinds: type[nn.Module]) -> str:
         """Path of a module of these kinds in train mode that the region runs, "" without one.
 
@@ -109,10 +119,31 @@ class Recompute:
 
     @cached_property
     def _interpreter(self) -> _Region:
-        made = _Region(self.graph_module, graph=self._region.graph)
+        return self._interprets(self._region.graph)
+
+    def _interprets(self, graph: fx.Graph) -> _Region:
+        made = _Region(self.graph_module, graph=graph)
         # It lists all modules of the model, which every site would keep.
         made.submodules = {path: made.submodules[path] for path in self._paths}
         return made
+
+    @cached_property
+    def _before(self) -> dict[tuple[Overwrite, ...], _Region]:
+        return {}
+
+    def _reading_before(self, uses: tuple[Overwrite, ...]) -> _Region:
+        """The region with some uses as they were, and nothing written in place."""
+        if uses not in self._before:
+            graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+            graph.output(graph.graph_copy(self._region.graph, copies))
+            nodes = {old.name: new for old, new in copies.items()}
+            for use in uses:
+                reader = nodes[use.reader.name]
+                reader.args = fx.map_arg(use.args, lambda n: nodes[n.name])
+                reader.kwargs = fx.map_arg(use.kwargs, lambda n: nodes[n.name])
+            made = self._before[uses] = self._interprets(graph)
+            made.spared = frozenset(use.op.name for use in self.own_overwrites)
+        return self._before[uses]
 
     @cached_property
     def _shells(self) -> dict[str, _Shell]:
@@ -127,6 +158,7 @@ class Recompute:
         *,
         inner: bool = False,
         floats: bool = False,
+        before: tuple[Overwrite, ...] = (),
     ) -> Tensor:
         """The site's value in float64 and eval mode, with the given weights.
 
@@ -135,6 +167,8 @@ class Recompute:
             weights: Module path -> weight, in place of the region's own.
             inner: Whether to quantize in between where only the converted model does.
             floats: Whether to compute in float where only the prepared model quantizes.
+            before: Some of `own_overwrites`: what reads the value as it was before it was
+                overwritten.
         """
         loose = {n: v for n, (_, v) in self.own_floats.items()} if floats else {}
         modules: dict[str, Callable[..., Any]] = {
@@ -149,8 +183,9 @@ class Recompute:
             for value, pair in zip(local.inputs, local.codes, strict=True)
         ]
         grids = {n: (q, self.native) for n, q in self.own_inner.items()} if inner else {}
+        run = self._reading_before(before) if before else self._interpreter
         try:
-            return self._interpreter.compute(inputs, modules, grids, wide=True)
+            return run.compute(inputs, modules, grids, wide=True)
         finally:
             for shell in self._shells.values():
                 shell.empty()
@@ -162,6 +197,15 @@ class _Region(fx.Interpreter):
     _swapped: Mapping[str, Callable[..., Any]]
     _grids: Mapping[str, tuple[QParams, bool]]
     _is_wide: bool
+    spared: frozenset[str] = frozenset()  # in-place ops that get copies to write on
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a node, as copies where it shall not write on them."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        if n.name not in self.spared:
+            return args, kwargs
+        copied: Any = _torch.tree_map_tensors(Tensor.clone, (args, kwargs))
+        return copied[0], copied[1]
 
     def compute(
         self,

@@ -14,10 +14,18 @@ from fxqfix.dialects.site import qparams_text
 from fxqfix.errors import PairingError, UnsupportedError
 from fxqfix.flows.compare import prepared_reading
 from fxqfix.flows.decompose import to_decomposed
-from fxqfix.flows.freeze import freeze
+from fxqfix.flows.freeze import freezing
 from fxqfix.flows.to_int8 import convert_with_islands
 from fxqfix.pairing import Pair, Pairing, pair
-from fxqfix.passes import AvoidDefects, GraftIslands, Pass, PinRanges, RestoreQParams, RestoreRange
+from fxqfix.passes import (
+    AvoidDefects,
+    GraftIslands,
+    Pass,
+    PinRanges,
+    RestoreQParams,
+    RestoreRange,
+    chain,
+)
 from fxqfix.passes.graft_islands import has_island
 from fxqfix.passes.restore_qparams import obstacle, state_differs
 from fxqfix.qparams import QParams
@@ -55,7 +63,8 @@ class Bench:
                 expected="repair(converted, prepared)",
             )
         self.pairing = pair(self.mine, self.theirs)
-        frozen = freeze(self.prepared)
+        # As to_int8 does: what reads behind an in-place op then has the user's kernel.
+        frozen = chain(self.prepared, *freezing(self.prepared, quantized=True)).graph_module
         reading = dialects.read(frozen)
         self.trained = {t.site.name: t.site.used for t in reading.taps}
         self.donor = dialects.read(_DONORS[self.theirs.dialect](frozen, self.engine))

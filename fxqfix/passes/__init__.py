@@ -7,6 +7,7 @@ from fxqfix.passes.avoid_defects import AvoidDefects
 from fxqfix.passes.cut_sites import CutSites
 from fxqfix.passes.decompose_quantize import DecomposeQuantize
 from fxqfix.passes.emulate_engine import EmulateEngine
+from fxqfix.passes.explicit_writes import ExplicitWrites
 from fxqfix.passes.float_islands import FloatIslands
 from fxqfix.passes.float_weights import FloatWeights
 from fxqfix.passes.fold_batchnorm import FoldBatchNorm
@@ -27,6 +28,7 @@ __all__ = [
     "CutSites",
     "DecomposeQuantize",
     "EmulateEngine",
+    "ExplicitWrites",
     "FloatIsland",
     "FloatIslands",
     "FloatWeights",
