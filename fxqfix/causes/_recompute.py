@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -24,7 +24,9 @@ from fxqfix.passes._region import Region, cut
 from fxqfix.passes._shadow_modules import Local
 from fxqfix.qparams import QParams, quantize
 
-__all__ = ["Recompute"]
+__all__ = ["Reads", "Recompute"]
+
+Reads = tuple[tuple[Overwrite, fx.Node], ...]  # a use, and the node to read there
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Recompute:
 
     @cached_property
     def _region(self) -> Region:
-        return cut(self.graph_module, self.end, self.starts)
+        return cut(self.graph_module, self.end, self.starts, self.overwrites)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -97,6 +99,17 @@ class Recompute:
         names = {n.name for n in self._region.graph.nodes if n.op != "placeholder"}
         return tuple(use for use in self.overwrites if use.reader.name in names)
 
+    @cached_property
+    def before(self) -> Reads:
+        """Reading what was there before it was overwritten."""
+        return tuple((use, use.value) for use in self.own_overwrites)
+
+    @cached_property
+    def behind(self) -> Reads:
+        """Reading the sites of the ops that overwrote it."""
+        sites = {n.all_input_nodes[0]: n for n in self.starts if n.all_input_nodes}
+        return tuple((use, sites[use.op]) for use in self.own_overwrites if use.op in sites)
+
     def trains(self, *kinds: type[nn.Module]) -> str:
         """Path of a module of these kinds in train mode that the region runs, "" without one.
 
@@ -128,22 +141,23 @@ class Recompute:
         return made
 
     @cached_property
-    def _before(self) -> dict[tuple[Overwrite, ...], _Region]:
+    def _readers(self) -> dict[Reads, _Region]:
         return {}
 
-    def _reading_before(self, uses: tuple[Overwrite, ...]) -> _Region:
-        """The region with some uses as they were, and nothing written in place."""
-        if uses not in self._before:
+    def _reading(self, reads: Reads) -> _Region:
+        """The region with some uses as they were, or of another node, and nothing overwritten."""
+        if reads not in self._readers:
             graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
             graph.output(graph.graph_copy(self._region.graph, copies))
             nodes = {old.name: new for old, new in copies.items()}
-            for use in uses:
+            for use, instead in reads:
+                at = {**nodes, use.value.name: nodes[instead.name]}
                 reader = nodes[use.reader.name]
-                reader.args = fx.map_arg(use.args, lambda n: nodes[n.name])
-                reader.kwargs = fx.map_arg(use.kwargs, lambda n: nodes[n.name])
-            made = self._before[uses] = self._interprets(graph)
+                reader.args = fx.map_arg(use.args, partial(_named, at))
+                reader.kwargs = fx.map_arg(use.kwargs, partial(_named, at))
+            made = self._readers[reads] = self._interprets(graph)
             made.spared = frozenset(use.op.name for use in self.own_overwrites)
-        return self._before[uses]
+        return self._readers[reads]
 
     @cached_property
     def _shells(self) -> dict[str, _Shell]:
@@ -158,7 +172,7 @@ class Recompute:
         *,
         inner: bool = False,
         floats: bool = False,
-        before: tuple[Overwrite, ...] = (),
+        reads: Reads = (),
     ) -> Tensor:
         """The site's value in float64 and eval mode, with the given weights.
 
@@ -167,8 +181,7 @@ class Recompute:
             weights: Module path -> weight, in place of the region's own.
             inner: Whether to quantize in between where only the converted model does.
             floats: Whether to compute in float where only the prepared model quantizes.
-            before: Some of `own_overwrites`: what reads the value as it was before it was
-                overwritten.
+            reads: Some of `before` or of `behind`: what the readers read there.
         """
         loose = {n: v for n, (_, v) in self.own_floats.items()} if floats else {}
         modules: dict[str, Callable[..., Any]] = {
@@ -183,7 +196,7 @@ class Recompute:
             for value, pair in zip(local.inputs, local.codes, strict=True)
         ]
         grids = {n: (q, self.native) for n, q in self.own_inner.items()} if inner else {}
-        run = self._reading_before(before) if before else self._interpreter
+        run = self._reading(reads) if reads else self._interpreter
         try:
             return run.compute(inputs, modules, grids, wide=True)
         finally:
@@ -299,6 +312,10 @@ class _Shell:
             getattr(holder(self._copy), "weight", None), Tensor
         ):
             holder(self._copy).weight = None
+
+
+def _named(nodes: Mapping[str, fx.Node], node: fx.Node) -> fx.Node:
+    return nodes[node.name]
 
 
 def _rounded(x: Tensor, qparams: QParams, native: bool) -> Tensor:

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from fxqfix.causes._emulated import Emulated
-from fxqfix.causes._recompute import Recompute
+from fxqfix.causes._recompute import Reads, Recompute
 from fxqfix.causes._steps import Held, Step, explain
 from fxqfix.dialects import Site
-from fxqfix.dialects._writes import Overwrite
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Defect
 from fxqfix.pairing import Pair
@@ -231,17 +230,17 @@ class View:
         codes = self.local.settle(self._quantized)
         return self.differs & ~self.differs_locally & (codes == self.actual)
 
-    def agrees_before(self, uses: tuple[Overwrite, ...]) -> Tensor:
-        """Mask of the codes that agree where these read what was there before it was overwritten.
+    def agrees_reading(self, reads: Reads) -> Tensor:
+        """Mask of the codes that agree where an op reads this in place of what was overwritten.
 
         On the prepared qparams, or on all of the converted ones and in their range: the causes
         that tell which of these moved don't know what was overwritten.
         """
         theirs = {path: b for path, (_, b) in self._weights.items()}
-        found = self.agrees(self.recomputed(theirs, before=uses), self.target, self.raw)
+        found = self.agrees(self.recomputed(theirs, reads=reads), self.target, self.raw)
         if self.weights_differ or not self.grid.same_grid(self.target):
             mine = {path: a for path, (a, _) in self._weights.items()}
-            found |= self.agrees(self.recomputed(mine, before=uses), self.grid, self.actual)
+            found |= self.agrees(self.recomputed(mine, reads=reads), self.grid, self.actual)
         return found
 
     @cached_property

@@ -26,16 +26,16 @@ class InplaceLost(Cause):
 
     def explains(self, view: View) -> Tensor | None:
         """Codes that the prepared op gives too once nothing is overwritten."""
-        uses = view.recompute.own_overwrites if view.recompute is not None else ()
-        if not uses:
+        if view.recompute is None or not view.recompute.before:
             return None
+        reads, behind = view.recompute.before, view.recompute.behind
         # With two such ops, either alone may be lost.
-        ways = [uses] + [(use,) for use in uses if len(uses) > 1]
-        best = max((view.agrees_before(way) for way in ways), key=torch.count_nonzero)
-        if view.requantized is None:
+        ways = [reads] + [(read,) for read in reads if len(reads) > 1]
+        best = max((view.agrees_reading(way) for way in ways), key=torch.count_nonzero)
+        if not behind:
             return best
         # Some kernels do write in place (relu): then the op's own codes are read.
-        kept = view.agrees(view.requantized, view.target, view.raw)
+        kept = view.agrees_reading(behind)
         return best if torch.count_nonzero(best) > torch.count_nonzero(kept) else None
 
     def evidence(self, view: View) -> str:
@@ -53,6 +53,6 @@ CAUSE = InplaceLost(
     name="inplace-lost",
     summary="a value is read after an in-place op wrote over it; converted, what was there before",
     repair="explicit-writes",
-    advice="convert fxqfix.freeze(prepared), or with fxqfix.to_int8: both let the reader read the "
-    "op's result; of an eager model, write the op without inplace",
+    advice="convert fxqfix.freeze(prepared) or with fxqfix.to_int8, or mend with fxqfix.repair: "
+    "the reader then reads the op's result; of an eager model, write the op without inplace",
 )

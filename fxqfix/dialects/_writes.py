@@ -59,16 +59,18 @@ def overwrites(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[Overwr
     writers: dict[fx.Node, list[fx.Node]] = {}  # the value that was there first -> in-place ops
     first: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        if node.all_input_nodes and is_inplace(node, modules):
-            target = node.all_input_nodes[0]
-            first[node] = first.get(target, target)
-            writers.setdefault(first[node], []).append(node)
-    shared = {v: w for v, w in writers.items() if len(v.users) > 1 or len(w) > 1}
-    if not shared:  # as nearly always
+        inputs = node.all_input_nodes
+        # Asked of few nodes: a value with one user is nobody else's to read.
+        if not inputs or (len(inputs[0].users) == 1 and inputs[0] not in first):
+            continue
+        if is_inplace(node, modules):
+            first[node] = root = first.get(inputs[0], inputs[0])
+            writers.setdefault(root, []).append(node)
+    if not writers:
         return []
     order = {node: i for i, node in enumerate(graph.nodes)}
     found = []
-    for root, ops in shared.items():
+    for root, ops in writers.items():
         for value in (root, *ops):
             for reader in value.users:
                 between = [op for op in ops if order[value] < order[op] < order[reader]]

@@ -17,6 +17,7 @@ from fxqfix.passes.insert_shadows import InsertShadows
 from fxqfix.passes.own_readers import OwnReaders
 from fxqfix.passes.pin_ranges import PinRanges
 from fxqfix.passes.remove_shadows import RemoveShadows
+from fxqfix.passes.reroute_reads import RerouteReads
 from fxqfix.passes.restore_qparams import RestoreQParams
 from fxqfix.passes.restore_range import RestoreRange
 from fxqfix.passes.signed_codes import SignedCodes
@@ -44,6 +45,7 @@ __all__ = [
     "PinRanges",
     "QuantizedIsland",
     "RemoveShadows",
+    "RerouteReads",
     "RestoreQParams",
     "RestoreRange",
     "Rewriter",

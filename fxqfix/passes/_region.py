@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -73,16 +73,23 @@ def _is_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return found is not None and found.spec.output == "shape"
 
 
-def cut(graph_module: fx.GraphModule, end: fx.Node, starts: Iterable[fx.Node]) -> Region:
+def cut(
+    graph_module: fx.GraphModule,
+    end: fx.Node,
+    starts: Iterable[fx.Node],
+    uses: Sequence[Overwrite] = (),
+) -> Region:
     """Cut out what computes `end` from `starts` (site nodes) and the graph's inputs.
 
     Args:
         graph_module: The graph to cut from.
         end: The node whose value the region returns.
         starts: Nodes whose values are given; the walk upstream stops at them.
+        uses: What `functional_uses` changed: where the region reads an in-place op's result, the
+            site right behind that op is an input too, since it may be what a converted op reads.
 
     Returns:
-        The region; its inputs are the starts and placeholders that it really needs.
+        The region; its inputs are the starts and placeholders that it really needs, and those.
     """
     given = set(starts)
     modules = dict(graph_module.named_modules(remove_duplicate=False))
@@ -98,6 +105,8 @@ def cut(graph_module: fx.GraphModule, end: fx.Node, starts: Iterable[fx.Node]) -
         queue.extend(w for w in writers.get(node, ()) if order[w] < order[end])
         if node not in given and node.op != "placeholder":
             queue.extend(node.all_input_nodes)
+    behind = {n.all_input_nodes[0]: n for n in given if n.all_input_nodes} if uses else {}
+    needed |= {behind[use.op] for use in uses if use.reader in needed and use.op in behind}
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     ordered = [node for node in graph_module.graph.nodes if node in needed]

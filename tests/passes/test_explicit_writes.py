@@ -123,6 +123,20 @@ class Chained(nn.Module):
         return torch.cat([first, y, x], 1)
 
 
+@pytest.mark.parametrize("name", ["hardswish", "add_"])
+def test_repair_reroutes_the_reader(name: str) -> None:
+    prepared = overwritten(LOST[name]())
+    plain = FreezeQParams()(prepared).graph_module
+    with quantized_engine("fbgemm"), quiet():
+        mended = fxqfix.repair(converted(plain), plain, data=data(0.5))
+    assert ("reroute-reads", "add") in {(m.step, m.site) for m in mended.applied}
+    assert mended.before is not None
+    assert mended.after is not None
+    assert mended.before.causes["inplace-lost"] > 100
+    assert "inplace-lost" not in mended.after.causes
+    assert mended.after.unexplained == 0
+
+
 @pytest.mark.parametrize("quantized", [False, True])
 def test_the_last_write_before_a_read_counts(quantized: bool) -> None:
     plain = fx.symbolic_trace(Chained().eval())
