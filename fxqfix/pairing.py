@@ -11,10 +11,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import fx
 
 from fxqfix.dialects import Reading, Tap, parents, pt2e
+from fxqfix.dialects._base import modules_of
+from fxqfix.dialects._writes import overwrites
 from fxqfix.errors import PairingError
 from fxqfix.qparams import dequantize
 
@@ -106,7 +109,12 @@ def _by_name(prepared: tuple[Tap, ...], converted: tuple[Tap, ...], found: _Foun
 def _by_dataflow(prepared: Reading, converted: Reading, found: _Found) -> None:
     """Grow the pairs downstream until nothing more can be paired."""
     mine = {tap.node: tap for tap in prepared.activations}
-    ups = {tap: _upstream(tap, mine) for tap in prepared.activations if tap not in found}
+    behind = _behind_writes(prepared, mine)
+    ups = {
+        tap: {_upstream(tap, mine), _upstream(tap, mine, behind)}
+        for tap in prepared.activations
+        if tap not in found
+    }
     matched = {c for c, _ in found.values()}
     # A converted value that merely keeps its input's qparams is a site only if it was paired.
     theirs = {t.node: t for t in converted.activations if t in matched or not t.inherited}
@@ -127,25 +135,36 @@ def _by_dataflow(prepared: Reading, converted: Reading, found: _Found) -> None:
 
 
 def _grow(
-    tap: Tap, ups: Mapping[Tap, frozenset[Tap]], wanted: frozenset[Tap], found: _Found
+    tap: Tap, ups: Mapping[Tap, set[frozenset[Tap]]], wanted: frozenset[Tap], found: _Found
 ) -> bool:
     """Pair a converted site with the one prepared site that is fed alike, if only one is."""
     fits = [
         p
-        for p, up in ups.items()
+        for p, ways in ups.items()
         if p not in found
         and _alike(p, tap)
         and (not tap.inherited or _base(p) == _base(tap))
-        and all(u in found for u in up)
-        and {found[u][0] for u in up} == wanted
+        and any(up <= found.keys() and {found[u][0] for u in up} == wanted for up in ways)
     ]
     if len(fits) == 1:
         found[fits[0]] = (tap, "dataflow")
     return len(fits) == 1
 
 
-def _upstream(tap: Tap, taps: Mapping[fx.Node, Tap]) -> frozenset[Tap]:
-    return frozenset(parents(tap.node.all_input_nodes, taps))
+_Swaps = Mapping[tuple[fx.Node, fx.Node], fx.Node]
+
+
+def _upstream(
+    tap: Tap, taps: Mapping[fx.Node, Tap], swaps: _Swaps = MappingProxyType({})
+) -> frozenset[Tap]:
+    return frozenset(parents(tap.node.all_input_nodes, taps, swaps))
+
+
+def _behind_writes(prepared: Reading, taps: Mapping[fx.Node, Tap]) -> _Swaps:
+    """Where an op reads what another overwrote, a converted one may read that op's site by name."""
+    sites = {tap.producer: node for node, tap in taps.items()}
+    uses = overwrites(prepared.graph_module.graph, modules_of(prepared.graph_module))
+    return {(use.reader, use.value): sites.get(use.op, use.op) for use in uses}
 
 
 def _weights(prepared: Reading, converted: Reading, partner: Mapping[Tap, Tap]) -> list[Pair]:

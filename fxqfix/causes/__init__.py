@@ -2,8 +2,8 @@
 
 The order matters, because a code counts for the first cause that explains it:
 
-1. what touches few codes and says most: codes out of range, train mode, folding, an op that stays
-   in float, ties;
+1. what touches few codes and says most: codes out of range, overwritten values, train mode,
+   folding, an op that stays in float, ties;
 2. other qparams: no rule at all (`uncalibrated`), another site's, an older range's, another rule's
    for the same range, and last what an observer moved from there. These add up: each corrects what
    those before it do too (`not-lowered` included), and what two of them need together goes to the
@@ -22,6 +22,7 @@ from fxqfix.causes import (
     bn_training,
     dropout_training,
     fake_quant_off,
+    inplace_lost,
     int16_saturation,
     kernel_defect,
     moving_observer,
@@ -47,6 +48,7 @@ __all__ = ["Attribution", "Cause", "Emulated", "Held", "Recompute", "View", "att
 
 _ORDER = (
     range_lost,
+    inplace_lost,
     bn_training,
     dropout_training,
     bn_folding,

@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch
+from fxqfix.dialects._writes import Overwrite
 from fxqfix.dialects.weights import WeightView, holder
 from fxqfix.passes import FrozenFakeQuantize
 from fxqfix.passes._fold_exported import FOLDED_IN_TRAINING
@@ -23,7 +24,9 @@ from fxqfix.passes._region import Region, cut
 from fxqfix.passes._shadow_modules import Local
 from fxqfix.qparams import QParams, quantize
 
-__all__ = ["Recompute"]
+__all__ = ["Reads", "Recompute"]
+
+Reads = tuple[tuple[Overwrite, fx.Node], ...]  # a use, and the node to read there
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Recompute:
             float weight).
         native: Whether those values are rounded by kernels, which add the zero point before they
             round (an odd one flips the parity of a tie), or by decomposed ops, which add it after.
+        overwrites: Uses of values that an in-place op has overwritten; in `graph_module` they read
+            its result.
     """
 
     graph_module: fx.GraphModule
@@ -53,10 +58,11 @@ class Recompute:
     inner: Mapping[str, QParams] = field(default_factory=dict)
     native: bool = True
     floats: Mapping[str, tuple[str, Tensor | None]] = field(default_factory=dict)
+    overwrites: Sequence[Overwrite] = ()
 
     @cached_property
     def _region(self) -> Region:
-        return cut(self.graph_module, self.end, self.starts)
+        return cut(self.graph_module, self.end, self.starts, self.overwrites)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -87,6 +93,23 @@ class Recompute:
         names = {n.name for n in nodes} | set(self._paths)
         return {name: value for name, value in self.floats.items() if name in names}
 
+    @cached_property
+    def own_overwrites(self) -> tuple[Overwrite, ...]:
+        """Those of `overwrites` whose reader lies in this site's region."""
+        names = {n.name for n in self._region.graph.nodes if n.op != "placeholder"}
+        return tuple(use for use in self.overwrites if use.reader.name in names)
+
+    @cached_property
+    def before(self) -> Reads:
+        """Reading what was there before it was overwritten."""
+        return tuple((use, use.value) for use in self.own_overwrites)
+
+    @cached_property
+    def behind(self) -> Reads:
+        """Reading the sites of the ops that overwrote it."""
+        sites = {n.all_input_nodes[0]: n for n in self.starts if n.all_input_nodes}
+        return tuple((use, sites[use.op]) for use in self.own_overwrites if use.op in sites)
+
     def trains(self, *kinds: type[nn.Module]) -> str:
         """Path of a module of these kinds in train mode that the region runs, "" without one.
 
@@ -109,10 +132,32 @@ class Recompute:
 
     @cached_property
     def _interpreter(self) -> _Region:
-        made = _Region(self.graph_module, graph=self._region.graph)
+        return self._interprets(self._region.graph)
+
+    def _interprets(self, graph: fx.Graph) -> _Region:
+        made = _Region(self.graph_module, graph=graph)
         # It lists all modules of the model, which every site would keep.
         made.submodules = {path: made.submodules[path] for path in self._paths}
         return made
+
+    @cached_property
+    def _readers(self) -> dict[Reads, _Region]:
+        return {}
+
+    def _reading(self, reads: Reads) -> _Region:
+        """The region with some uses as they were, or of another node, and nothing overwritten."""
+        if reads not in self._readers:
+            graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+            graph.output(graph.graph_copy(self._region.graph, copies))
+            nodes = {old.name: new for old, new in copies.items()}
+            for use, instead in reads:
+                at = {**nodes, use.value.name: nodes[instead.name]}
+                reader = nodes[use.reader.name]
+                reader.args = fx.map_arg(use.args, partial(_named, at))
+                reader.kwargs = fx.map_arg(use.kwargs, partial(_named, at))
+            made = self._readers[reads] = self._interprets(graph)
+            made.spared = frozenset(use.op.name for use in self.own_overwrites)
+        return self._readers[reads]
 
     @cached_property
     def _shells(self) -> dict[str, _Shell]:
@@ -127,6 +172,7 @@ class Recompute:
         *,
         inner: bool = False,
         floats: bool = False,
+        reads: Reads = (),
     ) -> Tensor:
         """The site's value in float64 and eval mode, with the given weights.
 
@@ -135,6 +181,7 @@ class Recompute:
             weights: Module path -> weight, in place of the region's own.
             inner: Whether to quantize in between where only the converted model does.
             floats: Whether to compute in float where only the prepared model quantizes.
+            reads: Some of `before` or of `behind`: what the readers read there.
         """
         loose = {n: v for n, (_, v) in self.own_floats.items()} if floats else {}
         modules: dict[str, Callable[..., Any]] = {
@@ -149,8 +196,9 @@ class Recompute:
             for value, pair in zip(local.inputs, local.codes, strict=True)
         ]
         grids = {n: (q, self.native) for n, q in self.own_inner.items()} if inner else {}
+        run = self._reading(reads) if reads else self._interpreter
         try:
-            return self._interpreter.compute(inputs, modules, grids, wide=True)
+            return run.compute(inputs, modules, grids, wide=True)
         finally:
             for shell in self._shells.values():
                 shell.empty()
@@ -162,6 +210,15 @@ class _Region(fx.Interpreter):
     _swapped: Mapping[str, Callable[..., Any]]
     _grids: Mapping[str, tuple[QParams, bool]]
     _is_wide: bool
+    spared: frozenset[str] = frozenset()  # in-place ops that get copies to write on
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a node, as copies where it shall not write on them."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        if n.name not in self.spared:
+            return args, kwargs
+        copied: Any = _torch.tree_map_tensors(Tensor.clone, (args, kwargs))
+        return copied[0], copied[1]
 
     def compute(
         self,
@@ -255,6 +312,10 @@ class _Shell:
             getattr(holder(self._copy), "weight", None), Tensor
         ):
             holder(self._copy).weight = None
+
+
+def _named(nodes: Mapping[str, fx.Node], node: fx.Node) -> fx.Node:
+    return nodes[node.name]
 
 
 def _rounded(x: Tensor, qparams: QParams, native: bool) -> Tensor:

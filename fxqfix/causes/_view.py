@@ -10,12 +10,13 @@ import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxqfix.causes._emulated import Emulated
-from fxqfix.causes._recompute import Recompute
+from fxqfix.causes._recompute import Reads, Recompute
 from fxqfix.causes._steps import Held, Step, explain
 from fxqfix.dialects import Site
 from fxqfix.dialects.weights import WeightView
@@ -145,14 +146,12 @@ class View:
         without = self.emulated.codes(self.local, without=effect)
         return mine & (without != self.raw) if without is not None else None
 
-    def recomputed(
-        self, weights: Mapping[str, WeightView], *, inner: bool = False, floats: bool = False
-    ) -> Tensor:
+    def recomputed(self, weights: Mapping[str, WeightView], **options: Any) -> Tensor:
         """The site's value in float64 with these weights; the float32 value where that fails."""
         if self.recompute is None or self.local is None:
             return self.value.double()
         try:
-            return self.recompute.exact(self.local, weights, inner=inner, floats=floats)
+            return self.recompute.exact(self.local, weights, **options)
         except (RuntimeError, TypeError, AttributeError) as error:
             # A user's module may not run in float64; the cause then works on float32 values.
             said = str(error).strip().partition("\n")[0]  # torch goes on with traces of the graph
@@ -230,6 +229,19 @@ class View:
         self._quantized.update(nodes)
         codes = self.local.settle(self._quantized)
         return self.differs & ~self.differs_locally & (codes == self.actual)
+
+    def agrees_reading(self, reads: Reads) -> Tensor:
+        """Mask of the codes that agree where an op reads this in place of what was overwritten.
+
+        On the prepared qparams, or on all of the converted ones and in their range: the causes
+        that tell which of these moved don't know what was overwritten.
+        """
+        theirs = {path: b for path, (_, b) in self._weights.items()}
+        found = self.agrees(self.recomputed(theirs, reads=reads), self.target, self.raw)
+        if self.weights_differ or not self.grid.same_grid(self.target):
+            mine = {path: a for path, (a, _) in self._weights.items()}
+            found |= self.agrees(self.recomputed(mine, reads=reads), self.grid, self.actual)
+        return found
 
     @cached_property
     def weights_differ(self) -> bool:

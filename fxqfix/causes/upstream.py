@@ -14,11 +14,17 @@ __all__ = ["CAUSE", "Upstream"]
 
 @dataclass(frozen=True)
 class Upstream(Cause):
-    """Counterfactual: the same inputs; the codes that then agree are explained."""
+    """Counterfactual: the same inputs; the codes that then agree are explained.
+
+    Where an in-place op wrote over what the site reads, and its kernel writes in place too, that
+    op's own codes are an input.
+    """
 
     def explains(self, view: View) -> Tensor:
         """Codes that agree with the shadow and differ from the prepared model's own."""
-        return view.differs & ~view.differs_locally
+        found = view.differs & ~view.differs_locally
+        behind = view.recompute.behind if view.recompute is not None else ()
+        return found | view.agrees_reading(behind) if behind else found
 
     def evidence(self, view: View) -> str:
         """Where to look."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxqfix.checks import kernels, modes, observers, ranges
+from fxqfix.checks import kernels, modes, observers, ranges, writes
 from fxqfix.checks._base import SEVERITIES, Check, Finding, Subject
 
 __all__ = ["SEVERITIES", "Check", "Finding", "Subject", "registry"]
@@ -16,4 +16,4 @@ def registry() -> tuple[Check, ...]:
         >>> registry()[0].code
         'uncalibrated'
     """
-    return (*observers.CHECKS, *modes.CHECKS, *ranges.CHECKS, *kernels.CHECKS)
+    return (*observers.CHECKS, *modes.CHECKS, *writes.CHECKS, *ranges.CHECKS, *kernels.CHECKS)

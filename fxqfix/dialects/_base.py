@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import fx, nn
@@ -210,8 +211,18 @@ def op_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     return f"{inner.spec.key}_relu" if fusable else found.key
 
 
-def parents(start: Iterable[fx.Node], taps: Mapping[fx.Node, Tap]) -> Iterator[Tap]:
-    """The nearest taps upstream of the `start` nodes (which may be taps themselves)."""
+def parents(
+    start: Iterable[fx.Node],
+    taps: Mapping[fx.Node, Tap],
+    swaps: Mapping[tuple[fx.Node, fx.Node], fx.Node] = MappingProxyType({}),
+) -> Iterator[Tap]:
+    """The nearest taps upstream of the `start` nodes (which may be taps themselves).
+
+    Args:
+        start: Where the walk begins.
+        taps: Where it ends.
+        swaps: (node, one of its inputs) -> what to take in place of that input.
+    """
     queue, seen = list(start), set[fx.Node]()
     while queue:
         node = queue.pop(0)
@@ -221,4 +232,4 @@ def parents(start: Iterable[fx.Node], taps: Mapping[fx.Node, Tap]) -> Iterator[T
         if node in taps:
             yield taps[node]
         else:
-            queue.extend(node.all_input_nodes)
+            queue.extend(swaps.get((node, up), up) for up in node.all_input_nodes)

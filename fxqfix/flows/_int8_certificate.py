@@ -16,6 +16,7 @@ from fxqfix.engines import Interval, calls, intervals, placed, saturation_possib
 from fxqfix.inserted import FloatIsland, InMemoryOrder
 from fxqfix.pairing import Pair, Pairing, pair
 from fxqfix.passes.avoid_defects import ROUTE, defects_of
+from fxqfix.passes.explicit_writes import QUANTIZED
 from fxqfix.report import CheckedRange, CheckedWeight, Int8Certificate, Routed, Saturating
 
 __all__ = ["certify"]
@@ -119,6 +120,10 @@ def _unchecked(
     for reading in (own, result):
         for site, reason in reading.unsupported:
             yield site.name, f"{reading.dialect}: {reason}"
+    for node in own.graph_module.graph.nodes:
+        if QUANTIZED in node.meta:
+            op = node.meta[QUANTIZED]
+            yield node.name, f"reads {op}, written in place, quantized; in training in float"
     for node in result.graph_module.graph.nodes:
         if node.op == "call_module" and _torch.is_reference_module(
             result.graph_module.get_submodule(str(node.target))

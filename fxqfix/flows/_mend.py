@@ -10,14 +10,25 @@ from torch import fx, nn
 
 from fxqfix import _rng, _torch, dialects
 from fxqfix.dialects import Reading, Tap, decomposed, int8, reference
+from fxqfix.dialects._base import modules_of
+from fxqfix.dialects._writes import overwrites
 from fxqfix.dialects.site import qparams_text
 from fxqfix.errors import PairingError, UnsupportedError
 from fxqfix.flows.compare import prepared_reading
 from fxqfix.flows.decompose import to_decomposed
-from fxqfix.flows.freeze import freeze
+from fxqfix.flows.freeze import freezing
 from fxqfix.flows.to_int8 import convert_with_islands
 from fxqfix.pairing import Pair, Pairing, pair
-from fxqfix.passes import AvoidDefects, GraftIslands, Pass, PinRanges, RestoreQParams, RestoreRange
+from fxqfix.passes import (
+    AvoidDefects,
+    GraftIslands,
+    Pass,
+    PinRanges,
+    RerouteReads,
+    RestoreQParams,
+    RestoreRange,
+    chain,
+)
 from fxqfix.passes.graft_islands import has_island
 from fxqfix.passes.restore_qparams import obstacle, state_differs
 from fxqfix.qparams import QParams
@@ -55,7 +66,8 @@ class Bench:
                 expected="repair(converted, prepared)",
             )
         self.pairing = pair(self.mine, self.theirs)
-        frozen = freeze(self.prepared)
+        # As to_int8 does: what reads behind an in-place op then has the user's kernel.
+        frozen = chain(self.prepared, *freezing(self.prepared, quantized=True)).graph_module
         reading = dialects.read(frozen)
         self.trained = {t.site.name: t.site.used for t in reading.taps}
         self.donor = dialects.read(_DONORS[self.theirs.dialect](frozen, self.engine))
@@ -76,6 +88,8 @@ class Bench:
                 sites[tap.site.name] = source.site.name
                 mends.append(Mend(RestoreQParams.name, name, _change(tap, source)))
         steps: list[Pass] = [RestoreQParams(self.donor.graph_module, sites)]
+        if self.theirs.dialect == int8.NAME:
+            steps.append(RerouteReads(self._reads(refused)))
         ranges = self._ranges(refused)
         if self.theirs.dialect == int8.NAME:
             grafts = {tap.site.name: source.site.name for tap, source in islands.values()}
@@ -93,6 +107,26 @@ class Bench:
             if not isinstance(step, RestoreQParams):
                 mends += [self._mend(step.name, edit) for edit in result.edits]
         return model, tuple(mends)
+
+    def _reads(self, refused: dict[str, Refusal]) -> dict[str, tuple[str, str]]:
+        """The user's kernels that read what an in-place op wrote over, in training.
+
+        Also where the kernel writes in place too (relu): what is put in its place may not.
+        """
+        pairs = [p for p in self.pairing.pairs if p.prepared.site.kind == "activation"]
+        sites, results = ({f(p): p for p in pairs} for f in (_quantizer, _producer))
+        modules, found = modules_of(self.mine.graph_module), dict[str, tuple[str, str]]()
+        for use in overwrites(self.mine.graph_module.graph, modules):
+            behind = use.reader
+            while behind not in results and len(behind.users) == 1:  # fused: add, then relu
+                (behind,) = behind.users
+            reader, value, op = results.get(behind), sites.get(use.value), results.get(use.op)
+            if reader is None or value is None or op is None:
+                continue
+            kernel, old = reader.converted.kernel, value.converted.node
+            if reader.prepared.site.name not in refused and old in kernel.all_input_nodes:
+                found[kernel.name] = old.name, op.converted.node.name
+        return found
 
     def together(self, name: str) -> set[str]:
         """The prepared sites that are restored with one: those of the same op."""
@@ -179,6 +213,14 @@ _DONORS: dict[str, Callable[[nn.Module, str], nn.Module]] = {
     reference.NAME: _to_reference,
     decomposed.NAME: lambda frozen, engine: to_decomposed(frozen),  # as above
 }
+
+
+def _quantizer(p: Pair) -> fx.Node:
+    return p.prepared.node
+
+
+def _producer(p: Pair) -> fx.Node:
+    return p.prepared.producer
 
 
 def _op(tap: Tap) -> fx.Node:

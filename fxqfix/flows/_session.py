@@ -44,7 +44,7 @@ class Session:
     def __post_init__(self) -> None:
         self.frozen = FreezeQParams(uncalibrated=True)(self.reading.graph_module).graph_module
         self.folded: fx.GraphModule = FoldBatchNorm()(self.frozen).graph_module
-        functional_uses(self.folded)
+        self.overwrites = functional_uses(self.folded)
         self.nodes = {n.name: n for n in self.folded.graph.nodes}
         pairs = [p.prepared for p in self.pairing.pairs if p.prepared.site.kind == "activation"]
         self.starts = frozenset(self.nodes[tap.node.name] for tap in pairs)
@@ -54,7 +54,7 @@ class Session:
             tap.producer.name: tap.site.used
             for tap in self.converted.activations
             if tap not in paired and tap.site.used is not None
-        }
+        } | self._overwritten()
         self.floats = self._floats()
         self.corrector = None
         if self.culprits:
@@ -88,6 +88,15 @@ class Session:
                 p.converted.weight(),
             )
         return found
+
+    def _overwritten(self) -> dict[str, QParams]:
+        """In-place ops whose result is read in float behind them, with their converted grids."""
+        ops = {use.op.name for use in self.overwrites}
+        return {
+            p.prepared.producer.name: p.converted.site.used
+            for p in self.pairing.pairs
+            if p.prepared.producer.name in ops and p.converted.site.used is not None
+        }
 
     def _floats(self) -> dict[str, tuple[str, Tensor | None]]:
         """What only the prepared model quantizes: fake-quants by node, float weights by path."""
@@ -131,9 +140,8 @@ class Session:
         call = self.calls.get(p.converted.kernel.name)
         defect = engines.find_defect(call) if call is not None else None
         native = self.converted.dialect != decomposed.NAME
-        recompute = Recompute(
-            self.folded, end, starts, self.weights, self.frozen, self.inner, native, self.floats
-        )
+        wide = self.weights, self.frozen, self.inner, native, self.floats, self.overwrites
+        recompute = Recompute(self.folded, end, starts, *wide)
         emulated = self._emulated(p, call, recompute) if call is not None else None
 
         loose = {name: self.sites[name] for name in probing.loose}

@@ -9,7 +9,7 @@ from torch import fx, nn
 from fxqfix import _pt2e, _torch
 from fxqfix.dialects import check_kind
 from fxqfix.errors import DialectError
-from fxqfix.passes import FoldBatchNorm, FreezeQParams, Pass, SplitShared, chain
+from fxqfix.passes import ExplicitWrites, FoldBatchNorm, FreezeQParams, Pass, SplitShared, chain
 
 __all__ = ["freeze", "freezing"]
 
@@ -24,7 +24,8 @@ def freeze(prepared: M) -> M:
     A calibrated (PTQ) model comes back with fake-quants in place of its observers, so that it
     computes what its conversion will. A module that an FX graph calls at several places gets a copy
     per call (tied parameters), because conversion would give all of them the last one's output
-    scale.
+    scale. What reads a value after an op wrote over it in place reads that op's result by name, in
+    an FX graph: conversion goes by dataflow.
 
     Args:
         prepared: What `prepare_fx`, `prepare_qat_fx` (FX), `prepare_pt2e`, `prepare_qat_pt2e`
@@ -54,11 +55,13 @@ def freeze(prepared: M) -> M:
     return frozen
 
 
-def freezing(prepared: nn.Module) -> tuple[Pass, ...]:
+def freezing(prepared: nn.Module, *, quantized: bool = False) -> tuple[Pass, ...]:
     """The passes that `freeze` runs.
 
     Args:
         prepared: What `freeze` is given.
+        quantized: Whether what reads behind an in-place op takes its fake-quantized result, which
+            an int8 kernel can read, and not the float that training read.
 
     Raises:
         DialectError: The model holds no observer and no fake-quant.
@@ -79,5 +82,6 @@ def freezing(prepared: nn.Module) -> tuple[Pass, ...]:
             "holds none",
         )
     passes = FreezeQParams(), FoldBatchNorm()
-    # An eager module has one grid for all its calls.
-    return (*passes, SplitShared()) if isinstance(prepared, fx.GraphModule) else passes
+    if not isinstance(prepared, fx.GraphModule):
+        return passes  # an eager module has one grid for all its calls, and its dataflow is code
+    return (*passes, SplitShared(), ExplicitWrites(quantized=quantized))

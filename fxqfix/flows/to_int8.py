@@ -13,9 +13,9 @@ from fxqfix.errors import DialectError, UnknownNameError
 from fxqfix.flows._int8_certificate import certify
 from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.decompose import declared_ranges
-from fxqfix.flows.freeze import freeze
+from fxqfix.flows.freeze import freezing
 from fxqfix.pairing import pair
-from fxqfix.passes import AvoidDefects, FloatIslands, RestoreRange
+from fxqfix.passes import AvoidDefects, FloatIslands, RestoreRange, chain
 from fxqfix.qparams import QParams
 
 __all__ = ["convert_with_islands", "to_int8"]
@@ -34,8 +34,8 @@ def to_int8(
 
     torch's own conversion of ``freeze(prepared)``, and then what it lacks: a clamp wherever codes
     could leave the declared [quant_min, quant_max], and a way round kernels that are known to be
-    wrong or that the engine lacks (mostly the op in float, on its quantized weight). The result
-    runs on the same int8 kernels as convert_fx's otherwise.
+    wrong or that the engine lacks (mostly the op in float, on its quantized weight). What reads
+    what an in-place op overwrote gets that op's result quantized; of freeze(prepared), in float.
 
     What was checked on the result stands in ``result.meta["certificate"]``, a `Int8Certificate`.
 
@@ -127,7 +127,7 @@ def convert_with_islands(
 
 def _frozen(model: nn.Module) -> nn.Module:
     dialects.check_kind(model, "to_int8")
-    frozen = freeze(model)
+    frozen: nn.Module = chain(model, *freezing(model, quantized=True)).graph_module
     found = dialects.read(frozen).dialect
     if found != prepared.NAME:
         raise DialectError(

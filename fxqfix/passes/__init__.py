@@ -7,6 +7,7 @@ from fxqfix.passes.avoid_defects import AvoidDefects
 from fxqfix.passes.cut_sites import CutSites
 from fxqfix.passes.decompose_quantize import DecomposeQuantize
 from fxqfix.passes.emulate_engine import EmulateEngine
+from fxqfix.passes.explicit_writes import ExplicitWrites
 from fxqfix.passes.float_islands import FloatIslands
 from fxqfix.passes.float_weights import FloatWeights
 from fxqfix.passes.fold_batchnorm import FoldBatchNorm
@@ -16,6 +17,7 @@ from fxqfix.passes.insert_shadows import InsertShadows
 from fxqfix.passes.own_readers import OwnReaders
 from fxqfix.passes.pin_ranges import PinRanges
 from fxqfix.passes.remove_shadows import RemoveShadows
+from fxqfix.passes.reroute_reads import RerouteReads
 from fxqfix.passes.restore_qparams import RestoreQParams
 from fxqfix.passes.restore_range import RestoreRange
 from fxqfix.passes.signed_codes import SignedCodes
@@ -27,6 +29,7 @@ __all__ = [
     "CutSites",
     "DecomposeQuantize",
     "EmulateEngine",
+    "ExplicitWrites",
     "FloatIsland",
     "FloatIslands",
     "FloatWeights",
@@ -42,6 +45,7 @@ __all__ = [
     "PinRanges",
     "QuantizedIsland",
     "RemoveShadows",
+    "RerouteReads",
     "RestoreQParams",
     "RestoreRange",
     "Rewriter",

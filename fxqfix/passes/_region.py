@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
 
+from fxqfix.dialects._writes import Overwrite, is_inplace, overwrites
 from fxqfix.ops import match_node
 
-__all__ = ["Region", "cut", "functional_uses", "is_inplace"]
-
-_INPLACE = {
-    getattr(operator, name)
-    for name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imatmul", "iand", "ior", "ixor")
-}
+__all__ = ["Region", "cut", "functional_uses"]
 
 _Writers = dict[fx.Node, list[fx.Node]]
 
@@ -41,35 +36,19 @@ class Region:
         return fx.GraphModule(root, self.graph, "Region")
 
 
-def is_inplace(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """True where an op overwrites its first input."""
-    if node.op == "call_module":
-        return bool(getattr(modules[str(node.target)], "inplace", False))
-    if node.op == "call_method":
-        name = str(node.target)
-        return name.endswith("_") and not name.endswith("__")
-    if node.op != "call_function":
-        return False
-    name = str(getattr(node.target, "__name__", "")).split(".")[0]
-    inplace_option = bool(node.kwargs.get("inplace", False))
-    return node.target in _INPLACE or name.endswith("_") or inplace_option
-
-
-def functional_uses(graph_module: fx.GraphModule) -> None:
+def functional_uses(graph_module: fx.GraphModule) -> list[Overwrite]:
     """Let users behind an in-place op read its result, so that dataflow says what memory does.
 
-    After ``y = x.relu_()`` every later reader of x sees y's values; cut out of its surroundings, a
-    region has to see them too.
+    Cut out of its surroundings, a region has to see what the op wrote too.
+
+    Returns:
+        The uses that were changed, as they were.
     """
     modules = dict(graph_module.named_modules(remove_duplicate=False))
-    order = {node: i for i, node in enumerate(graph_module.graph.nodes)}
-    for node in graph_module.graph.nodes:
-        if not node.all_input_nodes or not is_inplace(node, modules):
-            continue
-        target = node.all_input_nodes[0]
-        for user in list(target.users):
-            if order[user] > order[node]:
-                user.replace_input_with(target, node)
+    found = overwrites(graph_module.graph, modules)
+    for use in found:
+        use.reader.replace_input_with(use.value, use.op)
+    return found
 
 
 def _writers(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> _Writers:
@@ -94,16 +73,23 @@ def _is_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return found is not None and found.spec.output == "shape"
 
 
-def cut(graph_module: fx.GraphModule, end: fx.Node, starts: Iterable[fx.Node]) -> Region:
+def cut(
+    graph_module: fx.GraphModule,
+    end: fx.Node,
+    starts: Iterable[fx.Node],
+    uses: Sequence[Overwrite] = (),
+) -> Region:
     """Cut out what computes `end` from `starts` (site nodes) and the graph's inputs.
 
     Args:
         graph_module: The graph to cut from.
         end: The node whose value the region returns.
         starts: Nodes whose values are given; the walk upstream stops at them.
+        uses: What `functional_uses` changed: where the region reads an in-place op's result, the
+            site right behind that op is an input too, since it may be what a converted op reads.
 
     Returns:
-        The region; its inputs are the starts and placeholders that it really needs.
+        The region; its inputs are the starts and placeholders that it really needs, and those.
     """
     given = set(starts)
     modules = dict(graph_module.named_modules(remove_duplicate=False))
@@ -119,6 +105,8 @@ def cut(graph_module: fx.GraphModule, end: fx.Node, starts: Iterable[fx.Node]) -
         queue.extend(w for w in writers.get(node, ()) if order[w] < order[end])
         if node not in given and node.op != "placeholder":
             queue.extend(node.all_input_nodes)
+    behind = {n.all_input_nodes[0]: n for n in given if n.all_input_nodes} if uses else {}
+    needed |= {behind[use.op] for use in uses if use.reader in needed and use.op in behind}
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     ordered = [node for node in graph_module.graph.nodes if node in needed]

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxqfix.dialects._writes import Overwrite
 from fxqfix.pairing import Pair
 from fxqfix.passes._base import Rewriter
 from fxqfix.passes._random import draws
@@ -136,6 +137,7 @@ class Weaver:
         branches: The prepared model, and its nudged copy where the noise floor is wanted.
         probe: Makes the probe of a site, or None.
         loose: Nodes of the prepared model that should quantize and don't.
+        uses: Uses in `frozen` of values that an in-place op has overwritten, as they were.
     """
 
     rewriter: Rewriter
@@ -144,6 +146,7 @@ class Weaver:
     branches: list[Branch]
     probe: ProbeFactory | None
     loose: frozenset[str] = frozenset()
+    uses: tuple[Overwrite, ...] = ()
     _stream: str = "converted"
     _inputs: list[fx.Node] = field(default_factory=list)
     _codes: dict[fx.Node, _Known] = field(default_factory=dict)
@@ -197,7 +200,7 @@ class Weaver:
             (snapshot, codes), (first.snapshots[p], first.codes[p])
         )
         starts = {x.prepared.node for x in self.pairs} - {p.prepared.node}
-        region = cut(self.frozen, p.prepared.producer, starts)
+        region = cut(self.frozen, p.prepared.producer, starts, self.uses)
         if any(n.op != "placeholder" and n not in self._codes for n in region.inputs):
             return  # the converted graph computes an input later: nothing local to compare
         if self._random:

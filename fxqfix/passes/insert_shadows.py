@@ -57,12 +57,12 @@ class InsertShadows(Pass):
         frozen = FreezeQParams(uncalibrated=True)(traced).graph_module
         pairing = pair(dialects.read(frozen), converted)
         pairs = [p for p in pairing.pairs if p.converted.site.kind == "activation"]
-        functional_uses(frozen)
+        uses = functional_uses(frozen)
         loose = frozenset(t.node.name for t in dialects.read(traced).taps if not t.site.quantizes)
         branches = [Branch("prepared", hold(copy.deepcopy(traced)), pairs, nudged=False)]
         if self.noise_floor:
             branches.append(Branch("nudged", hold(copy.deepcopy(traced)), pairs, nudged=True))
-        Weaver(rewriter, frozen, pairs, branches, self.probe, loose).weave()
+        Weaver(rewriter, frozen, pairs, branches, self.probe, loose, tuple(uses)).weave()
 
     def check(self, before: nn.Module, after: nn.Module) -> None:
         """The converted model's own nodes are all there, in their order."""

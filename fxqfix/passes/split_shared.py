@@ -16,7 +16,7 @@ from torch import nn
 from fxqfix.dialects.prepared import shared_calls
 from fxqfix.passes._base import Pass, Rewriter
 
-__all__ = ["SplitShared"]
+__all__ = ["SplitShared", "tied"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class SplitShared(Pass):
             module = rewriter.graph_module.get_submodule(path)
             for number, node in enumerate(nodes[1:], start=1):
                 free = f"{path}_call_{number}"
-                rewriter.set_module(free, _tied(module), f"{node.name} has {path} to itself")
+                rewriter.set_module(free, tied(module), f"{node.name} has {path} to itself")
                 node.target = free
 
 
-def _tied(module: nn.Module) -> nn.Module:
+def tied(module: nn.Module) -> nn.Module:
     """A copy that holds the very same parameters."""
     memo = {id(p): p for p in module.parameters()}
     return copy.deepcopy(module, memo)

@@ -31,7 +31,7 @@ from fxqfix._torch import quantized_engine, quiet
 from fxqfix.checks import registry
 from fxqfix.errors import DialectError, UnknownNameError
 from tests.engines.nets import NETS, SHAPES
-from tests.faults.injectors import SHAPE, Clamped, Net, trained
+from tests.faults.injectors import SHAPE, Clamped, Net, overwritten, trained
 from tests.states import fingerprint
 
 Model = tuple[nn.Module, str]
@@ -169,6 +169,10 @@ def int16_saturation() -> Model:
     return calibrated(Net()), "body.weight"
 
 
+def inplace_lost() -> Model:
+    return overwritten(), "act"
+
+
 def kernel_defect() -> Model:
     mapping = QConfigMapping().set_global(get_default_qconfig("qnnpack"))
     return calibrated(Clamped(), mapping=mapping), "clip"
@@ -194,7 +198,7 @@ STATES: dict[str, Callable[[], Model]] = {
         *(uncalibrated, moving_observer, scale_formula, stale_qparams, fake_quant_off),
         *(observer_only, bn_training, dropout_training, nondeterministic, range_lost),
         *(narrow_range, shared_qparams, dead_channel, degenerate_scale, int16_saturation),
-        *(kernel_defect, not_lowered, engine_mismatch),
+        *(inplace_lost, kernel_defect, not_lowered, engine_mismatch),
     )
 }
 ENGINE = {"kernel-defect": "qnnpack"}

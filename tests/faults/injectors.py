@@ -21,11 +21,13 @@ from torch.ao.quantization import (
     disable_observer,
     get_default_qat_qconfig_mapping,
     get_default_qconfig,
+    get_default_qconfig_mapping,
 )
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
 import fxqfix
 from fxqfix._torch import quantized_engine
+from fxqfix.passes import FreezeQParams
 from tests.faults.plants import PLANTS, Plot
 from tests.faults.zoo import base
 
@@ -192,6 +194,36 @@ def requantization() -> Fault:
     return Fault(frozen, decomposed, data(0.5), ("add",))
 
 
+class Overwritten(nn.Module):
+    """A skip that reads what an activation wrote over: dataflow says otherwise."""
+
+    def __init__(self, act: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.act = act if act is not None else nn.ELU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        return torch.add(self.act(x), x)
+
+
+def overwritten(act: nn.Module | None = None, engine: str = "fbgemm") -> fx.GraphModule:
+    """`Overwritten`, calibrated."""
+    torch.manual_seed(0)
+    mapping = get_default_qconfig_mapping(engine)
+    prepared = prepare_fx(Overwritten(act).eval(), mapping, (torch.randn(SHAPE),))
+    prepared(torch.randn(SHAPE))
+    return prepared
+
+
+def inplace_lost() -> Fault:
+    """The int8 ELU writes a tensor of its own, so that the skip reads what was there before."""
+    frozen = FreezeQParams()(overwritten()).graph_module  # fxqfix.freeze would mend it
+    with quantized_engine("fbgemm"):
+        converted = convert_fx(copy.deepcopy(frozen))
+    return Fault(frozen, converted, data(0.5), ("add",), "fbgemm")
+
+
 class Clamped(nn.Module):
     """What a MobileNet does: a convolution, then a relu6 that no flow fuses."""
 
@@ -259,6 +291,7 @@ INJECTORS: dict[str, Callable[[], Fault]] = {
     "bias-int32": bias_int32,
     "requantization": requantization,
     "kernel-defect": kernel_defect,
+    "inplace-lost": inplace_lost,
     **{
         name: _plant(name)
         for name in (

@@ -1,0 +1,145 @@
+"""explicit-writes: what reads an overwritten value converts to what was trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.ao.quantization.quantize_fx import convert_fx
+
+import fxqfix
+from fxqfix._torch import quantized_engine, quiet
+from fxqfix.passes import ExplicitWrites, FreezeQParams
+from tests.faults.injectors import data, overwritten
+from tests.states import fingerprint, run, same
+
+
+class Written(nn.Module):
+    """Any way to write in place."""
+
+    def __init__(self, write: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.write = write
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.write(x)
+
+
+LOST: dict[str, Callable[[], nn.Module]] = {
+    "hardswish": lambda: nn.Hardswish(inplace=True),
+    "elu": lambda: nn.ELU(inplace=True),
+    "F.hardswish": lambda: Written(lambda x: F.hardswish(x, inplace=True)),
+    "add_": lambda: Written(lambda x: x.add_(torch.sigmoid(x))),
+    "add_ scalar": lambda: Written(lambda x: x.add_(0.5)),
+}
+# Their int8 forms write in place too.
+KEPT: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "relu_": lambda: Written(lambda x: x.relu_()),
+    "F.relu6": lambda: Written(lambda x: F.relu6(x, inplace=True)),
+    "hardtanh": lambda: nn.Hardtanh(-0.4, 0.4, inplace=True),
+    "hardsigmoid": lambda: nn.Hardsigmoid(inplace=True),
+}
+
+
+def converted(model: nn.Module, engine: str = "fbgemm") -> fx.GraphModule:
+    with quantized_engine(engine), quiet():
+        return convert_fx(copy.deepcopy(model))
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_was_lost_is_read_again(name: str) -> None:
+    prepared = overwritten(LOST[name]())
+    before = fingerprint(prepared)
+    (x, *_) = batches = data(0.5)
+    plain = FreezeQParams()(prepared).graph_module
+    report = fxqfix.compare(plain, converted(plain), batches, engine="fbgemm")
+    assert report.causes["inplace-lost"] > 100
+    assert report.unexplained == 0
+
+    frozen = fxqfix.freeze(prepared)
+    assert fingerprint(prepared) == before
+    assert same(run(plain, x), run(frozen, x))
+    assert same(run(plain, x), run(fxqfix.to_decomposed(prepared), x))
+    assert not ExplicitWrites()(frozen).modified
+    for model in (converted(frozen), fxqfix.to_int8(prepared, engine="fbgemm")):
+        again = fxqfix.compare(plain, model, batches, engine="fbgemm")
+        assert "inplace-lost" not in again.causes
+        assert again.unexplained == 0
+        assert again.coverage.unpaired == ()
+    assert "inplace-lost" not in {f.code for f in fxqfix.lint(frozen, engine="fbgemm").findings}
+
+
+# On qnnpack, relu6 is wrong for channels-last tensors (kernel-defect), in place or not.
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [*((name, "fbgemm") for name in KEPT), ("relu_", "qnnpack"), ("hardsigmoid", "qnnpack")],
+)
+def test_in_place_kernels_lose_nothing(name: str, engine: str) -> None:
+    prepared = overwritten(KEPT[name](), engine)
+    found = fxqfix.lint(prepared, engine=engine).findings
+    assert "inplace-lost" not in {f.code for f in found}
+    plain = FreezeQParams()(prepared).graph_module
+    report = fxqfix.compare(plain, converted(plain, engine), data(0.5), engine=engine)
+    assert "inplace-lost" not in report.causes
+    assert report.unexplained == 0
+    frozen = fxqfix.freeze(prepared)
+    assert same(run(plain, data(0.5)[0]), run(frozen, data(0.5)[0]))
+    again = fxqfix.compare(plain, converted(frozen, engine), data(0.5), engine=engine)
+    assert again.unexplained == 0
+
+
+def test_a_relu_s_fake_quant_changes_nothing_so_that_all_stays_int8() -> None:
+    frozen = fxqfix.freeze(overwritten(nn.ReLU(inplace=True)))
+    add = next(n for n in frozen.graph.nodes if n.name == "add")
+    assert add.args[0] is add.args[1]
+    assert [n.name for n in frozen.graph.nodes if "copy" in n.name or "clone" in n.name] == []
+
+
+def test_to_int8_says_what_it_rounds() -> None:
+    model = fxqfix.to_int8(overwritten(), engine="fbgemm")
+    found = dict(model.meta["certificate"].unchecked)
+    assert found == {"add": "reads act, written in place, quantized; in training in float"}
+    kept = fxqfix.to_int8(fxqfix.freeze(overwritten()), engine="fbgemm")
+    assert kept.meta["certificate"].unchecked == ()
+
+
+class Chained(nn.Module):
+    """Writes on what was written, and reads each in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        y = F.hardswish(x, inplace=True)
+        first = x + 1.0
+        x.add_(0.25)
+        return torch.cat([first, y, x], 1)
+
+
+@pytest.mark.parametrize("name", ["hardswish", "add_"])
+def test_repair_reroutes_the_reader(name: str) -> None:
+    prepared = overwritten(LOST[name]())
+    plain = FreezeQParams()(prepared).graph_module
+    with quantized_engine("fbgemm"), quiet():
+        mended = fxqfix.repair(converted(plain), plain, data=data(0.5))
+    assert ("reroute-reads", "add") in {(m.step, m.site) for m in mended.applied}
+    assert mended.before is not None
+    assert mended.after is not None
+    assert mended.before.causes["inplace-lost"] > 100
+    assert "inplace-lost" not in mended.after.causes
+    assert mended.after.unexplained == 0
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_the_last_write_before_a_read_counts(quantized: bool) -> None:
+    plain = fx.symbolic_trace(Chained().eval())
+    result = ExplicitWrites(quantized=quantized)(plain)
+    assert len(result.edits) == 4  # y is x
+    assert same(run(plain, data()[0]), run(result.graph_module, data()[0]))
