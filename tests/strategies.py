@@ -377,9 +377,9 @@ def _run(model: nn.Module) -> None:
 
 
 @st.composite
-def recipes(draw: st.DrawFn, *, whole_weights: bool = False) -> Recipe:
+def recipes(draw: st.DrawFn) -> Recipe:
     """Default and own qconfigs, PTQ and QAT, whole, reduced and sub-8-bit ranges."""
-    weights = [(-128, 127), (-127, 127), (-8, 7), (-64, 63)][: 1 if whole_weights else None]
+    weights = [(-128, 127), (-127, 127), (-8, 7), (-64, 63)]
     qat = draw(st.booleans())
     observing = draw(st.booleans())
     if draw(st.booleans()):
@@ -426,18 +426,15 @@ class Case:
 
 
 @st.composite
-def cases(
-    draw: st.DrawFn, *, most: int = 6, lowers: bool = True, whole_weights: bool = False
-) -> Case:
+def cases(draw: st.DrawFn, *, most: int = 6, lowers: bool = True) -> Case:
     """Random networks, prepared in random ways.
 
     Args:
         draw: Hypothesis' own.
         most: Most steps of a network.
         lowers: Only what torch can convert to int8.
-        whole_weights: Weights have int8's whole range, which torch's conversion does not widen.
     """
-    recipe = draw(recipes(whole_weights=whole_weights))
+    recipe = draw(recipes())
     return Case(draw(plans(most=most, qat=recipe.qat, lowers=lowers)), recipe)
 
 

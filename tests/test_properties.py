@@ -79,7 +79,7 @@ def test_freezing_keeps_the_qparams_in_use_and_twice_changes_nothing(case: Case)
         assert same(run(once, x), run(twice, x))
 
 
-@given(cases(whole_weights=True))
+@given(cases())
 @examples(20)
 def test_conversion_bakes_the_frozen_qparams(case: Case) -> None:
     """Torch's own int8 conversion of the frozen model: grids and weight codes.
@@ -128,7 +128,7 @@ def test_baked_is_what_conversion_bakes(case: Case) -> None:
         assert baked.same_grid(found), p.prepared.site.name
 
 
-@given(cases(whole_weights=True))  # a weight's own lost range is in no cause of its op
+@given(cases())
 @examples(8)
 def test_conversion_gives_what_was_overwritten_to_its_readers(case: Case) -> None:
     """Of the frozen model no op reads an old value; before, `inplace-lost` says so, all of it."""
@@ -146,7 +146,7 @@ def test_conversion_gives_what_was_overwritten_to_its_readers(case: Case) -> Non
 # --- to_decomposed -------------------------------------------------------------------------------
 
 
-@given(cases(whole_weights=True))
+@given(cases())
 @examples(20)
 def test_decomposed_from_every_dialect(case: Case) -> None:
     """The frozen model's reference and int8 forms, ranges from it, compute its very bits."""

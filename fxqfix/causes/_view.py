@@ -102,15 +102,16 @@ class View:
     @cached_property
     def exact(self) -> Tensor:
         """The site's value in float64 with the prepared weights."""
-        return self.recomputed({path: a for path, (a, _) in self._weights.items()})
+        return self.recomputed({path: a for path, (a, _) in self.weights.items()})
 
     @cached_property
     def converted(self) -> Tensor:
         """The site's value in float64 with the converted weights."""
-        return self.recomputed({path: b for path, (_, b) in self._weights.items()})
+        return self.recomputed({path: b for path, (_, b) in self.weights.items()})
 
     @property
-    def _weights(self) -> Mapping[str, tuple[WeightView, WeightView]]:
+    def weights(self) -> Mapping[str, tuple[WeightView, WeightView]]:
+        """The site's own weights, by path: the prepared and the converted one."""
         return self.recompute.own_weights if self.recompute is not None else {}
 
     @cached_property
@@ -118,7 +119,7 @@ class View:
         """Like `converted`, quantized in between where the converted model is; None if nowhere."""
         if self.recompute is None or not self.recompute.own_inner:
             return None
-        return self.recomputed({path: b for path, (_, b) in self._weights.items()}, inner=True)
+        return self.recomputed({path: b for path, (_, b) in self.weights.items()}, inner=True)
 
     @cached_property
     def _integers(self) -> Tensor | None:
@@ -173,7 +174,7 @@ class View:
         inputs = [pair[1] for pair in self.local.codes if pair is not None] if self.local else []
         own = self._steps_of("", self.grid, self.target, inputs)
         found = [(self.pair.prepared.site.name, self.grid, own)]
-        for path, (mine, theirs) in self._weights.items():
+        for path, (mine, theirs) in self.weights.items():
             steps = self._steps_of(path, mine.qparams, theirs.qparams, ())
             found.append((f"{path}.weight", mine.qparams, steps))
         return tuple(found)
@@ -202,9 +203,7 @@ class View:
     def _stepped(self) -> tuple[Tensor, QParams]:
         (_, _, own), *others = self.all_steps
         weights = {}
-        for (path, (mine, theirs)), (_, _, steps) in zip(
-            self._weights.items(), others, strict=True
-        ):
+        for (path, (mine, theirs)), (_, _, steps) in zip(self.weights.items(), others, strict=True):
             done = self._done(steps)
             weights[path] = theirs if len(done) == len(steps) else mine
             if 0 < len(done) < len(steps) and mine.values is not None:
@@ -236,17 +235,17 @@ class View:
         On the prepared qparams, or on all of the converted ones and in their range: the causes
         that tell which of these moved don't know what was overwritten.
         """
-        theirs = {path: b for path, (_, b) in self._weights.items()}
+        theirs = {path: b for path, (_, b) in self.weights.items()}
         found = self.agrees(self.recomputed(theirs, reads=reads), self.target, self.raw)
         if self.weights_differ or not self.grid.same_grid(self.target):
-            mine = {path: a for path, (a, _) in self._weights.items()}
+            mine = {path: a for path, (a, _) in self.weights.items()}
             found |= self.agrees(self.recomputed(mine, reads=reads), self.grid, self.actual)
         return found
 
     @cached_property
     def weights_differ(self) -> bool:
         """Whether a weight that this site uses has other qparams than in the prepared model."""
-        return any(not a.qparams.same_grid(b.qparams) for a, b in self._weights.values())
+        return any(not a.qparams.same_grid(b.qparams) for a, b in self.weights.values())
 
     def agrees(self, value: Tensor, qparams: QParams, codes: Tensor) -> Tensor:
         """Mask of the codes that are a rounding of `value`, within float32 arithmetic.
@@ -270,5 +269,5 @@ class View:
         return (codes >= low) & (codes <= high)
 
     def _bias(self, scale: Tensor) -> float | Tensor:
-        biases = [a.bias for a, _ in self._weights.values() if a.bias is not None]
+        biases = [a.bias for a, _ in self.weights.values() if a.bias is not None]
         return max((float(b.detach().abs().max()) for b in biases), default=0.0) / scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
@@ -16,20 +17,43 @@ __all__ = ["CAUSE", "RangeLost"]
 class RangeLost(Cause):
     """Codes leave the declared range because the kernel only knows its dtype's.
 
-    Looks for codes outside [quant_min, quant_max]. Counterfactual: clamp this node's codes to the
-    declared range; the codes that then equal the prepared op's are explained.
+    Looks for codes outside [quant_min, quant_max], of the site and of its weights. Counterfactual:
+    clamp this node's codes to the declared range; the codes that then equal the prepared op's are
+    explained. So are those that the prepared op gives with the wider weights.
     """
 
     def explains(self, view: View) -> Tensor:
-        """Codes out of range that a clamp brings to the prepared op's."""
+        """Codes out of range that a clamp brings to the prepared op's; those of wider weights."""
         low, high = view.grid.quant_min, view.grid.quant_max
         outside = (view.raw < low) | (view.raw > high)
-        return outside & (view.actual.clamp(low, high) == view.expected)
+        found = outside & (view.actual.clamp(low, high) == view.expected)
+        if wide := _wider_weights(view):
+            weights = {path: b if path in wide else a for path, (a, b) in view.weights.items()}
+            found |= view.agrees(view.recomputed(weights), view.grid, view.actual)
+        return found
 
     def evidence(self, view: View) -> str:
         """The range of codes found and the range declared."""
         low, high = int(view.raw.min()), int(view.raw.max())
-        return f"codes {low}..{high} where {view.grid.range_text} is declared"
+        if low < view.grid.quant_min or high > view.grid.quant_max:
+            return f"codes {low}..{high} where {view.grid.range_text} is declared"
+        path = _wider_weights(view)[0]
+        mine, theirs = view.weights[path]
+        low, high = int(theirs.codes.min()), int(theirs.codes.max())
+        return f"weight of {path!r}: codes {low}..{high}, declared {mine.qparams.range_text}"
+
+
+def _wider_weights(view: View) -> list[str]:
+    """Paths of the weights whose codes differ by nothing but a clamp to the declared range."""
+    found = []
+    for path, (mine, theirs) in view.weights.items():
+        a, b = mine.codes.to(torch.int32), theirs.codes.to(torch.int32)
+        if a.shape != b.shape or not mine.qparams.same_grid(theirs.qparams):
+            continue
+        clamped = b.clamp(mine.qparams.quant_min, mine.qparams.quant_max)
+        if torch.equal(clamped, a) and not torch.equal(a, b):
+            found.append(path)
+    return found
 
 
 CAUSE = RangeLost(

@@ -79,7 +79,8 @@ def read(graph_module: fx.GraphModule) -> Reading:
         elif node.target is torch.quantize_per_tensor and node in qparams:
             producer, used = node.all_input_nodes[0], qparams[node]
             limits = pinned_range(producer, used.scales[0], int(used.zero_points[0]))
-            if limits is not None:  # a clamp that pin-ranges has set
+            least, most = used.container
+            if limits is not None and least <= limits[0] and limits[1] <= most:  # by pin-ranges
                 producer, used = producer.all_input_nodes[0], used.with_range(*limits)
             site = Site(
                 name=unique(producer.name, taken),

@@ -9,7 +9,15 @@ from torch import fx, nn
 from fxqfix import _pt2e, _torch
 from fxqfix.dialects import check_kind
 from fxqfix.errors import DialectError
-from fxqfix.passes import ExplicitWrites, FoldBatchNorm, FreezeQParams, Pass, SplitShared, chain
+from fxqfix.passes import (
+    ExplicitWrites,
+    FoldBatchNorm,
+    FreezeQParams,
+    HoldWeights,
+    Pass,
+    SplitShared,
+    chain,
+)
 
 __all__ = ["freeze", "freezing"]
 
@@ -69,7 +77,7 @@ def freezing(prepared: nn.Module, *, quantized: bool = False) -> tuple[Pass, ...
     Example:
         >>> from torch.ao.quantization import FakeQuantize
         >>> freezing(nn.Sequential(FakeQuantize()))
-        (FreezeQParams(uncalibrated=False), FoldBatchNorm())
+        (FreezeQParams(uncalibrated=False), FoldBatchNorm(), HoldWeights())
     """
     check_kind(prepared, "freeze")
     if _pt2e.is_program(prepared) or not any(_torch.is_quantizer(m) for m in prepared.modules()):
@@ -81,7 +89,7 @@ def freezing(prepared: nn.Module, *, quantized: bool = False) -> tuple[Pass, ...
             "/ prepare_pt2e / prepare_qat_pt2e returned, before its conversion; an ExportedProgram "
             "holds none",
         )
-    passes = FreezeQParams(), FoldBatchNorm()
+    passes = FreezeQParams(), FoldBatchNorm(), HoldWeights()
     if not isinstance(prepared, fx.GraphModule):
         return passes  # an eager module has one grid for all its calls, and its dataflow is code
     return (*passes, SplitShared(), ExplicitWrites(quantized=quantized))

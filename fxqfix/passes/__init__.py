@@ -13,6 +13,7 @@ from fxqfix.passes.float_weights import FloatWeights
 from fxqfix.passes.fold_batchnorm import FoldBatchNorm
 from fxqfix.passes.freeze_qparams import FreezeQParams
 from fxqfix.passes.graft_islands import GraftIslands
+from fxqfix.passes.hold_weights import HoldWeights
 from fxqfix.passes.insert_shadows import InsertShadows
 from fxqfix.passes.own_readers import OwnReaders
 from fxqfix.passes.pin_ranges import PinRanges
@@ -37,6 +38,7 @@ __all__ = [
     "FreezeQParams",
     "FrozenFakeQuantize",
     "GraftIslands",
+    "HoldWeights",
     "InMemoryOrder",
     "InsertShadows",
     "OwnReaders",

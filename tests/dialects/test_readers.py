@@ -229,6 +229,20 @@ def test_relu_behind_a_site_is_an_op_of_its_own(flow: str) -> None:
     assert_reads(reading, image(seed=3))
 
 
+class Clamped(nn.Module):
+    """A clamp whose bounds are whole multiples of the scale before it, sigmoid's 1/256."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.clamp(torch.sigmoid(x), -0.25, 1.0)
+
+
+def test_a_users_clamp_is_no_pin() -> None:
+    """-64 and 256 are codes of no quint8: pin-ranges has not set them."""
+    reading = read(reference(fx_ptq(Clamped())))
+    assert [t.site.op for t in reading.activations] == ["input", "sigmoid", "clamp"]
+    assert_reads(reading, image(seed=3))
+
+
 # --- what the qparams are beside the flow --------------------------------------------------------
 
 

@@ -1,0 +1,95 @@
+"""hold-weights: weights beyond their fake-quant's range, clamped to it, since conversion isn't.
+
+torch quantizes the weights of int8 modules to the whole of qint8, -128 included, whatever range
+their fake-quant has (symmetric ones are often [-127,127]). A weight that trained on behind its
+observer then gets a code that was never trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxqfix.dialects.weights import batch_norm_factor, holder
+from fxqfix.passes._base import Pass, Rewriter
+from fxqfix.passes._frozen import FrozenFakeQuantize
+from fxqfix.qparams import QParams
+
+__all__ = ["HoldWeights"]
+
+
+@dataclass(frozen=True)
+class HoldWeights(Pass):
+    """Clamp the weights of a frozen model to what their fake-quants let through.
+
+    No bit of the model's outputs changes: the fake-quants clamp the same. A weight that has several
+    readers is left as it is, unless all of them quantize it alike.
+
+    Example:
+        >>> import torch
+        >>> from fxqfix import QParams
+        >>> from fxqfix.passes import FrozenFakeQuantize, HoldWeights
+        >>> from torch.ao.nn.qat import Linear
+        >>> from torch.ao.quantization import default_qat_qconfig
+        >>> linear = Linear(1, 1, bias=False, qconfig=default_qat_qconfig)
+        >>> linear.weight_fake_quant = FrozenFakeQuantize(QParams(0.5, 0, -127, 127, torch.qint8))
+        >>> linear.weight.data.fill_(-64.0).item()
+        -64.0
+        >>> HoldWeights()(torch.nn.Sequential(linear)).graph_module[0].weight.item()
+        -63.5
+    """
+
+    name: ClassVar[str] = "hold-weights"
+
+    def rewrite(self, rewriter: Rewriter) -> None:
+        """Clamp weight by weight."""
+        readers: dict[int, list[tuple[str, Tensor, QParams | None]]] = {}
+        for path, weight, qparams in _readers(rewriter.module):
+            readers.setdefault(id(weight), []).append((path, weight, qparams))
+        for (path, weight, qparams), *others in readers.values():
+            if qparams is None or not qparams.is_narrow or any(q != qparams for *_, q in others):
+                continue
+            low, high = _bounds(qparams, weight)
+            beyond = int(((weight < low) | (weight > high)).sum())
+            if beyond:
+                weight.data = torch.clamp(weight.data, low, high)
+                rewriter.note(f"{path}: {beyond} weights held in {qparams.range_text}")
+
+
+def _readers(model: nn.Module) -> Iterator[tuple[str, Tensor, QParams | None]]:
+    """(path, weight, how it is quantized; None for a reader that doesn't) of every parameter."""
+    held: set[str] = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        quantizer = getattr(module, "weight_fake_quant", None)
+        if isinstance(quantizer, FrozenFakeQuantize) and batch_norm_factor(module) is None:
+            inner = holder(module)
+            held |= {f"{path}.{n}" for n, p in module.named_parameters() if p is inner.weight}
+            yield f"{path}.weight", inner.weight, quantizer.qparams
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    nodes: Any = model.graph.nodes if isinstance(model, fx.GraphModule) else ()
+    for node in nodes:
+        if node.op == "get_attr" and str(node.target) in parameters:
+            held.add(str(node.target))
+            for user in node.users:
+                yield str(node.target), parameters[str(node.target)], _quantized(user, model)
+    for path, parameter in parameters.items():
+        if path not in held:
+            yield path, parameter, None
+
+
+def _quantized(user: fx.Node, model: nn.Module) -> QParams | None:
+    if user.op != "call_module":
+        return None
+    module = model.get_submodule(str(user.target))
+    return module.qparams if isinstance(module, FrozenFakeQuantize) else None
+
+
+def _bounds(qparams: QParams, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The real values of the lowest and the highest code, per channel where the grid is."""
+    scale, point = qparams.tensors(weight)
+    low, high = ((limit - point) * scale for limit in (qparams.quant_min, qparams.quant_max))
+    return low.to(weight.dtype), high.to(weight.dtype)
