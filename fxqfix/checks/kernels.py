@@ -33,8 +33,8 @@ def _saturation(subject: Subject) -> Iterator[Finding]:
             "int16-saturation",
             "warning",
             tap.site.name,
-            f"{pairs} pairs of weights can leave int16 on CPUs without VNNI; {held} while "
-            f"activations stay in [{source.quant_min},{source.quant_max}]",
+            f"{pairs} pair{'s' * (pairs != 1)} of weights can leave int16 on CPUs without VNNI; "
+            f"{held} while activations stay in [{source.quant_min},{source.quant_max}]",
             "a quantizer with reduce_range=True, and fxqfix.to_decomposed, which holds the range"
             if subject.exported
             else "hold activations in [0,127] (reduce_range and fxqfix.to_int8), or use qnnpack",
