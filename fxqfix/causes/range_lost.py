@@ -26,10 +26,11 @@ class RangeLost(Cause):
         """Codes out of range that a clamp brings to the prepared op's; those of wider weights."""
         low, high = view.grid.quant_min, view.grid.quant_max
         outside = (view.raw < low) | (view.raw > high)
-        found = outside & (view.actual.clamp(low, high) == view.expected)
+        clamped = view.actual.clamp(low, high)
+        found = outside & (clamped == view.expected)
         if wide := _wider_weights(view):
             weights = {path: b if path in wide else a for path, (a, b) in view.weights.items()}
-            found |= view.agrees(view.recomputed(weights), view.grid, view.actual)
+            found |= view.agrees(view.recomputed(weights), view.grid, clamped)
         return found
 
     def evidence(self, view: View) -> str:
