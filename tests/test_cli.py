@@ -16,7 +16,7 @@ import torch
 
 import fxqfix
 from fxqfix import cli, ops
-from fxqfix.errors import MissingDependencyError, PairingError
+from fxqfix.errors import MissingDependencyError, PairingError, UnknownNameError
 from fxqfix.report import Coverage, Report, Uncovered, text
 from tests.report import samples
 
@@ -393,10 +393,12 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     def play(name: str, out: TextIO) -> None:
+        if name not in demos.names():
+            raise UnknownNameError(f"no demo is named {name!r}")
         names.append(name)
         print("demo", name, file=out)
 
-    demos = types.ModuleType("fxqfix.demos")
+    demos: Any = types.ModuleType("fxqfix.demos")
     vars(demos).update(names=lambda: ["000", "digits"], run=play)
     monkeypatch.setitem(sys.modules, "fxqfix.demos", demos)
     monkeypatch.setattr(fxqfix, "demos", demos, raising=False)
@@ -432,7 +434,7 @@ def test_a_demo_without_its_extra_is_left_out(run, monkeypatch) -> None:
 
 
 def test_unknown_demo_lists_those_that_exist(run, played) -> None:
-    code, _, err = run("demo", "001")
+    code, _, err = run("demo", "005")
     assert (code, played) == (2, [])
     assert "Expected: 000, digits or all." in err
 

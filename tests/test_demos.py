@@ -46,9 +46,13 @@ def test_names_are_those_of_the_reports() -> None:
 
 
 def test_unknown_name_lists_the_names() -> None:
-    with pytest.raises(UnknownNameError, match=r"'001'.*000, 002, 003, 004, digits") as caught:
-        demos.run("001", io.StringIO())
+    with pytest.raises(UnknownNameError, match=r"'005'.*000, 002, 003, 004, digits") as caught:
+        demos.run("005", io.StringIO())
     assert isinstance(caught.value, KeyError)
+
+
+def test_report_001_is_that_of_000() -> None:
+    assert run("001")[0] == told("000")[0]
 
 
 @pytest.mark.parametrize("name", FAST)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fxqfix.cli import _output
 from fxqfix.cli._target import UsageError
-from fxqfix.errors import MissingDependencyError
+from fxqfix.errors import MissingDependencyError, UnknownNameError
 from fxqfix.report import text
 
 __all__ = ["causes", "demo", "engines", "ops", "passes", "routes"]
@@ -36,10 +36,12 @@ def _demo(args: argparse.Namespace) -> int:
     from fxqfix import demos
 
     known = demos.names()
-    if args.name not in (*known, "all"):
-        raise UsageError(f"no demo is named {args.name!r}", expected=f"{', '.join(known)} or all")
     if args.name != "all":
-        demos.run(args.name, sys.stdout)
+        try:
+            demos.run(args.name, sys.stdout)
+        except UnknownNameError as error:
+            expected = f"{', '.join(known)} or all"
+            raise UsageError(f"no demo is named {args.name!r}", expected=expected) from error
         return 0
     played = [name for name in known if _played(name)]
     return 0 if played else 2
