@@ -41,6 +41,9 @@ _STORAGE = {
 }
 # Bits of one code in the dtypes that pack several into a byte.
 _PACKED = {torch.quint4x2: 4, torch.quint2x4: 2}
+# Of a float64: the bits that float32 has no room for, and what they are in the middle of two
+# float32 numbers; below the least normal float32 the middles are elsewhere.
+_LAST_29, _MIDDLE, _SUBNORMAL = 2**29 - 1, 2**28, 2.0**-126
 
 
 def container_range(dtype: torch.dtype) -> tuple[int, int]:
@@ -235,17 +238,25 @@ def quantize_native(x: Tensor, qparams: QParams) -> Tensor:
 def fused_sum(a: Tensor, b: Tensor) -> Tensor:
     """Sum of float64 tensors, rounded to float32 once, as an fma of float32 values does.
 
-    Rounding to float64 and then to float32 would round twice, which moves a sum that is close to a
-    float32 tie. So the first rounding is to odd: the error that it makes is known exactly, and an
-    even last bit is moved towards it.
+    Rounding to float64 and then to float32 would round twice, which moves a sum whose float64 is a
+    float32 tie and is not exact. There the first rounding has to be to odd: the error that it makes
+    is known exactly, and the last bit, which is even, is moved towards it. Anywhere else both are
+    the same.
     """
     total = a + b
+    found = total.float()
+    ties = (total.view(torch.int64) & _LAST_29) == _MIDDLE
+    ties |= (total.abs() < _SUBNORMAL) & (total != 0)
+    if not bool(ties.any()):  # usually none; picking them takes longer than looking
+        return found
+    a, b, total = (t.expand_as(found)[ties] for t in (a, b, total))
     back = total - a
     error = (a - (total - back)) + (b - back)
     even = (total.view(torch.int64) & 1) == 0
     beyond = torch.where(error > 0, math.inf, -math.inf).to(total.dtype)
     odd = torch.nextafter(total, beyond)
-    return torch.where((error != 0) & even & total.isfinite(), odd, total).float()
+    found[ties] = torch.where((error != 0) & even & total.isfinite(), odd, total).float()
+    return found
 
 
 def dequantize(codes: Tensor, qparams: QParams) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -34,9 +35,34 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_finish() -> None:
-    """What torch and the test modules hold lives to the end: collections need not look at it."""
+    """What torch and the test modules hold lives to the end: collections need not look at it.
+
+    A tenth of the suite's time went into collections, which find next to nothing that is young.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 10)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def implicit_ops() -> Iterator[None]:
+    """Each torch.export looks up a thousand ops for each namespace; here only after new ones."""
+    utils = importlib.import_module("torch._export.utils")
+    if not hasattr(utils, "_materialize_cpp_cia_ops"):  # another torch, with its own ways
+        yield
+        return
+    look_up, seen = utils._materialize_cpp_cia_ops, set[int]()
+
+    def once() -> None:
+        key = "CompositeImplicitAutograd"
+        count = len(torch._C._dispatch_get_registrations_for_dispatch_key(key))
+        if count not in seen:
+            look_up()
+            seen.add(count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_materialize_cpp_cia_ops", once)
+        yield
 
 
 @pytest.fixture(autouse=True)

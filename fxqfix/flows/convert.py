@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import fx, nn
 
-from fxqfix import _pt2e, _rng, _torch, dialects
+from fxqfix import _pt2e, _rng, _torch
+from fxqfix._copies import deep_copy
 from fxqfix.dialects import pt2e
 from fxqfix.errors import DialectError, FxqfixError, PassError
 
@@ -27,12 +26,12 @@ def convert_by_torch(prepared: nn.Module) -> nn.Module:
         MissingDependencyError: No convert_pt2e is installed.
         PassError: torch's conversion raised.
     """
-    model = copy.deepcopy(prepared)
+    model = deep_copy(prepared)
     try:
         with _torch.quiet(), _rng.same_rng():
             if not isinstance(model, fx.GraphModule):
                 converted: nn.Module = _torch.quantization().convert(model.eval())
-            elif dialects.read(model).dialect == pt2e.NAME:
+            elif pt2e.matches(model):
                 converted = _pt2e.convert(model)
             elif _torch.observed_attributes(model) is not None:
                 _torch.quantization()
