@@ -114,7 +114,7 @@ class Session:
 
     def run(self, data: Iterable[Any], noise_floor: bool, progress: bool | None) -> Run:
         """Weave the twin graph and stream the data through it."""
-        weave = InsertShadows(self.reading.graph_module, self.probe, noise_floor)
+        weave = InsertShadows(self.reading.graph_module, self.probe, noise_floor, self.frozen)
         twin = weave(self.converted.graph_module).graph_module
         if self.corrector is not None:
             self.corrector.start()

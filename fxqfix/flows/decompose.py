@@ -70,7 +70,9 @@ def to_decomposed(
         passes.append(DecomposeQuantize(declared_ranges(reading, ranges_from)))
     where = pin_ranges if isinstance(pin_ranges, str) else "values"
     passes.append(PinRanges(where=where) if pin_ranges else DecomposeQuantize())
-    decomposed: fx.GraphModule = chain(source, *passes).graph_module
+    # Tracing an eager model copies it, and torch's conversion is of a copy.
+    owned = isinstance(model, nn.Module) and source is not model
+    decomposed: fx.GraphModule = chain(source, *passes, owned=owned).graph_module
     return decomposed
 
 

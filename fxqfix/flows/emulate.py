@@ -9,7 +9,7 @@ from fxqfix import dialects, engines
 from fxqfix.engines import ENGINES, ISAS
 from fxqfix.engines._base import check_name
 from fxqfix.engines.dispatch import check_packed
-from fxqfix.passes import EmulateEngine
+from fxqfix.passes import EmulateEngine, chain
 
 __all__ = ["emulate"]
 
@@ -61,5 +61,7 @@ def emulate(
     # Asked of the user's own model: a copy is packed anew, for the engine of the moment.
     for call in engines.calls(model, chosen, isa, strict=False).values():
         check_packed(call, chosen)
-    emulated: fx.GraphModule = EmulateEngine(chosen, isa, threads)(model).graph_module
+    traced = model is not converted  # a copy already
+    emulated: fx.GraphModule
+    emulated = chain(model, EmulateEngine(chosen, isa, threads), owned=traced).graph_module
     return emulated

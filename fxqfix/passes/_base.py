@@ -253,12 +253,13 @@ class Pass(ABC):
             ) from error
 
 
-def chain(module: nn.Module, *passes: Pass) -> PassResult:
+def chain(module: nn.Module, *passes: Pass, owned: bool = False) -> PassResult:
     """Run passes one after another, all on one copy of `module`: copying costs more than most.
 
     Args:
-        module: What the first pass gets a copy of; it is never changed.
+        module: What the first pass gets a copy of; it is never changed, unless it is owned.
         passes: One at least; the `check` of each is given `module` as what was before.
+        owned: Whether `module` is the caller's own already, and can be edited in place.
 
     Returns:
         The last pass's module, with the edits and remarks of all.
@@ -272,7 +273,7 @@ def chain(module: nn.Module, *passes: Pass) -> PassResult:
         >>> chain(torch.fx.symbolic_trace(nn.ReLU()), FoldBatchNorm(), SplitShared()).modified
         False
     """
-    current = passes[0]._copied(module)
+    current = module if owned else passes[0]._copied(module)
     edits, remarks = list[str](), list[str]()
     for step in passes:
         rewriter = Rewriter(current)

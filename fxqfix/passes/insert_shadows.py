@@ -34,6 +34,8 @@ class InsertShadows(Pass):
         probe: Makes the module that takes (local, converted codes, prepared codes, nudged codes)
             of one site; None inserts the branches without probes.
         noise_floor: Whether to weave in the nudged prepared model as well.
+        frozen: What freeze-qparams made of `prepared`, where the caller has it: shadows run its
+            modules, and its graph is changed where ops write in place.
 
     Raises:
         PairingError: The models don't belong together.
@@ -49,12 +51,13 @@ class InsertShadows(Pass):
     prepared: nn.Module = field(repr=False)
     probe: ProbeFactory | None = field(default=None, repr=False)
     noise_floor: bool = True
+    frozen: fx.GraphModule | None = field(default=None, repr=False)
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Weave prepared, nudged and shadow branches into the copy of the converted graph."""
         converted = dialects.read(rewriter.graph_module)
         traced = dialects.trace(self.prepared)
-        frozen = FreezeQParams(uncalibrated=True)(traced).graph_module
+        frozen = self.frozen or FreezeQParams(uncalibrated=True)(traced).graph_module
         pairing = pair(dialects.read(frozen), converted)
         pairs = [p for p in pairing.pairs if p.converted.site.kind == "activation"]
         uses = functional_uses(frozen)
