@@ -38,7 +38,7 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 torch.backends.quantized.engine = "fbgemm"
 layers = []
-for i in range(6):
+for i in range(3):
     layers += [nn.Conv2d(16 if i else 3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
 x = torch.randn(8, 3, 24, 24)
 prepared = prepare_qat_fx(nn.Sequential(*layers).train(), get_default_qat_qconfig_mapping(), (x,))
@@ -124,7 +124,7 @@ def images(count: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("kind", ["int8", "decomposed"])
 def test_bytes_alive_do_not_depend_on_the_number_of_batches(kind: str) -> None:
     """Counted to the byte, model and report included: 1 batch against 4."""
-    prepared, converted = layers_deep(6)
+    prepared, converted = layers_deep(4)
     if kind == "decomposed":
         converted = fxqfix.to_decomposed(prepared)
     # The batches come from a generator that makes them outside of the meter's sight.
