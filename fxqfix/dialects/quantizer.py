@@ -148,9 +148,10 @@ _MOST = 4096
 
 def _calculate(module: nn.Module) -> tuple[Tensor, Tensor]:
     """What the module tells conversion; torch's search of a histogram is made once."""
-    if type(module) is not _torch.resolve("torch.ao.quantization.HistogramObserver"):
+    own = _torch.resolve("torch.ao.quantization.HistogramObserver")
+    if type(module) not in (own, *_torch.torchao_bases("HistogramObserver")):
         return _ask(module)
-    held = hashlib.blake2b()
+    held = hashlib.blake2b(type(module).__module__.encode())
     for name, value in sorted(vars(module).items()):
         if not name.startswith("_"):  # the rest is nn.Module's own, but for the buffers
             held.update(f"{name}={value!r};".encode())

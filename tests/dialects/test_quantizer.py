@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -608,20 +609,27 @@ def test_range_that_is_none(make: Callable[[], nn.Module], which: str, value: fl
     assert fingerprint(module) == before
 
 
+@pytest.mark.parametrize("home", ["torch.ao.quantization", "torchao.quantization.pt2e"])
 def test_a_histogram_is_searched_once_and_anew_when_it_changed(
-    monkeypatch: pytest.MonkeyPatch,
+    home: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer is kept by all that it depends on: torch's, of the present state, every time."""
+    if home.startswith("torchao"):
+        pytest.importorskip("torchao", reason='the extra "pt2e" is not installed')
+    kind: Any = importlib.import_module(home).HistogramObserver
     searches = 0
-    search = tq.HistogramObserver._non_linear_param_search
+    search = kind._non_linear_param_search
 
-    def counted(self: tq.HistogramObserver) -> tuple[Tensor, Tensor]:
+    def counted(self: Any) -> tuple[Tensor, Tensor]:
         nonlocal searches
         searches += 1
         return search(self)
 
-    module: Any = observed(tq.HistogramObserver(bins=53), DATA["both signs"])
-    monkeypatch.setattr(tq.HistogramObserver, "_non_linear_param_search", counted)
+    module: Any = observed(
+        kind(bins=53, dtype=torch.quint8 if home.startswith("torch.") else torch.uint8),
+        DATA["both signs"],
+    )
+    monkeypatch.setattr(kind, "_non_linear_param_search", counted)
 
     def changes() -> Iterator[None]:
         yield
@@ -633,7 +641,7 @@ def test_a_histogram_is_searched_once_and_anew_when_it_changed(
         yield
         module.dst_nbins = 32
         yield
-        module.dtype = torch.qint8
+        module.dtype = torch.qint8 if home.startswith("torch.") else torch.int8
         module.quant_min, module.quant_max = -128, 127
         yield
 
