@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import os
@@ -11,6 +12,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+
+from fxqfix._torch import quiet
 
 SEED = 0
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -62,6 +65,22 @@ def implicit_ops() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(utils, "_materialize_cpp_cia_ops", once)
+        yield
+
+
+@pytest.fixture(scope="session")
+def onnx_functions() -> Iterator[None]:
+    """Each torch.onnx.export parses the source of a thousand functions, which takes seconds."""
+    try:
+        with quiet():
+            found = importlib.import_module("torch.onnx._internal.exporter._registration")
+        apis = found.onnxscript_apis
+        listed = apis.get_torchlib_ops
+    except (ImportError, AttributeError):  # no onnxscript, or another torch
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apis, "get_torchlib_ops", functools.cache(listed))
         yield
 
 

@@ -90,6 +90,7 @@ def test_every_executed_page_is_written_by_the_generator() -> None:
     assert sorted(EXECUTED) == sorted(generate.PAGES)
 
 
+@pytest.mark.usefixtures("onnx_functions")
 @pytest.mark.parametrize("page", EXECUTED, ids=relative)
 def test_blocks_print_what_the_page_says(page: Path) -> None:
     if "tensorboard" in page.read_text(encoding="utf-8"):
