@@ -246,16 +246,17 @@ def fused_sum(a: Tensor, b: Tensor) -> Tensor:
     total = a + b
     found = total.float()
     ties = (total.view(torch.int64) & _LAST_29) == _MIDDLE
-    ties |= (total.abs() < _SUBNORMAL) & (total != 0)
-    if not bool(ties.any()):  # usually none; picking them takes longer than looking
+    small = total.abs() < _SUBNORMAL
+    if bool(small.any()):
+        ties |= small & (total != 0)
+    if not bool(ties.any()):
         return found
-    a, b, total = (t.expand_as(found)[ties] for t in (a, b, total))
     back = total - a
     error = (a - (total - back)) + (b - back)
-    even = (total.view(torch.int64) & 1) == 0
-    beyond = torch.where(error > 0, math.inf, -math.inf).to(total.dtype)
-    odd = torch.nextafter(total, beyond)
-    found[ties] = torch.where((error != 0) & even & total.isfinite(), odd, total).float()
+    ties &= (error != 0) & total.isfinite() & ((total.view(torch.int64) & 1) == 0)
+    if bool(ties.any()):  # picking them takes longer than looking for them
+        beyond = torch.where(error[ties] > 0, math.inf, -math.inf).to(total.dtype)
+        found[ties] = torch.nextafter(total[ties], beyond).float()
     return found
 
 

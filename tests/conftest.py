@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
 import importlib
 import os
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +22,14 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 
 # Two xdist workers on two cores; one thread also fixes the order of float sums.
 torch.set_num_threads(1)
+
+if platform.libc_ver()[0] == "glibc":
+    # Tensors of some megabytes are made and freed all the time: glibc gives each back to the
+    # system, which clears its pages anew, a third of the time of the engines' tests.
+    _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+    _LIBC = ctypes.CDLL(None)
+    _LIBC.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+    _LIBC.mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
 
 hypothesis.settings.register_profile(
     "fxqfix",
