@@ -15,7 +15,6 @@ import torch
 from torch import fx, nn
 
 from fxqfix import _pt2e, _rng, _torch
-from fxqfix._copies import deep_copy
 from fxqfix.errors import DeviceError, TraceError
 from fxqfix.inserted import FloatIsland, InMemoryOrder
 
@@ -178,7 +177,7 @@ def _module_of(program: Any) -> fx.GraphModule:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return deep_copy(model)
+        return copy.deepcopy(model)
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} can't be copied: {error}",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from torch import fx, nn
 
 from fxqfix import _rng, _torch, dialects
-from fxqfix._copies import deep_copy
 from fxqfix.dialects import Reading, Tap, decomposed, int8, reference
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects._writes import overwrites
@@ -204,7 +204,7 @@ def _to_reference(frozen: nn.Module, engine: str) -> nn.Module:  # a donor's mak
         )
     make = _torch.resolve("torch.ao.quantization.quantize_fx.convert_to_reference_fx")
     with _torch.quiet(), _rng.same_rng():
-        found: nn.Module = make(deep_copy(frozen))
+        found: nn.Module = make(copy.deepcopy(frozen))
     return found
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import fx, nn
 
 from fxqfix import _pt2e, _rng, _torch
-from fxqfix._copies import deep_copy
 from fxqfix.dialects import pt2e
 from fxqfix.errors import DialectError, FxqfixError, PassError
 
@@ -26,7 +27,7 @@ def convert_by_torch(prepared: nn.Module) -> nn.Module:
         MissingDependencyError: No convert_pt2e is installed.
         PassError: torch's conversion raised.
     """
-    model = deep_copy(prepared)
+    model = copy.deepcopy(prepared)
     try:
         with _torch.quiet(), _rng.same_rng():
             if not isinstance(model, fx.GraphModule):

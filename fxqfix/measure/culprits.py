@@ -7,6 +7,7 @@ take back all that is upstream of the site as well, and always name the last one
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor, fx
 
 from fxqfix import _rng, _torch
-from fxqfix._copies import deep_copy
 from fxqfix.measure.discrepancy import Discrepancy, decibels, discrepancy
 from fxqfix.measure.probe import Probe
 from fxqfix.passes.insert_shadows import Probing
@@ -83,7 +83,7 @@ class Corrector:
     """
 
     def __init__(self, converted: fx.GraphModule, count: int) -> None:
-        self._model, self._count = deep_copy(converted), count
+        self._model, self._count = copy.deepcopy(converted), count
         self._sites: dict[str, tuple[Probing, Probe]] = {}
         self._after: dict[str, Discrepancy] | None = None
 

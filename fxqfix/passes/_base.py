@@ -8,6 +8,7 @@ Calling it works on a copy, checks what it promises and returns a `PassResult`, 
 from __future__ import annotations
 
 import contextlib
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _pt2e, _rng
-from fxqfix._copies import deep_copy
 from fxqfix.errors import DialectError, FxqfixError, PassError, UnsupportedError
 
 __all__ = ["Pass", "PassResult", "Rewriter", "chain", "registry"]
@@ -226,7 +226,7 @@ class Pass(ABC):
 
     def _copied(self, module: nn.Module) -> nn.Module:
         try:
-            copied = deep_copy(module)
+            copied = copy.deepcopy(module)
             _pt2e.own_annotations(copied)
             return copied
         except RuntimeError as error:  # packed weights that their engine can't unpack

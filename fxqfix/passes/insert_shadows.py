@@ -8,13 +8,13 @@ its last use. The output is the converted model's, to the bit.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import fx, nn
 
 from fxqfix import _torch, dialects
-from fxqfix._copies import deep_copy
 from fxqfix.errors import PassError
 from fxqfix.pairing import pair
 from fxqfix.passes._base import Pass, Rewriter
@@ -62,9 +62,9 @@ class InsertShadows(Pass):
         pairs = [p for p in pairing.pairs if p.converted.site.kind == "activation"]
         uses = functional_uses(frozen)
         loose = frozenset(t.node.name for t in dialects.read(traced).taps if not t.site.quantizes)
-        branches = [Branch("prepared", hold(deep_copy(traced)), pairs, nudged=False)]
+        branches = [Branch("prepared", hold(copy.deepcopy(traced)), pairs, nudged=False)]
         if self.noise_floor:
-            branches.append(Branch("nudged", hold(deep_copy(traced)), pairs, nudged=True))
+            branches.append(Branch("nudged", hold(copy.deepcopy(traced)), pairs, nudged=True))
         Weaver(rewriter, frozen, pairs, branches, self.probe, loose, tuple(uses)).weave()
 
     def check(self, before: nn.Module, after: nn.Module) -> None:

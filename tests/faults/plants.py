@@ -23,7 +23,6 @@ from torch.ao.quantization.observer import (
 )
 
 from fxqfix import dialects
-from fxqfix._copies import deep_copy
 from fxqfix.dialects import Tap
 from fxqfix.dialects.quantizer import read_quantizer
 from fxqfix.dialects.weights import prepared_weight
@@ -68,8 +67,8 @@ class Plot:
 
     def __post_init__(self) -> None:
         """Start healthy."""
-        self.prepared = deep_copy(self.base.frozen)
-        self.baked = deep_copy(self.base.frozen)
+        self.prepared = copy.deepcopy(self.base.frozen)
+        self.baked = copy.deepcopy(self.base.frozen)
         self.batch = self.base.batch
 
     def converted(self) -> fx.GraphModule:
