@@ -46,14 +46,14 @@ def _differs(site: Site) -> bool:
     return known and site.quantizes and not site.used.same_grid(site.baked)  # type: ignore[union-attr, arg-type]  # known
 
 
-def _baked(subject: Subject) -> Iterator[Finding]:
+def _baked(subject: Subject, code: str) -> Iterator[Finding]:
     for tap in subject.reading.taps:
         site = tap.site
-        if not _differs(site) or site.used is None or site.baked is None:
-            continue
         stale = site.source.startswith("buffers")
+        if stale != (code == "stale-qparams") or not _differs(site):
+            continue
         yield Finding(
-            "stale-qparams" if stale else "scale-formula",
+            code,
             "error",
             site.name,
             f"forward uses {site.used_text} ({site.source}), conversion bakes {site.baked_text}",
@@ -62,11 +62,11 @@ def _baked(subject: Subject) -> Iterator[Finding]:
 
 
 def _scale_formula(subject: Subject) -> Iterator[Finding]:
-    return (f for f in _baked(subject) if f.code == "scale-formula")
+    return _baked(subject, "scale-formula")
 
 
 def _stale(subject: Subject) -> Iterator[Finding]:
-    return (f for f in _baked(subject) if f.code == "stale-qparams")
+    return _baked(subject, "stale-qparams")
 
 
 def _off(subject: Subject) -> Iterator[Finding]:
