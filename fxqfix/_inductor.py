@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,31 +38,24 @@ class Freezing:
 
     def __call__(self, *inputs: Any) -> Any:
         """Call it; the first call compiles."""
-        with _frozen(), torch.no_grad(), _torch.quiet():
+        with _torch.inductor_freezing(), torch.no_grad(), _torch.quiet():
             return self._call(*inputs)
 
     def compiled_for(self, *inputs: Any) -> dict[str, int]:
         """Call it on inputs that it was not compiled for yet: the int8 kernels that it then has."""
-        counters = _torch.resolve("torch._dynamo.utils.counters")
-        known, before = counters["inductor"], Counter(counters["inductor"])
+        known = _torch.inductor_counts()
+        before = Counter(known)
         self(*inputs)
-        if counters["inductor"] is not known:  # Dynamo starts them anew with its first compilation
+        counts = _torch.inductor_counts()
+        if counts is not known:  # Dynamo starts them anew with its first compilation
             before.clear()
-        found = {_kernel(n): count - before[n] for n, count in counters["inductor"].items()}
+        found = {_kernel(n): count - before[n] for n, count in counts.items()}
         return {name: count for name, count in sorted(found.items()) if name and count > 0}
 
 
 def _kernel(counter: str) -> str:
     found = _KERNEL.fullmatch(counter)
     return (found[1] or found[2]) if found else ""
-
-
-@contextmanager
-def _frozen() -> Iterator[None]:
-    """Freezing, for as long as the context."""
-    config: Any = _torch.resolve("torch._inductor.config")
-    with config.patch(freezing=True):
-        yield
 
 
 def lowered_to_x86(
@@ -92,7 +84,7 @@ def lowered_to_x86(
 
 def without_compiler(error: BaseException) -> bool:
     """Whether an error, or one that it wraps, says that Inductor found no C++ compiler."""
-    missing = _torch.resolve("torch._inductor.exc.InvalidCxxCompiler")
+    missing = _torch.no_compiler_error()
     last: BaseException | None = error
     while last is not None and missing is not None:
         if isinstance(last, missing):

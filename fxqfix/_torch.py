@@ -12,7 +12,7 @@ import importlib
 import sys
 import threading
 import warnings
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -361,3 +361,27 @@ def quantizable() -> frozenset[Any]:
     config = resolve("torch.ao.quantization.backend_config.get_native_backend_config")
     entries = config().configs if config is not None else ()
     return frozenset(e.pattern for e in entries if not isinstance(e.pattern, tuple))
+
+
+# ----------------------------------------------------------------------- Inductor
+
+
+def inductor_counts() -> Mapping[str, int]:
+    """What Inductor's patterns lowered in this process, by its own names; {} where unknown."""
+    counters: Any = resolve("torch._dynamo.utils.counters")
+    found: Mapping[str, int] = {} if counters is None else counters["inductor"]
+    return found
+
+
+@contextmanager
+def inductor_freezing() -> Iterator[None]:
+    """Weights frozen into what is compiled, for as long as the context."""
+    config: Any = resolve("torch._inductor.config")
+    with config.patch(freezing=True):
+        yield
+
+
+def no_compiler_error() -> type[BaseException] | None:
+    """What Inductor raises without a C++ compiler; None where this torch has another name."""
+    found: type[BaseException] | None = resolve("torch._inductor.exc.InvalidCxxCompiler")
+    return found

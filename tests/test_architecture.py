@@ -181,7 +181,7 @@ def dotted(node: ast.expr) -> list[str]:
 
 
 def torch_private(module: Module) -> list[str]:
-    """Private names of torch, imported, reached by attribute or by getattr with a literal."""
+    """Private names of torch: imported, reached by attribute, by getattr or `resolve` of a text."""
     if module.name == TORCH_PRIVATE_HOME:
         return []
     problems = []
@@ -199,6 +199,11 @@ def torch_private(module: Module) -> list[str]:
                 args=[owner, ast.Constant(value=str(name)), *_],
             ):
                 path = [*dotted(owner), name]
+            case ast.Call(
+                func=ast.Attribute(attr="resolve"), args=[ast.Constant(value=str(name)), *_]
+            ) if name.startswith("torch.") and any(map(is_private, name.split("."))):
+                problems.append(f"{module.name}:{node.lineno} resolves {name}")
+                continue
             case _:
                 continue
         if len(path) > 1 and path[0] in bound and is_private(path[-1]):

@@ -34,20 +34,20 @@ def to_int8(
 
     torch's own conversion of ``freeze(prepared)``, and then what it lacks: a clamp wherever codes
     could leave the declared [quant_min, quant_max], and a way round kernels that are known to be
-    wrong or that the engine lacks (mostly the op in float, on its quantized weight). What reads
-    what an in-place op overwrote gets that op's result quantized; of freeze(prepared), in float.
+    wrong or that the engine lacks (mostly the op in float, on its quantized weight); the rest runs
+    on convert_fx's kernels. What reads a value that an in-place op overwrote gets that op's result
+    quantized, where training read it in float; of freeze(prepared), in float.
 
-    What was checked on the result stands in ``result.meta["certificate"]``, a `Int8Certificate`.
+    ``result.meta["certificate"]``, an `Int8Certificate`, says what was checked.
 
     Args:
         prepared: A prepared model after training or calibration, FX or eager. It is not changed.
         engine: "fbgemm", "x86", "onednn" or "qnnpack"; None is torch.backends.quantized.engine.
             Weights are packed for it: copy the result with the same engine in force.
-        saturation: Of ops whose sums can leave int16 on CPUs without VNNI, while activations are
-            in their declared range: "warn" names them in the certificate, "island" leaves them in
-            float, which is exact on every CPU, and slower.
-        averages: Averages of an even number of codes can be ties, which kernels round otherwise
-            than training did: "exact" takes them in float, "kernel" leaves the kernel.
+        saturation: Ops whose sums can leave int16 on CPUs without VNNI, with activations in range:
+            "warn" names them in the certificate, "island" leaves them in float: slower, and exact.
+        averages: Of an even number of codes they can be ties, which kernels round otherwise than
+            training did: "exact" takes them in float, "kernel" leaves the kernel.
 
     Returns:
         A new GraphModule, in eval mode; of an eager model its trace.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
 
+from fxqfix.engines._base import check_name
 from fxqfix.passes._base import Pass, Rewriter
 
 __all__ = ["RerouteReads"]
@@ -19,10 +20,19 @@ class RerouteReads(Pass):
     Attributes:
         reads: Name of a reader -> names of the value that it reads and of the one that it should.
 
+    Raises:
+        UnknownNameError: The graph has no node of such a name.
+
     Example:
+        >>> import torch
+        >>> from torch import fx, nn
         >>> from fxqfix.passes import RerouteReads
-        >>> RerouteReads().name
-        'reroute-reads'
+        >>> class Net(nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.neg(x) + x
+        >>> result = RerouteReads({"add": ("x", "neg")})(fx.symbolic_trace(Net()))
+        >>> result.edits, result.graph_module(torch.ones(1))
+        (('add: reads neg in place of x',), tensor([-2.]))
     """
 
     name: ClassVar[str] = "reroute-reads"
@@ -35,6 +45,8 @@ class RerouteReads(Pass):
         nodes = {node.name: node for node in rewriter.graph.nodes}
         order = {name: i for i, name in enumerate(nodes)}
         for reader, (old, new) in self.reads.items():
+            for name in (reader, old, new):
+                check_name("node", name, tuple(nodes), self.name)
             if order[new] < order[reader]:
                 nodes[reader].replace_input_with(nodes[old], nodes[new])
                 rewriter.note(f"{reader}: reads {new} in place of {old}")

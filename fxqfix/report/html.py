@@ -131,7 +131,7 @@ def _body(report: Report) -> Iterator[str]:
     ]
     if left_out:
         yield from _table(("left out", "site", "model", "reason"), left_out)
-    notes = [*report.notes, *(f"{row.name}: {row.note}" for row in report.rows if row.note)]
+    notes = text.notes(report)
     if notes:
         yield "<h2>Notes</h2>"
         yield f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>"

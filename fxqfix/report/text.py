@@ -29,6 +29,7 @@ __all__ = [
     "how_paired",
     "inspection_table",
     "listing",
+    "notes",
     "render",
     "render_inspection",
     "table",
@@ -276,14 +277,22 @@ def how_paired(coverage: Coverage) -> str:
     return f"{counted(len(coverage.paired), 'site')} paired" + (f": {by}" if by else "")
 
 
-def _off_grid(report: Report) -> list[str]:
-    """What no code shows: values that another grid moves, and codes behind them with it."""
+def notes(report: Report) -> list[str]:
+    """What a reader has to know: of the report, of single rows, and what no code shows.
+
+    Values on another grid differ where no code does, and codes behind them with them.
+
+    Example:
+        >>> notes(Report(rows=(), notes=("observers were held still",)))
+        ['observers were held still']
+    """
+    found = [*report.notes, *(f"{row.name}: {row.note}" for row in report.rows if row.note)]
     rows = [row for row in report.rows if row.off_grid]
-    if not rows:
-        return []
-    named = ", ".join(f"{row.name} ({_grid(row)})" for row in rows[:3])
-    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-    return [f"- on another grid, where no code differs but values do: {named}{more}"]
+    if rows:
+        named = ", ".join(f"{row.name} ({_grid(row)})" for row in rows[:3])
+        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+        found.append(f"on another grid, where no code differs but values do: {named}{more}")
+    return found
 
 
 def _left_out(what: str, sites: Iterable[Uncovered]) -> list[str]:
@@ -321,16 +330,14 @@ def render(
         *_left_out("unpaired", report.coverage.unpaired),
         *_left_out("unsupported", report.coverage.unsupported),
     ]
-    notes = [f"- {note}" for note in report.notes]
-    notes += [f"- {row.name}: {row.note}" for row in report.rows if row.note]
-    notes += _off_grid(report)
     sections = {
         "causes": causes(report),
         "culprits": [f"- {line}" for line in culprits(report)],
         "problems": [f"- {line}" for line in problems(report)],
         "kernels": [f"- {line}" for line in kernels(report)],
     }
-    for head, lines in {**sections, "coverage": coverage, "notes": notes}.items():
+    said = [f"- {note}" for note in notes(report)]
+    for head, lines in {**sections, "coverage": coverage, "notes": said}.items():
         if lines:
             parts.append("\n".join([f"{head}:", *lines]))
     return "\n\n".join(parts)

@@ -13,7 +13,8 @@ from torch.ao.quantization.quantize_fx import convert_fx
 
 import fxqfix
 from fxqfix._torch import quantized_engine, quiet
-from fxqfix.passes import ExplicitWrites, FreezeQParams
+from fxqfix.errors import UnknownNameError
+from fxqfix.passes import ExplicitWrites, FreezeQParams, RerouteReads
 from tests.faults.injectors import data, overwritten
 from tests.states import fingerprint, run, same
 
@@ -143,3 +144,16 @@ def test_the_last_write_before_a_read_counts(quantized: bool) -> None:
     result = ExplicitWrites(quantized=quantized)(plain)
     assert len(result.edits) == 4  # y is x
     assert same(run(plain, data()[0]), run(result.graph_module, data()[0]))
+
+
+def test_reroute_reads_says_what_it_left_and_names_what_is_missing() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(torch.neg(x) + x)
+
+    net = fx.symbolic_trace(Net())
+    late = RerouteReads({"add": ("x", "relu")})(net)
+    assert (late.edits, late.remarks) == ((), ("add: relu comes behind it",))
+    assert torch.equal(late.graph_module(torch.ones(1)), net(torch.ones(1)))
+    with pytest.raises(UnknownNameError, match=r"reroute-reads.*'sub'.*add"):
+        RerouteReads({"sub": ("x", "neg")})(net)

@@ -62,6 +62,7 @@ def test_another_grid_hands_on_what_no_code_shows() -> None:
         "x: another grid, no code differs, but values do by up to 0.12; 0 differ by now"
     )
     assert "- on another grid, where no code differs but values do: x (" in str(report)
+    assert "<li>on another grid, where no code differs but values do: x (" in report.to_html()
     assert "on another grid" not in str(DIAMOND)
 
 

@@ -41,4 +41,6 @@ def test_a_healthy_network_has_a_low_floor() -> None:
     assert found.out_of_range == 0
     assert found.max_lsb <= 1
     elements = sum(site.found.elements for site in found.sites)
-    assert found.differing <= 1e-4 * elements  # measured: 2 of 126,888 codes
+    # The reason for a bound: a code of 127 steps is within float32 rounding (a few 2**-24 of the
+    # value) of a tie for about one value in 10,000 at most; measured are 2 of 126,888.
+    assert found.differing <= 1e-4 * elements
