@@ -90,7 +90,8 @@ def passes_page() -> str:
         "Calling it works on a copy of the model, checks what it promises, and returns a "
         "`PassResult` with `graph_module`, `modified` and `edits`. Passes run under "
         "`torch.fx.passes.infra.pass_manager.PassManager` as they are "
-        "(`examples/use_passes_with_torch_passmanager.py`).",
+        "(`examples/use_passes_with_torch_passmanager.py`). Of a pass of your own, "
+        "`fxqfix.testing.check_pass(step, model, *inputs)` tells whether it keeps these promises.",
         table(
             ("pass", "class", "what it does"),
             (
