@@ -203,9 +203,9 @@ class Pass(ABC):
     name: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
-        """Register the pass under its name."""
+        """Register the pass under its name; one that only inherits a name doesn't take it away."""
         super().__init_subclass__()
-        if cls.name:
+        if cls.__dict__.get("name"):
             _REGISTRY[cls.name] = cls
 
     @abstractmethod
