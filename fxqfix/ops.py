@@ -24,7 +24,7 @@ Output rules (whose qparams the output of an int8 kernel has):
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -851,7 +851,7 @@ def match(target: Callable[..., Any] | type[nn.Module] | str) -> Match | None:
         return None
 
 
-def match_node(node: fx.Node, modules: dict[str, nn.Module]) -> Match | None:
+def match_node(node: fx.Node, modules: Mapping[str, nn.Module]) -> Match | None:
     """Find the row of an FX node; `modules` are the graph module's named modules.
 
     Example:

@@ -95,10 +95,13 @@ def onnx_functions() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def seed() -> int:
+def seed() -> Iterator[int]:
+    """Every test starts from one seed, and leaves the quantized engine that it found."""
     # torch.manual_seed also queues a stack trace for each kind of device that is not there.
     torch.default_generator.manual_seed(SEED)
-    return SEED
+    engine = torch.backends.quantized.engine
+    yield SEED
+    torch.backends.quantized.engine = engine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxqfix.engines import Call, Weighted
-from fxqfix.passes._region import Region, cut
+from fxqfix.passes._region import Cutter, Region, interprets
 from fxqfix.passes._shadow_modules import Local
 
 __all__ = ["Emulated"]
@@ -23,43 +23,39 @@ class Emulated:
     """One site of the emulated model.
 
     Attributes:
-        graph_module: What `emulate-engine` made; ops that it refused stand in it as they were.
+        cutter: Of what `emulate-engine` made; ops that it refused stand in it as they were.
         end: The node that gives the site's codes.
-        starts: Emulated node of every other site -> its node in the prepared graph.
+        names: Emulated node of every site -> name of its node in the prepared graph.
         inputs: Nodes of the prepared graph that the site's shadow takes, in its order.
         call: The converted op.
     """
 
-    graph_module: fx.GraphModule
+    cutter: Cutter
     end: fx.Node
-    starts: Mapping[fx.Node, str]
+    names: Mapping[fx.Node, str]
     inputs: tuple[str, ...]
     call: Call
 
     @cached_property
     def _region(self) -> Region:
-        return cut(self.graph_module, self.end, self.starts)
+        return self.cutter.region(self.end, self.end)
 
     @cached_property
     def _order(self) -> list[int] | None:
         """Place of each input of the region among the shadow's; None where one is not there."""
-        names = [self.starts.get(node, node.name) for node in self._region.inputs]
+        names = [self.names.get(node, node.name) for node in self._region.inputs]
         known = all(name in self.inputs for name in names)
         return [self.inputs.index(name) for name in names] if known else None
 
     @cached_property
     def _interpreter(self) -> fx.Interpreter:
-        made = fx.Interpreter(self.graph_module, graph=self._region.graph)
-        # It lists all modules of the model, which every site would keep.
-        own = (str(n.target) for n in self._region.graph.nodes if n.op == "call_module")
-        made.submodules = {path: made.submodules[path] for path in own}
-        return made
+        return interprets(fx.Interpreter, self.cutter.graph_module, self._region.graph)
 
     @cached_property
     def weighted(self) -> tuple[Weighted, ...]:
         """The modules with weights that compute this site."""
         nodes = (n for n in self._region.graph.nodes if n.op == "call_module")
-        modules = (self.graph_module.get_submodule(str(n.target)) for n in nodes)
+        modules = (self.cutter.graph_module.get_submodule(str(n.target)) for n in nodes)
         return tuple(m for m in modules if isinstance(m, Weighted))
 
     def codes(self, local: Local, without: str = "") -> Tensor | None:

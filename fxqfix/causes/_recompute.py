@@ -20,7 +20,7 @@ from fxqfix.dialects._writes import Overwrite
 from fxqfix.dialects.weights import WeightView, holder
 from fxqfix.passes import FrozenFakeQuantize
 from fxqfix.passes._fold_exported import FOLDED_IN_TRAINING
-from fxqfix.passes._region import Region, cut
+from fxqfix.passes._region import Cutter, Region, interprets
 from fxqfix.passes._shadow_modules import Local
 from fxqfix.qparams import QParams, quantize
 
@@ -34,9 +34,10 @@ class Recompute:
     """Computes a site anew from the folded and frozen prepared graph.
 
     Attributes:
-        graph_module: The prepared graph, frozen, BatchNorm folded.
+        cutter: Of the prepared graph, frozen, BatchNorm folded; uses of values that an in-place op
+            has overwritten read its result there.
         end: The node whose value the site quantizes.
-        starts: The site nodes that a region may start from.
+        site: The node that quantizes it.
         weights: Module path -> (prepared, converted) weight, for the pairs of weights.
         unfolded: The same graph before BatchNorm was folded.
         inner: Node name -> qparams of values that only the converted model quantizes, inside what
@@ -46,23 +47,20 @@ class Recompute:
             float weight).
         native: Whether those values are rounded by kernels, which add the zero point before they
             round (an odd one flips the parity of a tie), or by decomposed ops, which add it after.
-        overwrites: Uses of values that an in-place op has overwritten; in `graph_module` they read
-            its result.
     """
 
-    graph_module: fx.GraphModule
+    cutter: Cutter
     end: fx.Node
-    starts: frozenset[fx.Node]
+    site: fx.Node
     weights: Mapping[str, tuple[WeightView, WeightView]]
     unfolded: fx.GraphModule
     inner: Mapping[str, QParams] = field(default_factory=dict)
     native: bool = True
     floats: Mapping[str, tuple[str, Tensor | None]] = field(default_factory=dict)
-    overwrites: Sequence[Overwrite] = ()
 
     @cached_property
     def _region(self) -> Region:
-        return cut(self.graph_module, self.end, self.starts, self.overwrites)
+        return self.cutter.region(self.end, self.site)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -97,7 +95,7 @@ class Recompute:
     def own_overwrites(self) -> tuple[Overwrite, ...]:
         """Those of `overwrites` whose reader lies in this site's region."""
         names = {n.name for n in self._region.graph.nodes if n.op != "placeholder"}
-        return tuple(use for use in self.overwrites if use.reader.name in names)
+        return tuple(use for use in self.cutter.uses if use.reader.name in names)
 
     @cached_property
     def before(self) -> Reads:
@@ -107,7 +105,7 @@ class Recompute:
     @cached_property
     def behind(self) -> Reads:
         """Reading the sites of the ops that overwrote it."""
-        sites = {n.all_input_nodes[0]: n for n in self.starts if n.all_input_nodes}
+        sites = self.cutter.behind
         return tuple((use, sites[use.op]) for use in self.own_overwrites if use.op in sites)
 
     def trains(self, *kinds: type[nn.Module]) -> str:
@@ -135,10 +133,7 @@ class Recompute:
         return self._interprets(self._region.graph)
 
     def _interprets(self, graph: fx.Graph) -> _Region:
-        made = _Region(self.graph_module, graph=graph)
-        # It lists all modules of the model, which every site would keep.
-        made.submodules = {path: made.submodules[path] for path in self._paths}
-        return made
+        return interprets(_Region, self.cutter.graph_module, graph)
 
     @cached_property
     def _readers(self) -> dict[Reads, _Region]:
@@ -163,7 +158,7 @@ class Recompute:
     def _shells(self) -> dict[str, _Shell]:
         """What the region calls, in float64, without the weights: copying a module is dear."""
         own = dict.fromkeys(self._paths)
-        return {path: _Shell(self.graph_module.get_submodule(path)) for path in own}
+        return {path: _Shell(self.cutter.graph_module.get_submodule(path)) for path in own}
 
     def exact(
         self,

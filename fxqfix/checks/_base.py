@@ -81,7 +81,7 @@ class Subject:
         return "torchao.quantization.pt2e" if self.exported else "torch.ao.quantization"
 
     @cached_property
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> Mapping[str, nn.Module]:
         """All modules by path."""
         return modules_of(self.graph_module)
 

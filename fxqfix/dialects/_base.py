@@ -16,6 +16,7 @@ from fxqfix.dialects.weights import WeightView
 from fxqfix.errors import UnknownNameError
 
 __all__ = [
+    "Modules",
     "Reading",
     "Tap",
     "inside",
@@ -141,16 +142,38 @@ def inside(
     return found
 
 
-def modules_of(graph_module: fx.GraphModule) -> dict[str, nn.Module]:
-    """All modules by path; shared modules under each of their paths."""
-    found: dict[str, nn.Module] = {}
-    waiting: list[tuple[str, nn.Module]] = [("", graph_module)]
-    while waiting:  # named_modules, without a generator inside of a generator for each level
-        path, module = waiting.pop()
-        found[path] = module
-        children = reversed(module._modules.items())
-        waiting += [(f"{path}.{n}" if path else n, m) for n, m in children if m is not None]
-    return found
+Modules = Mapping[str, nn.Module]  # by path
+
+
+class _Modules(Mapping[str, nn.Module]):
+    """The modules of a model by path, looked up when asked for: most readers need a few."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._root = root
+
+    def __getitem__(self, path: str) -> nn.Module:
+        module: nn.Module | None = self._root
+        for name in path.split(".") if path else ():
+            module = None if module is None else module._modules.get(name)
+        if module is None:
+            raise KeyError(path)
+        return module
+
+    def __iter__(self) -> Iterator[str]:
+        waiting: list[tuple[str, nn.Module]] = [("", self._root)]
+        while waiting:  # named_modules, without a generator inside of a generator for each level
+            path, module = waiting.pop()
+            yield path
+            children = reversed(module._modules.items())
+            waiting += [(f"{path}.{n}" if path else n, m) for n, m in children if m is not None]
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def modules_of(graph_module: fx.GraphModule) -> Modules:
+    """All modules by path, as they are when asked for; shared ones under each of their paths."""
+    return _Modules(graph_module)
 
 
 def is_exported(graph_module: fx.GraphModule) -> bool:
@@ -190,11 +213,11 @@ def _scope_path(entry: tuple[str, Any]) -> str:
     return str(path).removeprefix("L['self'].").removeprefix("L__self___")
 
 
-def op_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+def op_name(node: fx.Node, modules: Modules) -> str:
     """The op's key in the table; a relu right behind a fusable op reads as one, "add_relu"."""
     if node.op == "placeholder":
         return "input"
-    found = ops.match_node(node, dict(modules))
+    found = ops.match_node(node, modules)
     if found is None:
         return str(getattr(node.target, "__name__", node.target)).rpartition(".")[2]
     if found.spec.key == "stub":
@@ -202,7 +225,7 @@ def op_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     if found.spec.key != "relu" or not node.all_input_nodes:
         return found.key
     before = node.all_input_nodes[0]
-    inner = ops.match_node(before, dict(modules))
+    inner = ops.match_node(before, modules)
     # An int8 kernel's output is a site of its own; only float ops run on into the relu.
     if inner is None or inner.relu or inner.column != "spelled" or len(before.users) > 1:
         return found.key

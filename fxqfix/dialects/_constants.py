@@ -48,7 +48,7 @@ def reader(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node:
     current = node
     while current.users:
         current = next(iter(current.users))
-        found = ops.match_node(current, dict(modules))
+        found = ops.match_node(current, modules)
         if found is None or found.spec.output != "shape":
             break
     return current
@@ -58,7 +58,7 @@ def role(node: fx.Node, user: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     """What a constant is to the op that reads it: "weight", "bias", or else "constant"."""
     while user not in node.users and node.users:
         node = next(iter(node.users))
-    found = ops.match_node(user, dict(modules))
+    found = ops.match_node(user, modules)
     family = found.spec.family if found is not None else ""
     places = {"weighted": ("", "weight", "bias"), "embedding": ("weight",)}.get(family, ())
     named = dict(zip(user.args, places, strict=False)) if user.op == "call_function" else {}

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from fxqfix import _torch, ops
 from fxqfix.dialects._arguments import arguments, bound, fetch, output_arguments
-from fxqfix.dialects._base import Reading, Tap, modules_of, op_name, scope, unique
+from fxqfix.dialects._base import Modules, Reading, Tap, modules_of, op_name, scope, unique
 from fxqfix.dialects.quantizer import qparams_of
 from fxqfix.dialects.site import Site
 from fxqfix.dialects.weights import WeightView, int8_weight, packed_weight, tensor_weight
@@ -88,7 +88,7 @@ def _value_tap(
     node: fx.Node,
     qparams: dict[fx.Node, QParams],
     graph_module: fx.GraphModule,
-    modules: dict[str, nn.Module],
+    modules: Modules,
     taken: set[str],
 ) -> Tap:
     found = ops.match_node(node, modules)
@@ -135,7 +135,7 @@ def own_ranges(reading: Reading) -> dict[str, tuple[int, int]]:
     }
 
 
-def _holds(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> dict[fx.Node, fx.Node]:
+def _holds(graph_module: fx.GraphModule, modules: Modules) -> dict[fx.Node, fx.Node]:
     """Each value that nothing but a `hold_range` takes -> that node: the two are one site."""
     found: dict[fx.Node, fx.Node] = {}
     for node in graph_module.graph.nodes:
@@ -166,7 +166,7 @@ def _place(node: fx.Node, graph_module: fx.GraphModule) -> tuple[str, str]:
 
 
 def _hidden(
-    node: fx.Node, graph_module: fx.GraphModule, modules: dict[str, nn.Module], taken: set[str]
+    node: fx.Node, graph_module: fx.GraphModule, modules: Modules, taken: set[str]
 ) -> list[tuple[Site, str]]:
     """Sites that the graph does not show: chosen at run time, or inside a closed module."""
     found = ops.match_node(node, modules)
@@ -200,7 +200,7 @@ def _weight_tap(
     node: fx.Node,
     weight: WeightView,
     graph_module: fx.GraphModule,
-    modules: dict[str, nn.Module],
+    modules: Modules,
     taken: set[str],
 ) -> Tap:
     site = Site(
@@ -215,9 +215,7 @@ def _weight_tap(
     return Tap(site, node, node, lambda: weight)
 
 
-def weight_of(
-    node: fx.Node, graph_module: fx.GraphModule, modules: dict[str, nn.Module]
-) -> WeightView | None:
+def weight_of(node: fx.Node, graph_module: fx.GraphModule, modules: Modules) -> WeightView | None:
     """The integer weight that a node computes with; None where it has none."""
     if node.op == "call_module":
         return int8_weight(modules[str(node.target)])
@@ -267,7 +265,7 @@ def propagate(
 def _closed_outputs(
     node: fx.Node,
     found: ops.Match,
-    modules: dict[str, nn.Module],
+    modules: Modules,
     known: Mapping[fx.Node, QParams],
 ) -> Any:
     """The grids of what a closed int8 module (LSTM, attention) returns, nested as it returns them.
@@ -294,7 +292,7 @@ def _output(
     node: fx.Node,
     found: ops.Match | None,
     graph_module: fx.GraphModule,
-    modules: dict[str, nn.Module],
+    modules: Modules,
     known: dict[fx.Node, QParams],
 ) -> QParams | None:
     source = next((known[n] for n in node.all_input_nodes if n in known), None)
@@ -335,7 +333,7 @@ def _stays(
     node: fx.Node,
     found: ops.Match,
     graph_module: fx.GraphModule,
-    modules: dict[str, nn.Module],
+    modules: Modules,
     known: Mapping[fx.Node, QParams],
 ) -> bool:
     """Whether a kernel on its input's grid gives no code outside of its inputs' range."""
@@ -346,9 +344,7 @@ def _stays(
     return found.spec.key.startswith(_STAYS) and given.get("divisor_override") is None
 
 
-def _quantize_args(
-    node: fx.Node, graph_module: fx.GraphModule, modules: dict[str, nn.Module]
-) -> QParams | None:
+def _quantize_args(node: fx.Node, graph_module: fx.GraphModule, modules: Modules) -> QParams | None:
     if node.op == "call_module":
         module: Any = modules[str(node.target)]
         low, high = container_range(module.dtype)
@@ -365,7 +361,10 @@ def _quantize_args(
 
 
 def _own_qparams(
-    node: fx.Node, graph_module: fx.GraphModule, modules: dict[str, nn.Module], dtype: torch.dtype
+    node: fx.Node,
+    graph_module: fx.GraphModule,
+    modules: Modules,
+    dtype: torch.dtype,
 ) -> QParams | None:
     if node.op == "call_module":
         module: Any = modules[str(node.target)]

@@ -95,7 +95,7 @@ def _quantizer_tap(
     graph_module: fx.GraphModule,
     node: fx.Node,
     state: QuantizerState,
-    modules: dict[str, nn.Module],
+    modules: Mapping[str, nn.Module],
     taken: set[str],
 ) -> Tap:
     producer = node.all_input_nodes[0]
@@ -129,7 +129,7 @@ def _weight_tap(
     node: fx.Node,
     module: nn.Module,
     weight: tuple[QuantizerState, Any],
-    modules: dict[str, nn.Module],
+    modules: Mapping[str, nn.Module],
     taken: set[str],
 ) -> Tap:
     state, view = weight

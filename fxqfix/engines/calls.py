@@ -118,7 +118,7 @@ def _call(
     inputs: tuple[fx.Node, ...],
     qparams: dict[fx.Node, QParams],
     graph_module: fx.GraphModule,
-    modules: dict[str, nn.Module],
+    modules: Mapping[str, nn.Module],
 ) -> Call:
     module = modules[str(node.target)] if node.op == "call_module" else None
     in_memory_order = isinstance(module, InMemoryOrder)

@@ -63,7 +63,7 @@ def _step(
     node: fx.Node,
     call: engines.Call | None,
     graph_module: fx.GraphModule,
-    modules: dict[str, nn.Module],
+    modules: Mapping[str, nn.Module],
     limits: Mapping[fx.Node, tuple[int, int]],
     sizes: set[fx.Node],
 ) -> Step:

@@ -20,7 +20,7 @@ from fxqfix.flows._holdings import holdings, weight_node
 from fxqfix.measure import Corrector, Probe, Run, discrepancy, run
 from fxqfix.pairing import Pair, Pairing
 from fxqfix.passes import EmulateEngine, FoldBatchNorm, FreezeQParams, InsertShadows
-from fxqfix.passes._region import functional_uses
+from fxqfix.passes._region import Cutter, functional_uses
 from fxqfix.passes.insert_shadows import Probing
 from fxqfix.qparams import QParams
 from fxqfix.report import Coverage, Report, Row, Uncovered
@@ -44,10 +44,11 @@ class Session:
     def __post_init__(self) -> None:
         self.frozen = FreezeQParams(uncalibrated=True)(self.reading.graph_module).graph_module
         self.folded: fx.GraphModule = FoldBatchNorm()(self.frozen).graph_module
-        self.overwrites = functional_uses(self.folded)
+        uses = tuple(functional_uses(self.folded))
         self.nodes = {n.name: n for n in self.folded.graph.nodes}
         pairs = [p.prepared for p in self.pairing.pairs if p.prepared.site.kind == "activation"]
-        self.starts = frozenset(self.nodes[tap.node.name] for tap in pairs)
+        starts = frozenset(self.nodes[tap.node.name] for tap in pairs)
+        self.cutter = Cutter(self.folded, starts, uses)
         self.weights = self._weight_pairs()
         paired = {p.converted for p in self.pairing.pairs}
         self.inner = {
@@ -59,16 +60,24 @@ class Session:
         self.corrector = None
         if self.culprits:
             self.corrector = Corrector(self.converted.graph_module, self.culprits)
+        self.taps = {tap.node: tap for tap in self.reading.activations}
         self.sites = {tap.node.name: tap.site for tap in self.reading.taps}
         self.calls: dict[str, engines.Call] = {}  # by node: shadows are woven into a copy
-        self.emulation: fx.GraphModule | None = None
+        self.emulated: Cutter | None = None
         if self.converted.dialect == int8.NAME:
             options = self.engine, _torch.native_isa(), torch.get_num_threads()
             found = engines.calls(self.converted.graph_module, *options, strict=False)
             self.calls = {node.name: call for node, call in found.items()}
             if self.attribute and self.engine in engines.ENGINES:
                 emulate = EmulateEngine(*options, strict=False)
-                self.emulation = emulate(self.converted.graph_module).graph_module
+                self._emulate(emulate(self.converted.graph_module).graph_module)
+
+    def _emulate(self, emulation: fx.GraphModule) -> None:
+        nodes = {n.name.removeprefix("emulated_"): n for n in emulation.graph.nodes}
+        pairs = [p for p in self.pairing.pairs if p.prepared.site.kind == "activation"]
+        self.emulated_nodes = {p.converted.node.name: nodes[p.converted.node.name] for p in pairs}
+        self.names = {nodes[p.converted.node.name]: p.prepared.node.name for p in pairs}
+        self.emulated = Cutter(emulation, frozenset(self.names))
 
     def _weight_pairs(self) -> dict[str, tuple[WeightView, WeightView]]:
         """Module path in the prepared graph -> both weights."""
@@ -91,7 +100,7 @@ class Session:
 
     def _overwritten(self) -> dict[str, QParams]:
         """In-place ops whose result is read in float behind them, with their converted grids."""
-        ops = {use.op.name for use in self.overwrites}
+        ops = {use.op.name for use in self.cutter.uses}
         return {
             p.prepared.producer.name: p.converted.site.used
             for p in self.pairing.pairs
@@ -135,13 +144,12 @@ class Session:
     def _judge(self, probing: Probing, used: QParams, share: Attribution) -> Callable[..., None]:
         p = probing.pair
         # The quantizer's node has one name before and after folding, its input need not.
-        end = self.nodes[p.prepared.node.name].all_input_nodes[0]
-        starts = self.starts - {self.nodes[p.prepared.node.name]}
+        site = self.nodes[p.prepared.node.name]
         call = self.calls.get(p.converted.kernel.name)
         defect = engines.find_defect(call) if call is not None else None
         native = self.converted.dialect != decomposed.NAME
-        wide = self.weights, self.frozen, self.inner, native, self.floats, self.overwrites
-        recompute = Recompute(self.folded, end, starts, *wide)
+        wide = self.weights, self.frozen, self.inner, native, self.floats
+        recompute = Recompute(self.cutter, site.all_input_nodes[0], site, *wide)
         emulated = self._emulated(p, call, recompute) if call is not None else None
 
         loose = {name: self.sites[name] for name in probing.loose}
@@ -162,14 +170,10 @@ class Session:
 
     def _emulated(self, p: Pair, call: engines.Call, recompute: Recompute) -> Emulated | None:
         """The same site in the emulated graph, and where its inputs come from."""
-        if self.emulation is None:
+        if self.emulated is None:
             return None
-        nodes = {n.name.removeprefix("emulated_"): n for n in self.emulation.graph.nodes}
-        end = nodes[p.converted.node.name]
-        pairs = [x for x in self.pairing.pairs if x.prepared.site.kind == "activation"]
-        starts = {nodes[x.converted.node.name]: x.prepared.node.name for x in pairs}
-        del starts[end]
-        return Emulated(self.emulation, end, starts, recompute.inputs, call)
+        end = self.emulated_nodes[p.converted.node.name]
+        return Emulated(self.emulated, end, self.names, recompute.inputs, call)
 
     def report(self, result: Run) -> Report:
         """Turn the probes' numbers into rows."""
@@ -193,8 +197,7 @@ class Session:
         if probe is None:
             return None
         share = self.shares[site.name]
-        taps = {t.node: t for t in self.reading.activations}
-        ups = dialects.parents(p.prepared.node.all_input_nodes, taps)
+        ups = dialects.parents(p.prepared.node.all_input_nodes, self.taps)
         call = self.calls.get(p.converted.kernel.name)
         return Row(
             name=site.name,

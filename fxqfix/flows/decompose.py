@@ -153,7 +153,7 @@ def _observed_for(producer: fx.Node, node: fx.Node, modules: Mapping[str, nn.Mod
     An op that torch can quantize has its output observed. Any other value (an input, an op that
     stays float, an embedding) is observed for the op that takes it.
     """
-    found = ops.match_node(producer, dict(modules))
+    found = ops.match_node(producer, modules)
     observed = found is not None and found.spec.output != "float"
     if producer is node or (observed and _spelled(producer, modules) & _torch.quantizable()):
         return producer
@@ -165,7 +165,7 @@ def _observed_for(producer: fx.Node, node: fx.Node, modules: Mapping[str, nn.Mod
 
 def _spelled(node: fx.Node, modules: Mapping[str, nn.Module]) -> frozenset[Any]:
     """The float spellings of a node's op, of the node's own kind; methods by name."""
-    found = ops.match_node(node, dict(modules))
+    found = ops.match_node(node, modules)
     if found is None:
         return frozenset()
     names = (*found.spec.spelled, *found.spec.spelled_relu)

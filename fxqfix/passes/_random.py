@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import fx, nn
 
@@ -30,7 +30,7 @@ def draws_in(model: fx.GraphModule) -> Iterator[fx.Node]:
     return (node for node in model.graph.nodes if _node_draws(node, modules))
 
 
-def _node_draws(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def _node_draws(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if node.op == "call_module":
         parts = list(modules[str(node.target)].modules())
         foreign = any(not type(m).__module__.startswith(_KNOWN) for m in parts)

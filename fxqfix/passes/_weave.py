@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import fx, nn
@@ -12,7 +13,7 @@ from fxqfix.dialects._writes import Overwrite
 from fxqfix.pairing import Pair
 from fxqfix.passes._base import Rewriter
 from fxqfix.passes._random import draws
-from fxqfix.passes._region import Region, cut
+from fxqfix.passes._region import Cutter, Region
 from fxqfix.passes._shadow_modules import (
     Clone,
     Later,
@@ -84,8 +85,7 @@ class Branch:
 
     def start(self, weaver: Weaver, inputs: list[fx.Node]) -> None:
         """Give the branch copies of the inputs."""
-        own = [n for n in self.model.graph.nodes if n.op == "placeholder"]
-        for node, given in zip(own, inputs, strict=False):
+        for node, given in zip(_placeholders(self.model), inputs, strict=False):
             self._env[node] = weaver.module(f"{self.name}_in", Clone(), (given,), self.name)
 
     def advance(self, weaver: Weaver, wanted: Pair) -> None:
@@ -148,7 +148,8 @@ class Weaver:
     loose: frozenset[str] = frozenset()
     uses: tuple[Overwrite, ...] = ()
     _stream: str = "converted"
-    _inputs: list[fx.Node] = field(default_factory=list)
+    _inputs: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    _stand_ins: dict[fx.Node, str] = field(default_factory=dict)
     _codes: dict[fx.Node, _Known] = field(default_factory=dict)
 
     def weave(self) -> None:
@@ -158,6 +159,7 @@ class Weaver:
         sites: dict[fx.Node, list[Pair]] = {}
         for p in self.pairs:
             sites.setdefault(p.converted.node, []).append(p)
+            self._stand_ins[p.prepared.node] = p.converted.node.name
         first = next(n for n in nodes if n.op != "placeholder")
         inputs = [n for n in nodes if n.op == "placeholder"]
         for node in inputs:  # torch's conversion leaves an input where its quantize op stands
@@ -173,7 +175,11 @@ class Weaver:
                     self._site(p, node)
         self.rewriter.note(f"{len(self.pairs)} shadows")
 
-    @property
+    @cached_property
+    def _cutter(self) -> Cutter:
+        return Cutter(self.frozen, frozenset(p.prepared.node for p in self.pairs), self.uses)
+
+    @cached_property
     def _random(self) -> bool:
         return any(branch.random for branch in self.branches)
 
@@ -185,7 +191,10 @@ class Weaver:
             self._switch_node("start")
         for branch in self.branches:
             branch.start(self, inputs)
-        self._inputs = [self.module("shadow_in", Clone(), (x,), "shadow") for x in inputs]
+        # An input that the prepared model does not use may be gone from the converted one.
+        for own, given in zip(_placeholders(self.frozen), inputs, strict=False):
+            self._stand_ins[own] = given.name
+            self._inputs[own] = self.module("shadow_in", Clone(), (given,), "shadow")
 
     def _site(self, p: Pair, node: fx.Node) -> None:
         name, used, theirs = p.prepared.site.name, p.prepared.site.used, p.converted.site.used
@@ -199,8 +208,7 @@ class Weaver:
         self._codes[p.prepared.node] = _Known(
             (snapshot, codes), (first.snapshots[p], first.codes[p])
         )
-        starts = {x.prepared.node for x in self.pairs} - {p.prepared.node}
-        region = cut(self.frozen, p.prepared.producer, starts, self.uses)
+        region = self._cutter.region(p.prepared.producer, p.prepared.node)
         if any(n.op != "placeholder" and n not in self._codes for n in region.inputs):
             return  # the converted graph computes an input later: nothing local to compare
         if self._random:
@@ -218,11 +226,7 @@ class Weaver:
 
     def _origins(self, region: Region) -> tuple[str, ...]:
         """Names of the converted nodes that stand for the inputs of a region."""
-        sites = {p.prepared.node: p.converted.node.name for p in self.pairs}
-        nodes = self.rewriter.graph.nodes
-        inputs = [n.name for n in nodes if n.op == "placeholder" and TAG not in n.meta]
-        own = [n for n in self.frozen.graph.nodes if n.op == "placeholder"]
-        return tuple(sites[n] if n in sites else inputs[own.index(n)] for n in region.inputs)
+        return tuple(self._stand_ins[n] for n in region.inputs)
 
     def _settled(
         self, local: fx.Node, region: Region, found: tuple[Shadow, tuple[fx.Node, ...]]
@@ -241,11 +245,10 @@ class Weaver:
         """The prepared op on the codes of one model, and the nodes that it takes them from."""
         sources: list[Source | None] = []
         nodes = []
-        placeholders = [n for n in self.frozen.graph.nodes if n.op == "placeholder"]
         for node in region.inputs:
             if node.op == "placeholder":
                 sources.append(None)
-                nodes.append(self._inputs[placeholders.index(node)])
+                nodes.append(self._inputs[node])
                 continue
             known = self._codes[node]
             codes, found = known.converted if side == "converted" else known.prepared
@@ -277,3 +280,7 @@ class Weaver:
     def _switch_node(self, stream: str) -> None:
         path = f"{PREFIX}streams"
         self.tag(self.rewriter.graph.create_node("call_module", path, (stream,)), "rng")
+
+
+def _placeholders(graph_module: fx.GraphModule) -> list[fx.Node]:
+    return [n for n in graph_module.graph.nodes if n.op == "placeholder"]

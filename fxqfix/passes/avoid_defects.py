@@ -150,7 +150,7 @@ def _upstream(node: fx.Node) -> Iterator[fx.Node]:
             yield current
 
 
-def _pools_globally(node: fx.Node, modules: dict[str, torch.nn.Module]) -> bool:
+def _pools_globally(node: fx.Node, modules: Mapping[str, torch.nn.Module]) -> bool:
     """Whether an op may give images of one pixel."""
     found = ops.match_node(node, modules)
     return found is not None and found.key.startswith(("adaptive_", "mean"))

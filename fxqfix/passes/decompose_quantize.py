@@ -62,7 +62,8 @@ class DecomposeQuantize(Pass):
             reading = dialects.read(rewriter.graph_module)
         taps = {tap.node: tap for tap in reading.activations}
         ranges = {**own, **self.ranges}
-        work = _Work(rewriter, reading, taps, modules_of(rewriter.graph_module), ranges)
+        modules = dict(modules_of(rewriter.graph_module))  # as they are now: some get replaced
+        work = _Work(rewriter, reading, taps, modules, ranges)
         for node in list(rewriter.graph.nodes):
             with rewriter.graph.inserting_before(node):
                 self._node(work, node)
@@ -159,7 +160,7 @@ class _Work:
     rewriter: Rewriter
     reading: Reading
     taps: Mapping[fx.Node, Tap]
-    modules: dict[str, nn.Module]
+    modules: Mapping[str, nn.Module]
     ranges: Mapping[str, tuple[int, int]]
 
 

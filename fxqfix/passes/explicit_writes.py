@@ -6,6 +6,7 @@ dataflow, where it still reads x, and gives it the value from before the write.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from fxqfix import ops
+from fxqfix.dialects._base import modules_of
 from fxqfix.dialects._writes import Overwrite, is_inplace, overwrites
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._frozen import FrozenFakeQuantize
@@ -46,7 +48,7 @@ class ExplicitWrites(Pass):
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Go through the in-place ops in their order: one may write on another's result."""
-        modules = dict(rewriter.graph_module.named_modules(remove_duplicate=False))
+        modules = modules_of(rewriter.graph_module)
         order = {node: i for i, node in enumerate(rewriter.graph.nodes)}
         twins: dict[fx.Node, fx.Node] = {}
         for use in sorted(overwrites(rewriter.graph, modules), key=lambda use: order[use.op]):
@@ -67,7 +69,7 @@ class ExplicitWrites(Pass):
             rewriter.note(f"{use.reader.name}: reads behind {use.op.name}, in place, {what}")
 
 
-def quantizer(op: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
+def quantizer(op: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
     """The frozen fake-quant behind a node, None without one."""
     for user in op.users:
         if user.op == "call_module" and isinstance(modules[str(user.target)], FrozenFakeQuantize):
@@ -79,13 +81,13 @@ def _may_read(
     reader: fx.Node,
     behind: fx.Node,
     order: dict[fx.Node, int],
-    modules: dict[str, nn.Module],
+    modules: Mapping[str, nn.Module],
 ) -> bool:
     """Whether a node stands behind a fake-quant, and would not write on its value."""
     return order[behind] < order[reader] and not is_inplace(reader, modules)
 
 
-def _changes_nothing(use: Overwrite, behind: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def _changes_nothing(use: Overwrite, behind: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a fake-quant gives back what it is given: values that are on its grid already."""
     found, source = ops.match_node(use.op, modules), use.op.all_input_nodes[0]
     if found is None or found.key != "relu" or source.op != "call_module":

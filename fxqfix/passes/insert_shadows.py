@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 from torch import fx, nn
 
 from fxqfix import _torch, dialects
+from fxqfix.dialects._base import modules_of
+from fxqfix.dialects._writes import overwrites
 from fxqfix.errors import PassError
 from fxqfix.pairing import pair
 from fxqfix.passes._base import Pass, Rewriter
@@ -35,7 +37,7 @@ class InsertShadows(Pass):
             of one site; None inserts the branches without probes.
         noise_floor: Whether to weave in the nudged prepared model as well.
         frozen: What freeze-qparams made of `prepared`, where the caller has it: shadows run its
-            modules, and its graph is changed where ops write in place.
+            modules.
 
     Raises:
         PairingError: The models don't belong together.
@@ -57,7 +59,7 @@ class InsertShadows(Pass):
         """Weave prepared, nudged and shadow branches into the copy of the converted graph."""
         converted = dialects.read(rewriter.graph_module)
         traced = dialects.trace(self.prepared)
-        frozen = self.frozen or FreezeQParams(uncalibrated=True)(traced).graph_module
+        frozen = self._own(traced)
         pairing = pair(dialects.read(frozen), converted)
         pairs = [p for p in pairing.pairs if p.converted.site.kind == "activation"]
         uses = functional_uses(frozen)
@@ -66,6 +68,14 @@ class InsertShadows(Pass):
         if self.noise_floor:
             branches.append(Branch("nudged", hold(copy.deepcopy(traced)), pairs, nudged=True))
         Weaver(rewriter, frozen, pairs, branches, self.probe, loose, tuple(uses)).weave()
+
+    def _own(self, traced: fx.GraphModule) -> fx.GraphModule:
+        """The frozen graph, as a copy where uses of overwritten values are going to be changed."""
+        if self.frozen is None:
+            made: fx.GraphModule = FreezeQParams(uncalibrated=True)(traced).graph_module
+            return made
+        lost = overwrites(self.frozen.graph, modules_of(self.frozen))
+        return copy.deepcopy(self.frozen) if lost else self.frozen
 
     def check(self, before: nn.Module, after: nn.Module) -> None:
         """The converted model's own nodes are all there, in their order."""

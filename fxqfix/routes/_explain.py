@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxqfix.passes._region import cut
+from fxqfix.passes._region import Cutter
 from fxqfix.routes._base import SiteView
 from fxqfix.routes._lapses import lapsed
 from fxqfix.routes._wide import Wide
@@ -105,8 +105,8 @@ def _exact(
     given: Mapping[fx.Node, Any],
     lapses: tuple[str, ...] = (),
 ) -> Tensor:
-    codes = {n for n, v in given.items() if isinstance(v, Tensor) and not v.is_floating_point()}
-    region = cut(graph_module, end, codes)
+    codes = (n for n, v in given.items() if isinstance(v, Tensor) and not v.is_floating_point())
+    region = Cutter(graph_module, frozenset(codes)).region(end)
     result: Tensor = _Lapsing(graph_module, region.graph, lapses).run(
         *(given[node] for node in region.inputs)
     )

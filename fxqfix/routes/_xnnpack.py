@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from fxqfix import ops
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.decomposed import is_dequantize, qparams_of_op
-from fxqfix.passes._region import Region, cut
+from fxqfix.passes._region import Cutter, Region
 from fxqfix.passes.suit_xnnpack import FUSED
 from fxqfix.qparams import QParams
 from fxqfix.routes._base import SiteView
@@ -66,7 +66,8 @@ class _Site:
         found = ops.match_node(self.core, self.modules)
         if found is not None and found.key in FUSED:
             ends = torch.tensor([-torch.inf, torch.inf])
-            act = cut(self.graph_module, self.core, {self.core.all_input_nodes[0]: None})
+            starts = frozenset({self.core.all_input_nodes[0]})
+            act = Cutter(self.graph_module, starts).region(self.core)
             low, high = act.module(self.graph_module)(ends).tolist()
             self.core, self.limits = self.core.all_input_nodes[0], (low, high)
         self.scale = _single(view.grid)
@@ -97,8 +98,8 @@ class _Site:
 
     def weighted(self) -> Tensor | None:
         """Steps of a convolution or linear."""
-        sites = [tap.node for tap in self.view.reading.activations]
-        region = cut(self.graph_module, self.core, sites)
+        sites = frozenset(tap.node for tap in self.view.reading.activations)
+        region = Cutter(self.graph_module, sites).region(self.core)
         integers = _Integers(self.graph_module, region, self.core)
         sums = integers.sums([self.view.codes[node] for node in region.inputs])
         if sums is None or integers.source is None or integers.weight is None:
