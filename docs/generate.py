@@ -160,7 +160,8 @@ def ops_page() -> str:
         "One row per op family, with its spellings in every dialect. Readers, rewrites and tests "
         "read this table; a new op is a new row of `fxqfix/ops.py`. A spelling that the installed "
         "torch lacks is skipped.",
-        _output_rules(),
+        _rules("Output rules"),
+        _rules("Value rules"),
     ]
     families = dict.fromkeys(row.family for row in ops.TABLE)
     for family in families:
@@ -169,18 +170,23 @@ def ops_page() -> str:
             f"## {family.capitalize()}",
             table(
                 ("op", "output", "on floats", "on quantized tensors", "int8 weights, float values"),
-                ((f"`{row.key}`", row.output, *_spellings(row)) for row in rows),
+                ((f"`{row.key}`", _rule(row), *_spellings(row)) for row in rows),
             ),
         ]
     return "\n\n".join(parts)
 
 
-def _output_rules() -> str:
+def _rules(name: str) -> str:
     text = inspect.getdoc(ops) or ""
-    _, _, rules = text.partition("Output rules")
+    _, _, rules = text.partition(name)
     title, _, items = rules.partition(":\n\n")
+    items = re.split(r"\n\n(?!\*)", items)[0]
     joined = re.sub(r"\n {2,}", " ", items.strip())
-    return f"Output rules{title}:\n\n{_code(joined)}"
+    return f"{name} {' '.join(title.split())}:\n\n{_code(joined)}"
+
+
+def _rule(row: ops.OpSpec) -> str:
+    return f"{row.output}, {row.values}" if row.values else row.output
 
 
 def _spellings(row: ops.OpSpec) -> tuple[str, str, str]:

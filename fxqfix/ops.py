@@ -19,6 +19,15 @@ Output rules (whose qparams the output of an int8 kernel has):
 * ``tuple``: several values, each with qparams of its own.
 * ``float``: not quantized (embedding, dynamic ops).
 * ``none``: no tensor (sizes and other questions).
+
+Value rules (where values lie, while input and output are on one grid; "" promises nothing):
+
+* ``picked``: each is one of the inputs' (max pools, cat; so is whatever has the output rule
+  ``shape``).
+* ``between``: between the inputs' lowest and highest, zeros of a padding included (averages, and
+  interpolation as far as quantized kernels do it: not bicubic).
+* ``to-zero``: none is further from zero than its input, on the same side (relu, and hardtanh
+  between bounds with zero in them).
 """
 
 from __future__ import annotations
@@ -52,6 +61,8 @@ class OpSpec:
         dynamic: Spellings with int8 weights on float activations.
         output: The output rule; see the module's docstring.
         fixed: (scale, zero point) of a "fixed" output on quint8.
+        values: The value rule; see the module's docstring.
+        inplace: Whether its int8 form writes in place where its float form does.
 
     Example:
         >>> from fxqfix.ops import TABLE
@@ -68,6 +79,8 @@ class OpSpec:
     dynamic: tuple[str, ...] = ()
     output: str = "own"
     fixed: tuple[float, int] | None = None
+    values: str = ""
+    inplace: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,6 +151,7 @@ def _pool(kind: str, dim: int, *aten: str) -> OpSpec:
         spelled=(f"torch.nn.{name}", f"{_F}.{snake}", *own, *_aten(f"{snake}.default", *aten)),
         int8=int8,
         output="input",
+        values="picked" if kind.endswith("max") else "between",
     )
 
 
@@ -384,6 +398,7 @@ TABLE: tuple[OpSpec, ...] = (
         int8=(f"{_OPS}.cat", f"{_OPS}.cat_out"),
         int8_relu=(f"{_OPS}.cat_relu", f"{_OPS}.cat_relu_out"),
         output="input",
+        values="picked",
     ),
     # ---- pools
     _pool("max", 1),
@@ -395,7 +410,13 @@ TABLE: tuple[OpSpec, ...] = (
     _pool("adaptive_avg", 3, "_adaptive_avg_pool3d.default"),
     *(_pool("adaptive_max", d) for d in (1, 2, 3)),
     _plain(
-        "mean", "pool", "torch.mean", ".mean", *_aten("mean.dim", "mean.default"), output="input"
+        "mean",
+        "pool",
+        "torch.mean",
+        ".mean",
+        *_aten("mean.dim", "mean.default"),
+        output="input",
+        values="between",
     ),
     # ---- activations
     _plain(
@@ -410,6 +431,8 @@ TABLE: tuple[OpSpec, ...] = (
         ".relu_",
         *_aten("relu.default", "relu_.default"),
         output="input",
+        values="to-zero",
+        inplace=True,
     ),
     _plain(
         "relu6",
@@ -419,6 +442,8 @@ TABLE: tuple[OpSpec, ...] = (
         *_aten("relu6.default", "relu6_.default"),
         int8=(f"{_Q}.ReLU6", f"{_OPS}.relu6"),
         output="input",
+        values="to-zero",
+        inplace=True,
     ),
     _plain(
         "hardtanh",
@@ -428,6 +453,8 @@ TABLE: tuple[OpSpec, ...] = (
         f"{_F}.hardtanh_",
         *_aten("hardtanh.default", "hardtanh_.default"),
         output="input",
+        values="to-zero",
+        inplace=True,
     ),
     _plain(
         "clamp",
@@ -460,6 +487,7 @@ TABLE: tuple[OpSpec, ...] = (
         ".hardsigmoid_",
         *_aten("hardsigmoid.default", "hardsigmoid_.default"),
         output="fixed",
+        inplace=True,
         fixed=(1 / 256, 0),
     ),
     _plain(
@@ -539,7 +567,14 @@ TABLE: tuple[OpSpec, ...] = (
     ),
     # No flow of torch quantizes these two; they stay float between their neighbours.
     _plain("silu", "activation", "torch.nn.SiLU", f"{_F}.silu", *_aten("silu.default")),
-    _plain("gelu", "activation", "torch.nn.GELU", f"{_F}.gelu", *_aten("gelu.default")),
+    _plain(
+        "gelu",
+        "activation",
+        "torch.nn.GELU",
+        f"{_F}.gelu",
+        *_aten("gelu.default"),
+        values="to-zero",
+    ),
     _plain(
         "threshold",
         "activation",
@@ -613,6 +648,7 @@ TABLE: tuple[OpSpec, ...] = (
             "upsample_trilinear3d.vec",
         ),
         output="input",
+        values="between",
     ),
     _plain(
         "pad",

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.ao.quantization as tq
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxqfix import ops, to_decomposed, trace
 from fxqfix.dialects import read
 from fxqfix.dialects._base import modules_of
+from fxqfix.measure import tensors_of
 from tests.op_calls import CALLS, GRID, Call, Handwritten
+from tests.op_samples import SAMPLES
 
 # From torch, where a module with a quantized tensor in a buffer is copied.
 pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
@@ -38,6 +40,7 @@ FAMILIES = {
     "recurrent",
     "attention",
 }
+VALUES = {"", "picked", "between", "to-zero"}
 RULES = {"own", "input", "shape", "fixed", "scalar", "tuple", "float", "none"}
 
 
@@ -61,12 +64,64 @@ def test_no_spelling_stands_twice() -> None:
 def test_row_is_sound(row: ops.OpSpec) -> None:
     assert row.family in FAMILIES
     assert row.output in RULES
+    assert row.values in VALUES
     assert (row.fixed is not None) == (row.output == "fixed")
     assert any(True for _ in ops.spellings(row))
     for column, spelling in ops.spellings(row):
         method = spelling.startswith(".")
         assert method or spelling.split(".")[0] in ("torch", "operator", "builtins", "fxqfix")
         assert not (method and column != "spelled")
+
+
+class Watched(fx.Interpreter):
+    """Runs a float model, and holds what ops give to their value rules."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.named, self.seen = dict(module.named_modules(remove_duplicate=False)), set[str]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        args = self.map_nodes_to_values(n.args, n)
+        kwargs = self.map_nodes_to_values(n.kwargs, n)
+        given = [t.clone() for t in tensors_of([args, kwargs]) if t.is_floating_point()]
+        found, value = self.ruled(n), super().run_node(n)
+        if found is not None:
+            self.hold(found, value, given)
+        return value
+
+    def ruled(self, n: fx.Node) -> ops.Match | None:
+        found = ops.match_node(n, self.named)
+        return found if found is not None and found.spec.values else None
+
+    def hold(self, found: ops.Match, value: Any, given: list[Tensor]) -> None:
+        value = value[0] if isinstance(value, tuple) else value  # with the places of the maxima
+        rule, before = found.spec.values, torch.cat([t.flatten() for t in given])
+        if rule == "picked":
+            assert set(value.flatten().tolist()) <= set(before.tolist())
+        elif rule == "between":
+            # Sums of floats round: the rule is one of exact arithmetic.
+            slack = 1e-6 * float(before.abs().max())
+            low, high = min(float(before.min()), 0.0), max(float(before.max()), 0.0)
+            assert bool(((value >= low - slack) & (value <= high + slack)).all())
+        else:
+            assert bool((value.abs() <= given[0].abs()).all())
+            assert bool((value * given[0] >= 0).all())
+        self.seen.add(found.spec.key)
+
+
+@torch.no_grad()
+def test_value_rules_hold() -> None:
+    """On every sample with such an op, in float, on both signs."""
+    seen = set[str]()
+    for sample in SAMPLES:
+        try:
+            watched = Watched(fx.symbolic_trace(sample.make().eval()))
+        except fx.proxy.TraceError:  # for eager mode only
+            continue
+        if any(watched.ruled(node) for node in watched.module.graph.nodes):
+            watched.run(*(torch.randn(shape) for shape in sample.shapes))
+            seen |= watched.seen
+    assert seen == {row.key for row in ops.TABLE if row.values}
 
 
 def test_row_is_frozen() -> None:

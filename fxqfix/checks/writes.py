@@ -12,15 +12,13 @@ from fxqfix.dialects._writes import overwrites
 
 __all__ = ["CHECKS"]
 
-# Their int8 forms write in place too, on codes.
-_IN_PLACE = ("relu", "relu6", "hardtanh", "hardsigmoid")
-
 
 def _lost(subject: Subject) -> Iterator[Finding]:
     for use in overwrites(subject.graph_module.graph, subject.modules):
         found = ops.match_node(use.op, subject.modules)
         key = found.key if found is not None else str(use.op.target)
-        if (key in _IN_PLACE and not subject.exported) or key == "dropout":
+        kept = found is not None and found.spec.inplace and not subject.exported
+        if kept or key == "dropout":
             continue
         yield Finding(
             "inplace-lost",

@@ -44,8 +44,6 @@ __all__ = [
 
 NAME = "decomposed"
 
-_PICKS = ("cat", "max_pool1d", "max_pool2d", "max_pool3d")  # beside what only reshapes
-_TO_ZERO = ("relu", "relu6", "hardtanh")  # no value gets further from zero
 
 _CLAMPS = (torch.clamp, torch.ops.aten.clamp.default)
 
@@ -262,7 +260,9 @@ def is_pinned(tap: Tap, reading: Reading) -> bool:
 
 def only_picks(found: ops.Match | None) -> bool:
     """Whether an op only picks values of its inputs: reshapes, cat and max pools do."""
-    return found is not None and (found.spec.output == "shape" or found.key in _PICKS)
+    if found is None or found.relu:
+        return False
+    return found.spec.output == "shape" or found.spec.values == "picked"
 
 
 def held_by(tap: Tap, reading: Reading) -> tuple[Tap, ...]:
@@ -290,7 +290,7 @@ def _has_zero(qparams: QParams) -> bool:
 def _moves_to_zero(
     node: fx.Node, found: ops.Match | None, modules: Mapping[str, nn.Module]
 ) -> bool:
-    if found is None or found.key not in _TO_ZERO:
+    if found is None or found.spec.values != "to-zero":
         return False
     if found.key != "hardtanh":
         return True

@@ -38,8 +38,6 @@ __all__ = [
 ]
 
 NAME = "fx-int8"
-# Of ops that compute anew on their input's grid: those whose codes stay between their inputs'.
-_STAYS = ("max_pool", "avg_pool", "adaptive", "mean", "relu", "hardtanh", "interpolate", "gelu")
 _RANGES = "fxqfix_ranges"  # in GraphModule.meta: ranges that need no clamp, which no node shows
 _ROUNDS_SCALE = "gelu"  # its kernel hands on the input's qparams with the scale in float32
 
@@ -341,7 +339,7 @@ def _stays(
         return len({known[n] for n in node.all_input_nodes if n in known}) == 1
     module = modules[str(node.target)] if node.op == "call_module" else None
     given = arguments(node, graph_module) if module is None else vars(module)
-    return found.spec.key.startswith(_STAYS) and given.get("divisor_override") is None
+    return bool(found.spec.values) and given.get("divisor_override") is None
 
 
 def _quantize_args(node: fx.Node, graph_module: fx.GraphModule, modules: Modules) -> QParams | None:

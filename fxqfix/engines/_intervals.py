@@ -27,7 +27,6 @@ from fxqfix.qparams import QParams, quantize_native
 __all__ = ["Interval", "intervals"]
 
 _OWN = ("fbgemm", "onednn", "qnnpack")
-_BETWEEN = ("max_pool", "avg_pool", "adaptive", "mean", "interpolate")
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def intervals(
         elif moves:
             found[node] = _hull(known, "it only moves codes")
         else:
-            found[node] = _of_kernel(call, known)
+            found[node] = _of_kernel(call, match, known)
         behind[node] = found[node].held(*limits.get(node, call.output.container))
     return found
 
@@ -123,15 +122,16 @@ def _hull(ups: list[Interval], reason: str) -> Interval:
     return Interval(min(up.low for up in ups), max(up.high for up in ups), reason)
 
 
-def _of_kernel(call: Call, ups: list[Interval]) -> Interval:
+def _of_kernel(call: Call, match: ops.Match | None, ups: list[Interval]) -> Interval:
     grids = [q for q in call.qparams if q is not None]
     same = all(q.same_grid(call.grid) for q in grids)
     if call.key == "hold_range":
         return ups[0].held(call.grid.quant_min, call.grid.quant_max, "a clamp holds it")
-    if call.key in ("cat", "stack") and same and not call.relu:
-        return _hull(ups, "it joins values of one grid")
-    if call.key.startswith(_BETWEEN) and same and call.option("divisor_override") is None:
-        return _with_zero(call, _hull(ups, "it stays between its input's codes, on their grid"))
+    stays = match is not None and (
+        match.spec.values in ("picked", "between") or match.spec.output == "shape"
+    )
+    if stays and same and not call.relu and call.option("divisor_override") is None:
+        return _with_zero(call, _hull(ups, "it stays between its inputs' codes, on their grid"))
     if call.key == "pad" and same:
         value = float(call.option("value", 0.0) or 0.0)
         return _with_code(_hull(ups, "it adds a constant"), _code(value, call.grid))

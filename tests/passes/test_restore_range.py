@@ -105,7 +105,7 @@ def test_clamps_only_where_codes_can_leave() -> None:
     assert [remark.split(":")[0] for remark in result.remarks] == [
         *("stem_2", "expand_1", "squeeze_0", "gate", "mean")
     ]
-    assert "it stays between its input's codes, on their grid" in result.remarks[-1]
+    assert "it stays between its inputs' codes, on their grid" in result.remarks[-1]
     assert "hardswish of these codes gives" in result.remarks[0]
 
 
