@@ -12,7 +12,12 @@ import pytest
 import torch
 from torch import fx, nn
 from torch.ao.quantization import get_default_qat_qconfig_mapping, get_default_qconfig_mapping
-from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
+from torch.ao.quantization.quantize_fx import (
+    convert_fx,
+    convert_to_reference_fx,
+    prepare_fx,
+    prepare_qat_fx,
+)
 
 import fxqfix
 from fxqfix.errors import (
@@ -23,6 +28,7 @@ from fxqfix.errors import (
     MissingDependencyError,
     ModelRunError,
     NonFiniteError,
+    OptionError,
     PairingError,
     RangeUnknownError,
     TraceError,
@@ -30,6 +36,7 @@ from fxqfix.errors import (
     UnknownNameError,
     UnsupportedError,
 )
+from fxqfix.report import Report
 from tests.faults.injectors import SHAPE, data, trained
 from tests.states import fingerprint
 
@@ -421,3 +428,42 @@ def test_ranges_from_of_another_kind() -> None:
 def test_a_report_that_is_no_file() -> None:
     message = _refused(DataError, ValueError, lambda: fxqfix.Report.from_json("no_such.json"))
     assert message.count("from_json") == 1
+
+
+@pytest.mark.parametrize("kind", ["int8", "reference"])
+def test_ranges_from_a_converted_model(kind: str) -> None:
+    """It holds none either: container ranges would be taken for declared ones."""
+    model = _calibrated()
+    converted = convert_fx(copy.deepcopy(model))
+    other = converted if kind == "int8" else convert_to_reference_fx(copy.deepcopy(model))
+    message = _refused(
+        RangeUnknownError,
+        ValueError,
+        lambda: fxqfix.to_decomposed(converted, ranges_from=other),
+        converted,
+    )
+    assert "does not hold quant_min / quant_max either" in message
+    held = fxqfix.to_int8(model, engine="fbgemm")
+    assert fxqfix.to_decomposed(converted, ranges_from=held) is not None
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, True, "3"])
+def test_counts(wrong: Any) -> None:
+    model = _calibrated()
+    report = fxqfix.compare(model, None, [torch.ones(4, 8)])
+    asked = {
+        "Report.worst": lambda: report.worst(wrong),
+        "Report.table": lambda: report.table(limit=wrong),
+        "LintReport.table": lambda: fxqfix.lint(model).table(limit=wrong),
+        "compare": lambda: fxqfix.compare(model, None, [torch.ones(4, 8)], culprits=wrong),
+    }
+    for where, call in asked.items():
+        message = _refused(OptionError, ValueError, call, model)
+        assert message.startswith(f"{where}: ")
+        assert repr(wrong) in message
+
+
+@pytest.mark.parametrize("other", [None, 3, "report.json"])
+def test_merge_with_what_is_no_report(other: Any) -> None:
+    message = _refused(PairingError, ValueError, lambda: Report(rows=()).merge(other))
+    assert message.startswith("Report.merge: only a report can be merged")

@@ -9,7 +9,7 @@ from torch import nn
 
 from fxqfix import _torch, dialects
 from fxqfix.dialects import Reading, pt2e
-from fxqfix.errors import DeviceError, DialectError, PairingError, UncalibratedError
+from fxqfix.errors import DeviceError, DialectError, PairingError, UncalibratedError, counting
 from fxqfix.flows._session import Session
 from fxqfix.flows.convert import convert_by_torch
 from fxqfix.pairing import pair
@@ -52,10 +52,10 @@ def compare(
         TraceError, DialectError: A model can't be traced, or holds nothing that quantizes.
         PairingError: The models are swapped or don't belong together.
         UncalibratedError: The prepared model, or a weight of it, never saw data.
-        DataError: There is no data.
-        NonFiniteError: NaN or inf in data or qparams.
+        DataError, NonFiniteError: There is no data, or NaN or inf in it or in qparams.
         DeviceError: Models and data are on different devices.
         ModelRunError: A model raised on a batch.
+        OptionError: `culprits` is negative, or no whole number.
 
     Example:
         >>> import torch
@@ -66,11 +66,10 @@ def compare(
         >>> prepared = prepare_qat_fx(net, get_default_qat_qconfig_mapping("fbgemm"), (x,))
         >>> _ = prepared(x)
         >>> report = compare(prepared.eval(), None, [2 * x], engine="fbgemm")
-        >>> [row.name for row in report.rows]
-        ['input_1', '_0.weight', '_0']
-        >>> sorted(report.row("input_1").causes)
-        ['range-lost']
+        >>> [(row.name, *row.causes) for row in report.rows if row.name == "input_1"]
+        [('input_1', 'range-lost')]
     """
+    counting(culprits, "compare", "culprits counts sites")
     with _torch.quantized_engine(engine) as name:
         mine = prepared_reading(prepared)
         other = convert_by_torch(prepared) if converted is None else converted

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxqfix import _pt2e, _torch, dialects, ops
-from fxqfix.dialects import Reading, int8, pt2e
+from fxqfix.dialects import Reading, decomposed, int8, pt2e
 from fxqfix.dialects._base import modules_of, scope
 from fxqfix.dialects.qconfig import qconfig_range
 from fxqfix.errors import DialectError, RangeUnknownError
@@ -72,8 +72,8 @@ def to_decomposed(
     passes.append(PinRanges(where=where) if pin_ranges else DecomposeQuantize())
     # Tracing an eager model copies it, and torch's conversion is of a copy.
     owned = isinstance(model, nn.Module) and source is not model
-    decomposed: fx.GraphModule = chain(source, *passes, owned=owned).graph_module
-    return decomposed
+    result: fx.GraphModule = chain(source, *passes, owned=owned).graph_module
+    return result
 
 
 def _by_pt2e(prepared: fx.GraphModule) -> fx.GraphModule:
@@ -125,6 +125,14 @@ def declared_ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, 
 
 def _from_prepared(reading: Reading, prepared: nn.Module) -> dict[str, tuple[int, int]]:
     other = dialects.read(prepared, "ranges_from")
+    holds = other.prepared or other.dialect == decomposed.NAME or int8.own_ranges(other)
+    if not holds:
+        raise RangeUnknownError(
+            "the model in ranges_from does not hold quant_min / quant_max either",
+            where="to_decomposed",
+            found=f"a model of dialect {other.dialect}",
+            expected="the prepared model (or the qconfig mapping) that it was converted from",
+        )
     found: dict[str, tuple[int, int]] = {}
     for p in pair(other, reading).pairs:
         used = p.prepared.site.used

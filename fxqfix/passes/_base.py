@@ -245,8 +245,9 @@ class Pass(ABC):
         except FxqfixError:
             raise
         except Exception as error:
+            name = self.name or type(self).__name__
             raise PassError(
-                f"pass {self.name} failed after {len(rewriter.edits)} edits: {error}",
+                f"pass {name} failed after {len(rewriter.edits)} edits: {error}",
                 where=self.name,
                 found=rewriter.edits[-1] if rewriter.edits else type(rewriter.module).__name__,
                 remedy="the model is unchanged; please report this with the model",

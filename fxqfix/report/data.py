@@ -10,11 +10,11 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fxqfix.dialects.site import closest
-from fxqfix.errors import DataError, PairingError, UnknownNameError
+from fxqfix.errors import DataError, UnknownNameError, counting
 from fxqfix.measure.culprits import Culprit
 from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.qparams import QParams
@@ -231,7 +231,12 @@ class Report:
         return self.causes.get("unexplained", 0)
 
     def worst(self, n: int = 5) -> tuple[Row, ...]:
-        """The n rows with the largest share of locally differing codes (then cumulative)."""
+        """The n rows with the largest share of locally differing codes (then cumulative).
+
+        Raises:
+            OptionError: n is negative, or no whole number.
+        """
+        counting(n, "Report.worst", "n counts rows")
 
         def badness(row: Row) -> tuple[float, float]:
             return row.local_share, row.cumulative_share
@@ -242,23 +247,11 @@ class Report:
         """Add up with the report of other data on the same pair of models.
 
         Raises:
-            PairingError: The reports are of different models.
+            PairingError: The reports are of different models, or the other is none.
         """
-        mine, theirs = (
-            [(r.name, r.prepared, r.converted) for r in report.rows] for report in (self, other)
-        )
-        if (mine, self.engine) != (theirs, other.engine):
-            raise PairingError(
-                "only reports of the same two models can be merged",
-                where="Report.merge",
-                found=f"{len(theirs)} rows on engine {other.engine or 'unknown'} that are not "
-                f"the {len(mine)} rows of this report on engine {self.engine or 'unknown'}",
-                remedy="merge reports that came from the same prepared and converted model",
-            )
-        rows = tuple(_merge_rows(a, b) for a, b in zip(self.rows, other.rows, strict=True))
-        notes = tuple(dict.fromkeys((*self.notes, *other.notes)))
-        batches, found = self.batches + other.batches, _merge_culprits(self, other)
-        return replace(self, rows=rows, batches=batches, notes=notes, corrected=found)
+        from fxqfix.report import merging
+
+        return merging.merged(self, other)
 
     def __str__(self) -> str:
         """Render the table, the causes and the coverage as text."""
@@ -346,6 +339,7 @@ class Report:
 
         Raises:
             DataError: The comparison did not correct any.
+            OptionError: n is negative, or no whole number.
         """
         if self.corrected is None:
             raise DataError(
@@ -353,38 +347,13 @@ class Report:
                 where="Report.culprits",
                 remedy="compare(prepared, converted, data, culprits=5)",
             )
+        if n is not None:
+            counting(n, "Report.culprits", "n counts sites")
         return self.corrected[:n]
 
 
 def _share(found: Discrepancy) -> float:
     return found.differing / max(found.elements, 1)
-
-
-def _add(a: Discrepancy | None, b: Discrepancy | None) -> Discrepancy | None:
-    return a + b if a is not None and b is not None else None
-
-
-def _merge_rows(a: Row, b: Row) -> Row:
-    if a.kind == "weight":  # weights are compared once, whatever the data
-        return a
-    return replace(
-        a,
-        local=_add(a.local, b.local),
-        cumulative=a.cumulative + b.cumulative,
-        noise_floor=_add(a.noise_floor, b.noise_floor),
-        causes=Counter(a.causes) + Counter(b.causes),
-        evidence={**b.evidence, **a.evidence},
-        problems=tuple(dict.fromkeys((*a.problems, *b.problems))),
-    )
-
-
-def _merge_culprits(a: Report, b: Report) -> tuple[Culprit, ...] | None:
-    """Of the sites that were corrected in both."""
-    if a.corrected is None or b.corrected is None:
-        return None
-    others = {c.name: c for c in b.corrected}
-    found = [c + others[c.name] for c in a.corrected if c.name in others]
-    return tuple(sorted(found, key=lambda c: c.after.noise))
 
 
 def _save(text: str, path: str | os.PathLike[str] | None) -> str:

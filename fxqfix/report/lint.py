@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from fxqfix.checks import SEVERITIES, Finding
+from fxqfix.errors import counting
 from fxqfix.report import text
 
 __all__ = ["LintReport"]
@@ -49,6 +50,8 @@ class LintReport:
             fmt: A format of tabulate.
             limit: Findings of one code and severity to show; None shows all.
         """
+        if limit is not None:
+            counting(limit, "LintReport.table", "limit counts findings")
         seen: Counter[tuple[str, str]] = Counter()
         lines = []
         for found in self.findings:

@@ -14,7 +14,7 @@ from typing import Any
 from tabulate import tabulate, tabulate_formats
 
 from fxqfix.dialects.site import Inspection, closest, digits_apart, grid_text
-from fxqfix.errors import UnknownNameError
+from fxqfix.errors import UnknownNameError, counting
 from fxqfix.measure import decibels
 from fxqfix.report.data import Coverage, Report, Row, Uncovered
 from fxqfix.report.findings import counted, culprits, kernels, problems
@@ -196,12 +196,15 @@ def table(
 
     Raises:
         UnknownNameError: There is no such format or key; the message lists those that exist.
+        OptionError: The limit is negative, or no whole number.
 
     Example:
         >>> print(table(Report(rows=()), fmt="tsv").split()[:3])
         ['site', 'op', 'kernel']
     """
     check(fmt, sort)
+    if limit is not None:
+        counting(limit, "Report.table", "limit counts rows")
     rows = list(report.rows)
     if sort is not None:
         rows.sort(key=next(column.rank for column in COLUMNS if column.key == sort))

@@ -47,6 +47,12 @@ class SiteView:
         value: What the decomposed graph quantizes, float32.
         wanted: The codes of the decomposed graph.
         found: The codes of the deployed form, as integers of any dtype.
+
+    Example:
+        >>> from fxqfix.routes import SiteView
+        >>> def explain(view: SiteView) -> int:  # of a route: how many codes are clamped there
+        ...     limits = view.grid.quant_min, view.grid.quant_max
+        ...     return int((view.found.clamp(*limits) != view.found).sum())
     """
 
     reading: Reading

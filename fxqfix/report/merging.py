@@ -1,0 +1,81 @@
+"""Two reports of the same two models, on different data, added up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from fxqfix.errors import PairingError
+from fxqfix.measure.culprits import Culprit
+from fxqfix.measure.discrepancy import Discrepancy
+from fxqfix.report.data import Report, Row
+
+__all__ = ["merged"]
+
+
+def merged(report: Report, other: object) -> Report:
+    """Add up two reports.
+
+    Args:
+        report: One.
+        other: What has to be the report of other data on the same pair of models.
+
+    Returns:
+        A report of both data.
+
+    Raises:
+        PairingError: The reports are of different models, or the other is none.
+
+    Example:
+        >>> merged(Report(rows=(), batches=1), Report(rows=(), batches=2)).batches
+        3
+    """
+    if not isinstance(other, Report):
+        raise PairingError(
+            "only a report can be merged with a report",
+            where="Report.merge",
+            found=type(other).__name__,
+            expected="what compare returned for other data",
+        )
+    mine, theirs = (
+        [(row.name, row.prepared, row.converted) for row in one.rows] for one in (report, other)
+    )
+    if (mine, report.engine) != (theirs, other.engine):
+        raise PairingError(
+            "only reports of the same two models can be merged",
+            where="Report.merge",
+            found=f"{len(theirs)} rows on engine {other.engine or 'unknown'} that are not "
+            f"the {len(mine)} rows of this report on engine {report.engine or 'unknown'}",
+            remedy="merge reports that came from the same prepared and converted model",
+        )
+    rows = tuple(_rows(a, b) for a, b in zip(report.rows, other.rows, strict=True))
+    notes = tuple(dict.fromkeys((*report.notes, *other.notes)))
+    batches, found = report.batches + other.batches, _culprits(report, other)
+    return replace(report, rows=rows, batches=batches, notes=notes, corrected=found)
+
+
+def _add(a: Discrepancy | None, b: Discrepancy | None) -> Discrepancy | None:
+    return a + b if a is not None and b is not None else None
+
+
+def _rows(a: Row, b: Row) -> Row:
+    if a.kind == "weight":  # weights are compared once, whatever the data
+        return a
+    return replace(
+        a,
+        local=_add(a.local, b.local),
+        cumulative=a.cumulative + b.cumulative,
+        noise_floor=_add(a.noise_floor, b.noise_floor),
+        causes=Counter(a.causes) + Counter(b.causes),
+        evidence={**b.evidence, **a.evidence},
+        problems=tuple(dict.fromkeys((*a.problems, *b.problems))),
+    )
+
+
+def _culprits(a: Report, b: Report) -> tuple[Culprit, ...] | None:
+    """Of the sites that were corrected in both."""
+    if a.corrected is None or b.corrected is None:
+        return None
+    others = {c.name: c for c in b.corrected}
+    found = [c + others[c.name] for c in a.corrected if c.name in others]
+    return tuple(sorted(found, key=lambda c: c.after.noise))
