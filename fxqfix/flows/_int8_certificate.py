@@ -15,7 +15,8 @@ from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Interval, calls, intervals, placed, saturation_possible
 from fxqfix.inserted import FloatIsland, InMemoryOrder
 from fxqfix.pairing import Pair, Pairing, pair
-from fxqfix.passes.avoid_defects import ROUTE, defects_of
+from fxqfix.passes._detours import ROUTE
+from fxqfix.passes._met import defects_of
 from fxqfix.passes.explicit_writes import QUANTIZED
 from fxqfix.report import CheckedRange, CheckedWeight, Int8Certificate, Routed, Saturating
 

@@ -29,8 +29,8 @@ from fxqfix.passes import (
     RestoreRange,
     chain,
 )
+from fxqfix.passes._state import obstacle, state_differs
 from fxqfix.passes.graft_islands import has_island
-from fxqfix.passes.restore_qparams import obstacle, state_differs
 from fxqfix.qparams import QParams
 from fxqfix.report import Mend, Refusal
 
