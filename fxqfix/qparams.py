@@ -3,9 +3,9 @@
 The two roundings that torch has are both here, because they differ on ties:
 
 * fake-quantize and `quantized_decomposed.quantize_per_*`: ``rne(f(x * f(1/s))) + zp``
-* `torch.quantize_per_tensor` to 8 bits: ``rne(fma(x, f(1/s), zp))``; the zero point is added
-  before the rounding, so an odd zero point flips a tie's parity. To 32 bits, and per channel:
-  ``rne(f(f(x * f(1/s)) + zp))``.
+* `torch.quantize_per_tensor`: the same in some builds of torch (`zero_point_first` asks this one).
+  In others, to 8 bits, ``rne(fma(x, f(1/s), zp))``: the zero point is added before the rounding, so
+  an odd zero point flips a tie's parity; to 32 bits and per channel ``rne(f(f(x * f(1/s)) + zp))``.
 
 ``f`` rounds to float32 and ``rne`` rounds half to even. Both are asserted against the kernels,
 code for code, in ``tests/test_qparams.py``.
@@ -13,6 +13,7 @@ code for code, in ``tests/test_qparams.py``.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,8 @@ __all__ = [
     "quantize",
     "quantize_native",
     "regrid",
+    "round_native",
+    "zero_point_first",
 ]
 
 # The integer dtype that holds the codes of each quantized dtype.
@@ -210,6 +213,41 @@ def quantize(x: Tensor, qparams: QParams) -> Tensor:
     return codes.clamp(qparams.quant_min, qparams.quant_max).to(torch.int32)
 
 
+@functools.cache
+def zero_point_first() -> bool:
+    """Whether this torch's native quantize adds the zero point before it rounds; it is asked.
+
+    Builds differ: that of torch 2.13.0 for CPUs does, those of 2.6.0 and 2.15.0 with CUDA don't.
+    Half a step at zero point 1 is 1.5, which rounds to 2, or 0 and then 1.
+
+    Example:
+        >>> code = torch.quantize_per_tensor(torch.tensor([0.5]), 1.0, 1, torch.quint8).int_repr()
+        >>> zero_point_first() == (code.item() == 2)
+        True
+    """
+    code = torch.quantize_per_tensor(torch.tensor([0.5]), 1.0, 1, torch.quint8).int_repr()
+    return bool(code.item() == 2)
+
+
+def round_native(scaled: Tensor, zero_point: int | Tensor) -> Tensor:
+    """Whole numbers from float32 values in steps of a grid, as native kernels round one by one.
+
+    Args:
+        scaled: Values divided by the scale, float32.
+        zero_point: The grid's.
+
+    Returns:
+        ``rne(f(scaled + zp))``, or ``rne(scaled) + zp``: see `zero_point_first`; not clamped.
+
+    Example:
+        >>> round_native(torch.tensor([0.75, 1.25]), 3)
+        tensor([4., 4.])
+    """
+    if zero_point_first():
+        return torch.round(scaled + zero_point)
+    return torch.round(scaled) + zero_point
+
+
 def quantize_native(x: Tensor, qparams: QParams) -> Tensor:
     """Integer codes by the rule of `torch.quantize_per_tensor` and `torch.quantize_per_channel`.
 
@@ -218,21 +256,32 @@ def quantize_native(x: Tensor, qparams: QParams) -> Tensor:
         qparams: The grid; its quant_min / quant_max are ignored, as the kernels do.
 
     Returns:
-        int32 codes of x's shape: ``rne(fma(x, f(1/scale), zp))``, clamped to the container; to 32
-        bits or per channel ``rne(f(f(x * f(1/scale)) + zp))``.
+        int32 codes of x's shape, clamped to the container: ``rne(f(x * f(1/scale))) + zp``, or
+        where `zero_point_first`, ``rne(fma(x, f(1/scale), zp))``, to 32 bits and per channel
+        ``rne(f(f(x * f(1/scale)) + zp))``.
 
     Example:
         >>> q = QParams(1.0, 1, 0, 127, torch.quint8)
-        >>> quantize(torch.tensor([0.5]), q).item(), quantize_native(torch.tensor([0.5]), q).item()
-        (1, 2)
+        >>> quantize(torch.tensor([0.75]), q).item()
+        2
+        >>> quantize_native(torch.tensor([0.5]), q).item() == (2 if zero_point_first() else 1)
+        True
     """
     scale, point = qparams.tensors(x)
     x = x.detach().to(torch.float32)
     if qparams.axis is not None or qparams.storage == torch.int32:
-        codes = torch.round(x * (1.0 / scale) + point.to(torch.float32))
+        codes = round_native(x * (1.0 / scale), point.to(torch.float32))
+    elif not zero_point_first():
+        codes = _in_int32(torch.round(x * (1.0 / scale)), point)
     else:  # the product is exact in float64
         codes = torch.round(fused_sum(x.double() * (1.0 / scale).double(), point.double()))
     return codes.double().clamp(*qparams.container).to(torch.int32)
+
+
+def _in_int32(steps: Tensor, point: Tensor) -> Tensor:
+    """Steps plus zero point, in int32 as the vectors do it: beyond 2^31 steps the sum wraps."""
+    whole = steps.double().clamp(-(2.0**31), 2.0**31 - 128).to(torch.int64)
+    return (whole + point.to(torch.int64) + 2**31) % 2**32 - 2**31
 
 
 def fused_sum(a: Tensor, b: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 Element-wise kernels have a vector body and a scalar tail that round differently:
 
 * body: ``x = fma(s, q, f(-(zp * s)))``, the function, ``rne(f(y * f(1/os))) + zo``
-* tail: ``x = f(s * (q - zp))``, the function, ``rne(f(f(y * f(1/os)) + zo))``
+* tail: ``x = f(s * (q - zp))``, the function, ``rne(f(f(y * f(1/os)) + zo))``; where this torch
+  adds the zero point behind the rounding (`fxqfix.qparams.zero_point_first`), as in the body
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from fxqfix.engines._arithmetic import fma, real, single, to_codes
 from fxqfix.engines._base import Call
 from fxqfix.engines._loops import result_like, tail_positions
-from fxqfix.qparams import QParams
+from fxqfix.qparams import QParams, round_native
 
 __all__ = ["Lookup", "Rounding", "codes_of", "fused", "select", "vectorized"]
 
@@ -101,8 +102,8 @@ class Rounding:
         return to_codes(torch.round(y * self.inverse) + self.point, self.grid)
 
     def tail(self, y: Tensor) -> Tensor:
-        """The zero point is added before the rounding."""
-        return to_codes(torch.round(y * self.inverse + self.point), self.grid)
+        """The zero point is added before the rounding, by some builds of torch."""
+        return to_codes(round_native(y * self.inverse, self.point), self.grid)
 
 
 def vectorized(

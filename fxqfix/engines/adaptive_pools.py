@@ -19,7 +19,7 @@ from fxqfix.engines._arithmetic import fma, to_codes
 from fxqfix.engines._base import Call, kernel
 from fxqfix.engines._layout import laid_out, passes_for_last, stored
 from fxqfix.engines.pools import as_qnnpack, mixed, qnnpack_multiplier
-from fxqfix.qparams import QParams
+from fxqfix.qparams import QParams, round_native, zero_point_first
 
 __all__ = ["AdaptiveAveragePool"]
 
@@ -56,7 +56,9 @@ class AdaptiveAveragePool(nn.Module):
         inverse = 1.0 / (1.0 / (1.0 / counts.float()))
         zero = torch.tensor(float(point), device=codes.device)
         body = torch.round(fma(centered, inverse, zero))
-        found = mixed(body, torch.round(centered * inverse + point), 8)
+        if not zero_point_first():
+            body = round_native(centered * inverse, point)
+        found = mixed(body, round_native(centered * inverse, point), 8)
         return stored(to_codes(found, self.source), codes)
 
 

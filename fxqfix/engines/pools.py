@@ -6,6 +6,7 @@ channels, which round in another way than the channels that are left.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from fxqfix.engines._arithmetic import real, single, to_codes
 from fxqfix.engines._base import Call, kernel
 from fxqfix.engines._layout import laid_out, passes_for_last, stored, suggested_format
-from fxqfix.qparams import QParams, quantize_native
+from fxqfix.qparams import QParams, quantize_native, round_native
 
 __all__ = [
     "AVERAGE",
@@ -96,7 +97,7 @@ class AveragePool2d(nn.Module):
         m = 1.0 / divisors_of(centered, self.options).float()
         if not passes_for_last(codes):
             return laid_out(to_codes(torch.round(sums * m + point), self.source), 0)
-        tail = torch.round(sums * (1.0 / (1.0 / m)) + point)
+        tail = round_native(sums * (1.0 / (1.0 / m)), point)
         found = mixed(torch.round(sums * m) + point, tail, self.lanes)
         return stored(to_codes(found, self.source), codes)
 
@@ -179,7 +180,7 @@ def _qnn_avg_pool(call: Call) -> nn.Module:
 class Mean(nn.Module):
     """A mean of codes.
 
-    Over the last two axes of a contiguous image ``rne(SQ / n)``; else dequantized, averaged and
+    Over the last axes of contiguous codes ``rne(SQ / n)``; else dequantized, averaged and
     quantized. qnnpack, over the image: ``rne(f(S * f(s / f(s * n)))) + zp``.
     """
 
@@ -197,8 +198,10 @@ class Mean(nn.Module):
             sums = (codes.int() - point).sum((2, 3), keepdim=self.keepdim).float()
             found = torch.round(sums * qnnpack_multiplier(self.source, count)) + point
             return to_codes(found, self.source)
-        if image and codes.is_contiguous():
-            sums = codes.long().sum((2, 3), keepdim=self.keepdim).float()
+        inner = sorted(dims) == list(range(codes.dim() - len(dims), codes.dim()))
+        if inner and codes.is_contiguous():
+            count = math.prod(codes.shape[d] for d in dims)
+            sums = codes.long().sum(dims, keepdim=self.keepdim).float()
             return to_codes(torch.round(sums / count), self.source)
         mean = real(codes, self.source).mean(dims, keepdim=self.keepdim)
         return quantize_native(mean, self.source).to(self.source.storage)

@@ -15,7 +15,7 @@ from fxqfix.engines._arithmetic import to_codes
 from fxqfix.engines._base import Call, kernel
 from fxqfix.engines._layout import stored
 from fxqfix.engines.adaptive_pools import AdaptiveAveragePool
-from fxqfix.qparams import QParams
+from fxqfix.qparams import QParams, round_native
 
 __all__ = ["AveragePool3d", "Line"]
 
@@ -80,7 +80,7 @@ class AveragePool3d(nn.Module):
         centered = (codes.int() - point).double()
         sums = pools.sums_of(centered, self.options).float()
         m = 1.0 / pools.divisors_of(centered, self.options).float()
-        tail = torch.round(sums * (1.0 / (1.0 / m)) + point)
+        tail = round_native(sums * (1.0 / (1.0 / m)), point)
         found = pools.mixed(torch.round(sums * m) + point, tail, self.lanes)
         last = codes.contiguous(memory_format=torch.channels_last_3d)
         return stored(to_codes(found, self.source), last)

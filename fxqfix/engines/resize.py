@@ -23,7 +23,7 @@ from fxqfix.engines._arithmetic import to_codes
 from fxqfix.engines._base import Call, kernel
 from fxqfix.engines._blend import line, weighted
 from fxqfix.engines._layout import passes_for_last, stored, suggested
-from fxqfix.qparams import QParams
+from fxqfix.qparams import QParams, round_native
 
 __all__ = ["Bilinear", "Nearest"]
 
@@ -94,7 +94,7 @@ class Bilinear(_Resize):
             found = torch.cat(
                 [weighted(x[:, :vectors], lines, 1), weighted(x[:, vectors:], lines, 0)], 1
             )
-        rounded = torch.round(found - self.point + self.point)
+        rounded = round_native(found - self.point, self.point)
         return (stored if last else suggested)(to_codes(rounded, self.source), codes)
 
 

@@ -31,6 +31,7 @@ POOLS: dict[str, Callable[[Tensor], Any]] = {
     "mean of the image": lambda q: q.mean([2, 3]),
     "mean kept": lambda q: q.mean([2, 3], keepdim=True),
     "mean of channels": lambda q: torch.mean(q, 1),
+    "mean of rows": lambda q: torch.mean(q, 3, keepdim=True),
 }
 REFUSED = {
     "average without padding": "average-counts-padding",
