@@ -531,3 +531,37 @@ def test_records_are_frozen() -> None:
     found = certificate(fxqfix.to_int8(prepared, engine="fbgemm"))
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.engine = "x86"  # type: ignore[misc]  # that is the test
+
+
+class Gated(nn.Module):
+    """A cat shares one observer: the gate is declared on the cat's grid, its kernel knows one."""
+
+    def __init__(self, gate: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(4, 4, 3, padding=1), gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.gate(self.conv(x))], 1)
+
+
+# From torch, where plainly converted: it is what to_int8 and the way back have to survive.
+@pytest.mark.filterwarnings("ignore:All inputs of this cat operator:UserWarning")
+@pytest.mark.parametrize("gate", [torch.sigmoid, torch.tanh, nn.functional.hardsigmoid])
+@pytest.mark.parametrize("engine", ["fbgemm", "onednn"])
+def test_a_kernel_with_a_grid_of_its_own(engine: str, gate: Callable[[Tensor], Tensor]) -> None:
+    """A range of codes on the declared grid, held on the kernel's own, would clip its values."""
+    x = torch.randn(3, 4, 6, 6)
+    torch.backends.quantized.engine = engine
+    prepared = prepare_qat_fx(Gated(gate).train(), get_default_qat_qconfig_mapping(engine), (x,))
+    prepared(x)
+    frozen = fxqfix.freeze(prepared.eval())
+    result = fxqfix.to_int8(prepared, engine=engine)
+    row = fxqfix.compare(frozen, result, [x, 3 * x], engine=engine).row(gate.__name__)
+    assert row.prepared == row.converted
+    assert row.local is not None
+    assert row.local.exact
+    back = fxqfix.to_decomposed(convert_fx(copy.deepcopy(frozen)), ranges_from=frozen)
+    used = fxqfix.inspect(back).site(gate.__name__).used
+    assert used is not None
+    assert (used.quant_min, used.quant_max) == used.container
+    assert result.meta["certificate"].ok

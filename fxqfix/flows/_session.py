@@ -215,6 +215,7 @@ class Session:
             inputs=tuple(u.site.name for u in ups),
             note=_note(site),
             problems=tuple(share.problems),
+            either=probe.either,
             engine=call.engine if call is not None else "",
             accumulator=engines.accumulator_bound(call) if call is not None else None,
             saturation=self._saturation(call) if call is not None else None,
@@ -249,6 +250,7 @@ class Session:
             causes=MappingProxyType(dict(share.counts)),
             evidence=MappingProxyType(dict(share.evidence)),
             problems=tuple(share.problems),
+            either=numbers.differing,
         )
 
     def _coverage(self, rows: set[str]) -> Coverage:

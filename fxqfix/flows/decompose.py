@@ -134,10 +134,16 @@ def _from_prepared(reading: Reading, prepared: nn.Module) -> dict[str, tuple[int
             expected="the prepared model (or the qconfig mapping) that it was converted from",
         )
     found: dict[str, tuple[int, int]] = {}
+    modules = modules_of(reading.graph_module)
     for p in pair(other, reading).pairs:
-        used = p.prepared.site.used
-        if used is not None and p.prepared.site.kind == "activation":
-            found[p.converted.site.name] = (used.quant_min, used.quant_max)
+        used, theirs = p.prepared.site.used, p.converted.site.used
+        if used is None or p.prepared.site.kind != "activation":
+            continue
+        match = ops.match_node(p.converted.kernel, modules)
+        fixed = match is not None and match.spec.output == "fixed"
+        if fixed and theirs is not None and not theirs.same_grid(used):
+            used = theirs  # the range is one of codes on a grid that the kernel doesn't know
+        found[p.converted.site.name] = (used.quant_min, used.quant_max)
     return found
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from fxqfix.measure.discrepancy import Discrepancy, discrepancy
 from fxqfix.passes._shadow_modules import Local, Snapshot, check_shape
-from fxqfix.qparams import QParams
+from fxqfix.qparams import QParams, regrid
 
 __all__ = ["Probe"]
 
@@ -29,6 +30,7 @@ class Probe(nn.Module):
         local: Against the shadow, which had the same inputs.
         cumulative: Against the prepared model's own value.
         noise_floor: The nudged prepared model against the prepared model.
+        either: Codes that differ from the shadow's or from the prepared model's.
         keep: Whether to keep the prepared codes of a batch until somebody takes them.
         kept: These codes.
     """
@@ -42,6 +44,7 @@ class Probe(nn.Module):
         self._attribute = attribute
         self.local, self.cumulative = Discrepancy(), Discrepancy()
         self.noise_floor: Discrepancy | None = None
+        self.either = 0
         self.keep = False
         self.kept: Tensor | None = None
 
@@ -61,6 +64,11 @@ class Probe(nn.Module):
         now = discrepancy(local.expected, converted, grid, target)
         cumulative = discrepancy(prepared, converted, grid, target)
         self.local, self.cumulative = self.local + now, self.cumulative + cumulative
+        self.either += now.differing or cumulative.differing
+        if now.differing and cumulative.differing:
+            codes = regrid(converted, target, grid)
+            apart = (codes == local.expected) & (codes != prepared)
+            self.either += int(torch.count_nonzero(apart))
         if nudged is not None:
             floor = discrepancy(prepared, nudged, grid, grid)
             self.noise_floor = floor if self.noise_floor is None else self.noise_floor + floor

@@ -19,6 +19,8 @@ __all__ = ["ROUTE", "Detours"]
 
 ROUTE = "fxqfix_route"  # in node.meta of an op that is routed: (way, reason)
 
+_NOT_OWN = ("input", "shape", "scalar", "fixed")  # output rules of kernels that are given no grid
+
 
 @dataclass
 class Detours:
@@ -95,17 +97,19 @@ class Detours:
         return emit_float(emit, found, node)
 
     def regrid(self, node: fx.Node, grid: QParams) -> None:
-        """Quantize to the declared grid what a kernel would leave on its input's.
+        """Quantize to the declared grid what a kernel would leave on its input's, or on its own.
 
-        Ops whose grid torch's conversion chose stay as they are.
+        A sigmoid that shares a cat's observer is one: its kernel knows 1/256 only. Ops whose grid
+        torch's conversion chose stay as they are.
         """
         found = ops.match_node(node, modules_of(self.rewriter.graph_module))
         if found is None or node not in self.qparams:
             return
-        keeps = found.spec.output in ("input", "shape", "scalar") or _takes_number(node)
+        keeps = found.spec.output in _NOT_OWN or _takes_number(node)
         formed = found.column == "spelled" or has_form(found.spec.key)
         if keeps and formed:
-            self.island(node, grid, "the kernel only knows its input's grid")
+            whose = "a grid of its own" if found.spec.output == "fixed" else "its input's grid"
+            self.island(node, grid, f"the kernel only knows {whose}")
 
 
 def _takes_number(node: fx.Node) -> bool:

@@ -102,6 +102,7 @@ class Row:
             container of the input's codes allow; None for ops without a weight.
         saturation: Pairs of weights whose products can leave int16 on CPUs without VNNI; 0: no
             input can make one saturate, on any CPU. None for ops without a weight.
+        either: Codes that differ locally or cumulatively, as counted; None: not counted.
 
     Example:
         >>> import torch
@@ -129,6 +130,7 @@ class Row:
     engine: str = ""
     accumulator: int | None = None
     saturation: int | None = None
+    either: int | None = None
 
     def __post_init__(self) -> None:
         """Copy the mappings: plain dicts pickle, so that reports come back from workers."""
@@ -152,8 +154,8 @@ class Row:
 
     @property
     def differing(self) -> int:
-        """Codes that differ locally or cumulatively: what the causes add up to."""
-        return sum(self.causes.values())
+        """Codes that differ locally or cumulatively: what the causes add up to, where asked for."""
+        return sum(self.causes.values()) if self.either is None else self.either
 
     @property
     def exact(self) -> bool:

@@ -68,6 +68,7 @@ def _rows(a: Row, b: Row) -> Row:
         noise_floor=_add(a.noise_floor, b.noise_floor),
         causes=Counter(a.causes) + Counter(b.causes),
         evidence={**b.evidence, **a.evidence},
+        either=a.differing + b.differing,
         problems=tuple(dict.fromkeys((*a.problems, *b.problems))),
     )
 

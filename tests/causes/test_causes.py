@@ -85,6 +85,12 @@ def test_without_attribution_the_numbers_are_the_same() -> None:
     assert [r.local for r in with_causes.rows] == [r.local for r in without.rows]
     assert [r.cumulative for r in with_causes.rows] == [r.cumulative for r in without.rows]
     assert without.causes == {}
+    counted = [r.differing for r in without.rows]
+    assert counted == [sum(r.causes.values()) for r in with_causes.rows]
+    assert any(counted)
+    merged = [r.differing for r in with_causes.merge(without).rows if r.kind == "activation"]
+    rows = [r for r in without.rows if r.kind == "activation"]
+    assert merged == [2 * r.differing for r in rows]
 
 
 def test_a_cause_that_fails_says_so_in_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
