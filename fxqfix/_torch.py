@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -261,7 +261,7 @@ def native_isa() -> str:
 def packed_engine(packed: Any) -> str | None:
     """The engine whose kernel a packed weight runs on, whatever engine is current.
 
-    torch keeps no name; but each kernel refuses a qint8 input in words of its own, and onednn's
+    torch keeps no name; but each kernel refuses a qint8 input in words of its own, and one engine's
     linear takes it.
 
     Returns:
@@ -290,7 +290,20 @@ def packed_engine(packed: Any) -> str | None:
             return None
         named = next((e for e in ("qnnpack", "onednn", "fbgemm") if e in said), None)
         return named or ("fbgemm" if dim == 0 else None)
-    return "onednn" if dim == 0 else None
+    return _linear_of_qint8() if dim == 0 else None
+
+
+@functools.cache
+def _linear_of_qint8() -> str | None:
+    """The engine whose linear takes qint8: onednn's, but qnnpack's in torch 2.6.0."""
+    codes = torch.quantize_per_tensor(torch.zeros(0, 1), 1.0, 0, torch.qint8)
+    weight = torch.quantize_per_tensor(torch.zeros(1, 1), 1.0, 0, torch.qint8)
+    for engine in sorted({"onednn", "qnnpack"} & set(torch.backends.quantized.supported_engines)):
+        with quantized_engine(engine), suppress(RuntimeError):
+            packed = torch.ops.quantized.linear_prepack(weight, None)
+            torch.ops.quantized.linear(codes, packed, 1.0, 0)
+            return engine
+    return None
 
 
 def requantized(like: Tensor, codes: Tensor, scale: float, zero_point: int) -> Tensor:

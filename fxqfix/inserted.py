@@ -76,9 +76,10 @@ def round_to_grid(
 ) -> Tensor:
     """Fake-quantize, in front of a quantize to the same grid, which then meets no tie.
 
-    torch's quantize adds the zero point before it rounds, so that an odd one sends ties to the
-    other side than in training. The same bits as torch.fake_quantize_per_tensor_affine for all
-    numbers, at a third of its time: that one makes a mask for its gradient.
+    Some builds of torch quantize with the zero point added before they round, so that an odd one
+    sends ties to the other side than in training. The same bits as
+    torch.fake_quantize_per_tensor_affine for all numbers, at a third of its time: that one makes a
+    mask for its gradient.
 
     Args:
         x: A float32 tensor.

@@ -22,7 +22,7 @@ from fxqfix.passes import FrozenFakeQuantize
 from fxqfix.passes._fold_exported import FOLDED_IN_TRAINING
 from fxqfix.passes._region import Cutter, Region, interprets
 from fxqfix.passes._shadow_modules import Local
-from fxqfix.qparams import QParams, quantize
+from fxqfix.qparams import QParams, quantize, round_native
 
 __all__ = ["Reads", "Recompute"]
 
@@ -316,7 +316,7 @@ def _named(nodes: Mapping[str, fx.Node], node: fx.Node) -> fx.Node:
 def _rounded(x: Tensor, qparams: QParams, native: bool) -> Tensor:
     scale, point = (t.double() for t in qparams.tensors(x))
     low, high = qparams.quant_min, qparams.quant_max
-    codes = torch.round(x / scale + point) if native else torch.round(x / scale) + point
+    codes = round_native(x / scale, point) if native else torch.round(x / scale) + point
     return (codes.clamp(low, high) - point) * scale
 
 

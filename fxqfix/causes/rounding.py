@@ -19,9 +19,10 @@ class Rounding(Cause):
 
     Counterfactual: the prepared op in float64, on the exact integers; the codes that are a
     rounding of that value, give or take the float32 roundings of a kernel and the float32 error
-    that the shadow itself is measured to make, are explained. The native quantize op, which adds
-    the zero point before it rounds, is covered by this. So is a weight with fractional zero points
-    (an embedding's), to which the decomposed quantize adds them last and cuts the sum off.
+    that the shadow itself is measured to make, are explained. The native quantize op, which in
+    some builds adds the zero point before it rounds, is covered by this. So is a weight with
+    fractional zero points (an embedding's), to which the decomposed quantize adds them last and
+    cuts the sum off.
     """
 
     def explains(self, view: View) -> Tensor:

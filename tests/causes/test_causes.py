@@ -11,6 +11,7 @@ import fxqfix
 import fxqfix.causes
 import fxqfix.report
 from fxqfix.causes import registry
+from fxqfix.qparams import zero_point_first
 from tests.faults.injectors import INJECTORS, data, trained
 
 # Causes that need no injector: what is left over, and what the CPU has to do itself.
@@ -33,6 +34,8 @@ def test_the_last_cause_takes_everything() -> None:
 
 @pytest.mark.parametrize("name", INJECTORS)
 def test_the_planted_fault_is_named(name: str) -> None:
+    if name == "rounding" and not zero_point_first():
+        pytest.skip("native quantize of this torch rounds ties as fake-quantize does")
     fault = INJECTORS[name]()
     report = fxqfix.compare(fault.prepared, fault.converted, fault.batches, engine=fault.engine)
     found = {row.name: dict(row.causes) for row in report.rows if row.kind == "activation"}
