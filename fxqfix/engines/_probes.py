@@ -251,6 +251,7 @@ def refuses_padding() -> bool:
 
 
 def clips_slopes() -> bool:
+    """Torch's conversion loses signs, the kernel a 1 that is off the slopes' grid."""
     prelu = _torch.resolve("torch.ao.nn.quantized.PReLU")
     qconfig = _torch.resolve("torch.ao.quantization.default_qconfig")
     if prelu is None or qconfig is None:
@@ -260,7 +261,12 @@ def clips_slopes() -> bool:
     given.qconfig = qconfig
     given.activation_post_process = qconfig.activation()
     given.activation_post_process(_noise(2, 2))
-    return bool((prelu.from_float(given).weight.dequantize() >= 0).all())
+    if bool((prelu.from_float(given).weight.dequantize() >= 0).all()):
+        return True
+    x, slope = _quantized(_noise(1, 1, 8)), torch.full((1,), 0.25)
+    weight = torch.quantize_per_tensor(slope, 0.25 / 255, 0, torch.quint8)
+    ops: Any = torch.ops.quantized
+    return _far(ops.prelu(x, weight, 1 / 16, 64), F.prelu(x.dequantize(), slope))
 
 
 def _refuses(engine: str, prepack: str, *options: Any) -> bool:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxqfix import _rng, _torch
 from fxqfix.engines import _probes
 from fxqfix.engines._base import ISAS, Call
 from fxqfix.engines.dispatch import placed
+from fxqfix.qparams import container_range
 
 __all__ = ["DEFECTS", "Defect", "find", "met"]
 
@@ -175,6 +177,20 @@ def _remembers(call: Call) -> bool:
         g is not None and g.scales == mine.scales and g.zero_points != mine.zero_points
         for g in call.others
     )
+
+
+def _clips_slopes(call: Call) -> bool:
+    """Of a float module not told: its grid is chosen in conversion, and its slopes may train on."""
+    if isinstance(call.module, nn.PReLU):
+        return True
+    weight: Any = call.option("weight")
+    if not isinstance(weight, Tensor) or not weight.is_quantized:
+        return False
+    (low, high), point = container_range(weight.dtype), weight.q_zero_point()
+    codes = weight.int_repr().int()
+    if point == low and bool((codes == low).any()) and int(codes.max()) <= low + 128:
+        return True  # a qint8 grid reaches 128, one made for quint8 its end: negative slopes went
+    return not low <= point + round(1 / weight.q_scale()) <= high
 
 
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -417,11 +433,14 @@ DEFECTS: tuple[Defect, ...] = (
         "slopes-clipped",
         ("fbgemm", "onednn", "qnnpack"),
         ("prelu",),
-        "slopes on the weight's qint8 grid",
-        "torch's conversion stores them as quint8: negative ones become 0",
+        "1 beyond the slopes' grid, which ends by default at the largest slope; or negative slopes "
+        "on a qint8 grid",
+        "positive inputs are multiplied by that end in place of 1, at slopes of 0.25 by 0.25; "
+        "torch's conversion stores qint8 slopes as quint8: negative ones become 0",
         "a float island",
-        lambda call: isinstance(call.module, nn.PReLU),  # once converted, they are lost
+        _clips_slopes,
         _probes.clips_slopes,
+        emulated=True,
         cure="island",
     ),
     Defect(

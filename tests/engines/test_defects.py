@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from torch.ao.quantization import get_default_qconfig_mapping
-from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+from torch.ao.nn import quantized as nnq
+from torch.ao.quantization import get_default_qat_qconfig_mapping, get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
+import fxqfix
+from fxqfix._torch import native_isa
 from fxqfix.engines import DEFECTS, Call, find_defect
 from fxqfix.engines.calls import calls
 from fxqfix.engines.listing import coverage, known_wrong
@@ -79,6 +83,39 @@ def test_a_shared_module_tells_its_calls_of_each_other() -> None:
     first, second = (call for call in made.values() if call.key == "conv2d")
     assert first.others == second.qparams[:1]
     assert second.others == first.qparams[:1]
+
+
+def test_slopes_are_clipped_where_a_converted_module_shows_it() -> None:
+    def row(slopes: list[float], scale: float, point: int = 0) -> str:
+        module = nnq.PReLU(0.1, 0, len(slopes))
+        weight = torch.quantize_per_tensor(torch.tensor(slopes), scale, point, torch.quint8)
+        module.set_weight(weight)
+        found = find_defect(Call("p", "fbgemm", "prelu", module=module))
+        return found.name if found is not None else ""
+
+    assert row([0.25], 0.25 / 255) == "slopes-clipped"  # 1 is code 1020
+    assert row([-0.25], 0.25 / 255, 255) == "slopes-clipped"
+    assert row([-0.75, 0.75], 0.75 / 127.5) == "slopes-clipped"  # on a qint8 grid
+    assert row([0.0, 1.25], 1.25 / 255) == ""  # a slope of 0 that is meant
+    assert row([-0.5, 1.5], 2.0 / 255, 64) == ""
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")  # torch's own copy
+@pytest.mark.parametrize("slope", [0.25, -0.25])
+def test_compare_names_clipped_slopes(slope: float) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(4, 4, 3), nn.PReLU(init=slope)), torch.randn(2, 4, 6, 6)
+    prepared = prepare_qat_fx(net.train(), get_default_qat_qconfig_mapping("fbgemm"), (x,))
+    prepared(x)
+    frozen = fxqfix.freeze(prepared.eval())
+    converted = convert_fx(copy.deepcopy(frozen))
+    report = fxqfix.compare(frozen, converted, [x], engine="fbgemm")
+    causes = next(row.causes for row in report.rows if row.op == "prelu")
+    assert causes["kernel-defect"] > 0
+    assert report.unexplained == 0
+    assert torch.equal(
+        fxqfix.emulate(converted, engine="fbgemm", isa=native_isa())(x), converted(x)
+    )
 
 
 def test_listings() -> None:
