@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
@@ -46,8 +46,8 @@ class Overwrite:
     op: fx.Node
     value: fx.Node
     reader: fx.Node
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[Any, ...] = field(hash=False)  # they follow from the reader, and may hold slices
+    kwargs: dict[str, Any] = field(hash=False)
 
 
 def overwrites(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[Overwrite]:

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.ao.quantization.quantize_fx import convert_fx
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import fxqfix
 from fxqfix._torch import quantized_engine, quiet
@@ -73,6 +74,32 @@ def test_what_was_lost_is_read_again(name: str) -> None:
         assert again.unexplained == 0
         assert again.coverage.unpaired == ()
     assert "inplace-lost" not in {f.code for f in fxqfix.lint(frozen, engine="fbgemm").findings}
+
+
+class Sliced(nn.Module):
+    """Half of the written value by its new name, half by its old one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        old = self.conv(x)
+        new = F.hardswish(old, inplace=True)
+        return torch.cat([new[:, :2], old[:, 2:]], 1)
+
+
+def test_a_slice_reads_what_was_lost() -> None:
+    """Before Python 3.12 a slice has no hash."""
+    torch.manual_seed(0)
+    batches = data(0.5)
+    prepared = prepare_fx(Sliced().eval(), get_default_qconfig_mapping("fbgemm"), (batches[0],))
+    prepared(batches[0])
+    plain = FreezeQParams()(prepared).graph_module
+    report = fxqfix.compare(plain, converted(plain), batches, engine="fbgemm")
+    assert report.causes["inplace-lost"] > 100
+    assert report.unexplained == 0
+    assert not any(row.problems for row in report.rows)
 
 
 # On qnnpack, relu6 is wrong for channels-last tensors (kernel-defect), in place or not.
