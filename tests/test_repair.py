@@ -92,6 +92,33 @@ def test_int8_becomes_what_was_trained(name: str, engine: str) -> None:
     assert set(mended.after.causes) <= kept
 
 
+class Clipped(nn.Module):
+    """A clamp that is no module: it gets a contiguous input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).clamp(-0.5, 0.5)
+
+
+def test_a_contiguous_input_is_given_once() -> None:
+    x = batches("")[0]
+    with quantized_engine("qnnpack"), quiet():
+        prepared = prepare_qat_fx(
+            Clipped().train(), get_default_qat_qconfig_mapping("qnnpack"), (x,)
+        )
+        prepared(x)
+        converted = convert_fx(copy.deepcopy(prepared.eval()))
+        mended = fxqfix.repair(converted, prepared, data=[x], engine="qnnpack")
+        again = fxqfix.repair(mended.graph_module, prepared, data=[x], engine="qnnpack")
+    added = [n for n in again.graph_module.graph.nodes if n.target == "contiguous"]
+    assert len(added) == 1
+    assert mended.modified
+    assert not again.modified
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("flow", ["reference", "decomposed"])
 def test_float_forms_become_exact(flow: str, name: str) -> None:
