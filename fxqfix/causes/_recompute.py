@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch
+from fxqfix.dialects._modes import drops, in_eval
 from fxqfix.dialects._writes import Overwrite
 from fxqfix.dialects.weights import WeightView, holder
 from fxqfix.passes import FrozenFakeQuantize
@@ -111,12 +112,17 @@ class Recompute:
     def trains(self, *kinds: type[nn.Module]) -> str:
         """Path of a module of these kinds in train mode that the region runs, "" without one.
 
-        For a BatchNorm that an exported graph spells out, the name of its node.
+        For a BatchNorm that an exported graph spells out, and for a call of dropout that was traced
+        in train mode, the name of its node.
         """
         if _torch.BATCH_NORM in kinds:
             for node in self._region.graph.nodes:
                 if FOLDED_IN_TRAINING in node.meta:
                     return str(node.meta[FOLDED_IN_TRAINING])
+        if _torch.DROPOUT in kinds:
+            for node in self._region.graph.nodes:
+                if drops(node):
+                    return str(node.name)
         for path in self._paths:
             for name, module in self.unfolded.get_submodule(path).named_modules():
                 if module.training and isinstance(module, kinds):
@@ -208,8 +214,10 @@ class _Region(fx.Interpreter):
     spared: frozenset[str] = frozenset()  # in-place ops that get copies to write on
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a node, as copies where it shall not write on them."""
+        """The arguments of a node: in eval mode in float64, as copies where it shall not write."""
         args, kwargs = super().fetch_args_kwargs_from_env(n)
+        if self._is_wide and drops(n):
+            args, kwargs = in_eval(args, kwargs)
         if n.name not in self.spared:
             return args, kwargs
         copied: Any = _torch.tree_map_tensors(Tensor.clone, (args, kwargs))

@@ -11,6 +11,7 @@ CAUSE = TrainMode(
     name="dropout-training",
     summary="the prepared model's dropout is in train mode; quantized dropout passes values on",
     repair="",
-    advice="call prepared.eval() before you compare, and before you convert",
+    advice="call prepared.eval() before you compare, and before you convert; eval() can't reach a "
+    "call of F.dropout that a trace baked in: use nn.Dropout",
     kind=_torch.DROPOUT,
 )

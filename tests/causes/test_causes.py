@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import fxqfix
 import fxqfix.causes
@@ -58,6 +63,38 @@ def test_shares_add_up(name: str) -> None:
         assert sum(row.causes.values()) <= local + row.cumulative.differing
         assert row.causes.get("upstream", 0) <= row.cumulative.differing
         assert set(row.evidence) == set(row.causes)
+
+
+class Dropping(nn.Module):
+    """F.dropout drops by default, in eval mode too."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        self.fc, self.inplace = nn.Linear(8, 8), inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.fc(x), 0.3, inplace=self.inplace)
+
+
+@pytest.mark.parametrize("spelled", ["by name", "in place", "by position"])
+def test_dropout_that_is_no_module(spelled: str) -> None:
+    torch.manual_seed(0)
+    x, mapping = torch.randn(16, 8), get_default_qconfig_mapping("fbgemm")
+    model = Dropping(inplace=spelled == "in place").eval()
+    prepared = prepare_fx(model, mapping, (x,))
+    prepared(x)
+    frozen = fxqfix.freeze(prepared)
+    converted = convert_fx(copy.deepcopy(frozen))
+    node = next(n for n in frozen.graph.nodes if n.name == "dropout")
+    if spelled == "by position":
+        node.args, node.kwargs = (*node.args, 0.3, True), {}
+        frozen.recompile()
+    report = fxqfix.compare(frozen, converted, [x], engine="fbgemm")
+    row = next(row for row in report.rows if row.name == "dropout")
+    assert row.causes["dropout-training"] > 30
+    assert row.evidence["dropout-training"] == "dropout is in train mode"
+    assert not row.problems
+    assert report.unexplained == 0
 
 
 def test_range_lost_counts_exactly_the_codes_beyond_the_range() -> None:
