@@ -47,6 +47,8 @@ class Call:
         threads: Number of threads that the kernel runs on.
         in_memory_order: Whether the kernel gets its input as it lies in memory (`InMemoryOrder`).
         others: The grids of the first input wherever else the same packed weight is called.
+        rereads: Of an op that writes over an input: names of the nodes that read it behind the op,
+            and of the op itself where it takes that memory twice.
 
     Example:
         >>> from fxqfix.engines import Call
@@ -69,6 +71,7 @@ class Call:
     threads: int = 1
     in_memory_order: bool = False
     others: tuple[QParams | None, ...] = ()
+    rereads: tuple[str, ...] = ()
 
     @property
     def source(self) -> QParams:

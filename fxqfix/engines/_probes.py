@@ -269,6 +269,18 @@ def clips_slopes() -> bool:
     return _far(ops.prelu(x, weight, 1 / 16, 64), F.prelu(x.dequantize(), slope))
 
 
+def writes_over() -> bool:
+    """The result is written to the memory of what was added, its grid too."""
+    channels_last = {"memory_format": torch.channels_last}
+    x, added = (_quantized(_noise(1, 2, 3, 3)).contiguous(**channels_last) for _ in range(2))
+    weight = torch.quantize_per_tensor(_noise(2, 2, 1, 1), 1 / 16, 0, torch.qint8)
+    before, ops = added.dequantize(), cast(Any, torch.ops.quantized)
+    with _torch.quantized_engine("onednn"):
+        packed = ops.conv2d_prepack(weight, None, [1, 1], [0, 0], [1, 1], 1)
+        ops.conv2d_add(x, added, packed, 1 / 8, 100)
+    return _far(added, before)
+
+
 def _refuses(engine: str, prepack: str, *options: Any) -> bool:
     with _torch.quantized_engine(engine):
         try:

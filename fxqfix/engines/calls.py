@@ -15,12 +15,15 @@ from fxqfix import ops
 from fxqfix.dialects import int8
 from fxqfix.dialects._base import modules_of
 from fxqfix.engines._base import Call
+from fxqfix.engines._memory import readers_behind
 from fxqfix.engines.dispatch import placed
 from fxqfix.errors import UnsupportedError
 from fxqfix.inserted import InMemoryOrder
 from fxqfix.qparams import QParams
 
 __all__ = ["calls"]
+
+_WRITES_OVER = {"conv2d_add": 1}  # onednn's: the place of the input that its result is written to
 
 
 def calls(
@@ -73,6 +76,9 @@ def calls(
         if not (quantized or in_integers or _is_dynamic(match)):
             continue
         call = _call(node, match, inputs, qparams, graph_module, modules)
+        place = _WRITES_OVER.get(call.key, len(inputs))
+        if place < len(inputs):
+            call = replace(call, rereads=readers_behind(node, inputs[place], modules))
         found[node] = placed(replace(call, weight=weight, threads=threads), engine, isa)
     return _reused(found)
 

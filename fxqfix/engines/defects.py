@@ -454,4 +454,16 @@ DEFECTS: tuple[Defect, ...] = (
         _probes.reads_beyond_scales,
         cure="island",
     ),
+    Defect(
+        "add-writes-over",
+        ("onednn",),
+        ("conv2d_add",),
+        "a channels-last addend (as onednn's convolutions give) that is read again later, or that "
+        "the convolution reads itself",
+        "the sum is written over the addend: later readers get its codes and its scale",
+        "add by an op of its own: a backend config that doesn't fuse it",
+        lambda call: bool(call.rereads),
+        _probes.writes_over,
+        certain=False,
+    ),
 )

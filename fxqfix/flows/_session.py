@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -63,11 +63,13 @@ class Session:
         self.taps = {tap.node: tap for tap in self.reading.activations}
         self.sites = {tap.node.name: tap.site for tap in self.reading.taps}
         self.calls: dict[str, engines.Call] = {}  # by node: shadows are woven into a copy
+        self.writers: dict[str, engines.Call] = {}  # by the node that reads what they wrote over
         self.emulated: Cutter | None = None
         if self.converted.dialect == int8.NAME:
             options = self.engine, _torch.native_isa(), torch.get_num_threads()
             found = engines.calls(self.converted.graph_module, *options, strict=False)
             self.calls = {node.name: call for node, call in found.items()}
+            self.writers = {name: call for call in found.values() for name in call.rereads}
             if self.attribute and self.engine in engines.ENGINES:
                 emulate = EmulateEngine(*options, strict=False)
                 self._emulate(emulate(self.converted.graph_module).graph_module)
@@ -146,7 +148,7 @@ class Session:
         # The quantizer's node has one name before and after folding, its input need not.
         site = self.nodes[p.prepared.node.name]
         call = self.calls.get(p.converted.kernel.name)
-        defect = engines.find_defect(call) if call is not None else None
+        defect = self._defect(p.converted.kernel.name)
         native = self.converted.dialect != decomposed.NAME
         wide = self.weights, self.frozen, self.inner, native, self.floats
         recompute = Recompute(self.cutter, site.all_input_nodes[0], site, *wide)
@@ -167,6 +169,12 @@ class Session:
             causes.attribute(view, causes.registry(), share)
 
         return judge
+
+    def _defect(self, kernel: str) -> engines.Defect | None:
+        """The row that an op meets; else that of an op which writes over what this one reads."""
+        call, writer = self.calls.get(kernel), self.writers.get(kernel)
+        own = engines.find_defect(replace(call, rereads=())) if call is not None else None
+        return engines.find_defect(writer) if own is None and writer is not None else own
 
     def _emulated(self, p: Pair, call: engines.Call, recompute: Recompute) -> Emulated | None:
         """The same site in the emulated graph, and where its inputs come from."""
