@@ -17,7 +17,7 @@ from torch import fx
 
 from fxqfix.dialects import Reading, Tap, parents, pt2e
 from fxqfix.dialects._base import modules_of
-from fxqfix.dialects._writes import overwrites
+from fxqfix.dialects._writes import overwrites, twins
 from fxqfix.errors import PairingError
 from fxqfix.qparams import dequantize
 
@@ -109,9 +109,9 @@ def _by_name(prepared: tuple[Tap, ...], converted: tuple[Tap, ...], found: _Foun
 def _by_dataflow(prepared: Reading, converted: Reading, found: _Found) -> None:
     """Grow the pairs downstream until nothing more can be paired."""
     mine = {tap.node: tap for tap in prepared.activations}
-    behind = _behind_writes(prepared, mine)
+    ways: tuple[_Swaps, ...] = ({}, *_around_writes(prepared, mine))
     ups = {
-        tap: {_upstream(tap, mine), _upstream(tap, mine, behind)}
+        tap: {_upstream(tap, mine, swaps) for swaps in ways}
         for tap in prepared.activations
         if tap not in found
     }
@@ -160,11 +160,17 @@ def _upstream(
     return frozenset(parents(tap.node.all_input_nodes, taps, swaps))
 
 
-def _behind_writes(prepared: Reading, taps: Mapping[fx.Node, Tap]) -> _Swaps:
-    """Where an op reads what another overwrote, a converted one may read that op's site by name."""
+def _around_writes(prepared: Reading, taps: Mapping[fx.Node, Tap]) -> tuple[_Swaps, _Swaps]:
+    """Where an op reads what another overwrote, what else a converted one may read by name.
+
+    The value from before the write, and the site of the op that wrote.
+    """
     sites = {tap.producer: node for node, tap in taps.items()}
-    uses = overwrites(prepared.graph_module.graph, modules_of(prepared.graph_module))
-    return {(use.reader, use.value): sites.get(use.op, use.op) for use in uses}
+    graph, modules = prepared.graph_module.graph, modules_of(prepared.graph_module)
+    reads = [(use.value, use) for use in overwrites(graph, modules)] + twins(graph, modules)
+    before = {(use.reader, read): use.value for read, use in reads}
+    behind = {(use.reader, read): sites.get(use.op, use.op) for read, use in reads}
+    return before, behind
 
 
 def _weights(prepared: Reading, converted: Reading, partner: Mapping[Tap, Tap]) -> list[Pair]:

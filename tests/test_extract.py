@@ -231,6 +231,53 @@ def test_aten_spellings() -> None:
     assert golden.outputs == (conv.name,)
 
 
+class Transposed(nn.Module):
+    """As PT2E spells it, with a scale per channel of one of the weight's axes."""
+
+    def __init__(self, axis: int, groups: int) -> None:
+        super().__init__()
+        self.axis, self.groups = axis, groups
+        self.register_buffer("codes", torch.randint(-128, 128, (4, 2, 3, 3), dtype=torch.int8))
+        self.register_buffer("scales", torch.rand((4, 2)[axis]) / 100 + 0.01)
+        self.register_buffer("points", torch.zeros((4, 2)[axis], dtype=torch.int64))
+        self.register_buffer("bias", torch.rand(2 * groups))
+
+    def forward(self, x: Tensor) -> Tensor:
+        ops, given = torch.ops.quantized_decomposed, (0.05, 3, 0, 127, torch.uint8)
+        channel = (self.codes, self.scales, self.points, self.axis, -128, 127, torch.int8)
+        w = ops.dequantize_per_channel.default(*channel)
+        x = ops.dequantize_per_tensor.default(ops.quantize_per_tensor.default(x, *given), *given)
+        rest = ([2, 2], [1, 1], [0, 0], self.groups)
+        x = torch.ops.aten.conv_transpose2d.input(x, w, self.bias, *rest)
+        return ops.quantize_per_tensor.default(x, 0.1, 0, 0, 255, torch.uint8)
+
+
+@pytest.mark.parametrize(("axis", "groups"), [(0, 1), (0, 2), (1, 1), (1, 2)])
+def test_scales_of_a_transposed_convolution(axis: int, groups: int) -> None:
+    """Per input channel, as torchao's XNNPACK quantizer has it in QAT, sums have no one unit."""
+    with _torch.quiet():
+        _torch.decomposed()
+    tracer = fx.Tracer()
+    tracer.proxy_buffer_attributes = True
+    model = Transposed(axis, groups)
+    parameters = extract_parameters(fx.GraphModule(model, tracer.trace(model)))
+    _, conv = parameters
+    assert conv.layout == "IOHW"
+    assert conv.weight_qparams.axis == axis
+    assert conv.weight_qparams.scales == tuple(model.scales.tolist())
+    assert torch.equal(conv.weight, model.codes)
+    assert torch.equal(conv.bias, model.bias)
+    integers = conv.bias_int32, conv.multiplier, conv.fixed_multiplier, conv.fixed_shift
+    assert ("per input channel" in str(parameters)) == (axis == 0)
+    if axis == 0:
+        assert integers == (None,) * 4
+        return
+    steps = (torch.tensor(0.05) * model.scales).repeat(groups)
+    assert torch.equal(conv.multiplier, steps / torch.tensor(0.1))
+    assert torch.equal(conv.bias_int32, torch.round(model.bias * (1.0 / steps)).int())
+    assert conv.fixed_shift.shape == (2 * groups,)
+
+
 class Eager(nn.Module):
     def __init__(self) -> None:
         super().__init__()

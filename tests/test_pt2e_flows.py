@@ -24,7 +24,7 @@ from fxqfix._rng import rng_state
 from fxqfix._torch import quiet
 from fxqfix.dialects import read
 from fxqfix.errors import DialectError, MissingDependencyError, PairingError, UncalibratedError
-from fxqfix.passes import InsertShadows
+from fxqfix.passes import FloatWeights, InsertShadows
 from tests.dialects.nets import Plain as FxPlain
 from tests.dialects.nets import fx_qat, int8
 from tests.states import fingerprint
@@ -211,6 +211,57 @@ def test_repair_mends_torchaos_own_conversion() -> None:
     x = image(seed=3)
     with torch.no_grad():
         assert torch.equal(mended.graph_module(x), freeze(model)(x))
+
+
+class Twice(nn.Module):
+    """A layer that is called twice: conversion repeats the dequantize of its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(torch.sigmoid(self.inner(x)))
+
+
+@pytest.fixture(scope="module")
+def twice() -> tuple[fx.GraphModule, fx.GraphModule]:
+    torch.manual_seed(0)
+    model = nets.prepare(Twice(), nets.x86(is_qat=True, reduce_range=True), qat=True)
+    return model, nets.convert(model)
+
+
+def test_repair_mends_a_weight_for_all_that_read_it(twice: Any) -> None:
+    model, own = twice
+    mended = fxqfix.repair(own, model, data=[image(seed=1)])
+    assert mended.before.causes["scale-formula"] > 0
+    assert sum(row.local.differing for row in mended.after.rows) == 0
+    assert mended.after.coverage.unpaired == ()
+    assert not fxqfix.repair(mended.graph_module, model).modified
+    x = image(seed=3)
+    with torch.no_grad():
+        assert torch.equal(mended.graph_module(x), freeze(model)(x))
+
+
+def test_a_weight_that_two_ops_read_is_extracted_for_both(twice: Any) -> None:
+    for decomposed in (to_decomposed(twice[0]), twice[1]):
+        (tap,) = (t for t in read(decomposed).weights if t.weight)
+        assert len(tap.repeats) == 1
+        linears = [op for op in extract_parameters(decomposed) if op.op == "linear"]
+        assert len(linears) == 2
+        assert all(torch.equal(op.weight, tap.weight().codes) for op in linears)
+        golden = golden_vectors(decomposed, image(seed=5))
+        assert torch.equal(golden.output_of(linears[1].name), outputs(decomposed))
+
+
+def test_a_weight_that_two_ops_read_is_made_float_for_both(twice: Any) -> None:
+    model = copy.deepcopy(twice[1])
+    (tap,) = (t for t in read(model).weights if t.weight)
+    model.get_buffer(str(tap.producer.args[2])).fill_(3)  # zero points
+    made = FloatWeights()(model)
+    assert made.modified
+    assert read(made.graph_module).weights == ()
+    assert torch.equal(outputs(made.graph_module), outputs(model))
 
 
 def test_converted_none_means_torchaos_own_conversion() -> None:

@@ -45,6 +45,8 @@ class Tap:
         quantizer: Prepared weights with an observer or fake-quant in the graph: its node.
         origins: Names of the nodes that it was made from, where the conversion recorded them
             (PT2E); for a prepared site the name of its quantizer's node.
+        repeats: Decomposed weights only: the other nodes that make the same values of the same
+            constant, each with the op that reads it (convert_pt2e repeats dequantize per reader).
     """
 
     site: Site
@@ -55,6 +57,7 @@ class Tap:
     held: fx.Node | None = None
     quantizer: fx.Node | None = None
     origins: frozenset[str] = frozenset()
+    repeats: tuple[tuple[fx.Node, fx.Node], ...] = ()
 
     @property
     def kernel(self) -> fx.Node:

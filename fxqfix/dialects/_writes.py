@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx, nn
 
-__all__ = ["Overwrite", "is_inplace", "overwrites"]
+__all__ = ["IN_FLOAT", "Overwrite", "is_inplace", "overwrites", "twins"]
+
+IN_FLOAT = "_in_float"  # ends the path of the module that an in-place op's twin calls
 
 _INPLACE = {
     getattr(operator, name)
@@ -77,3 +80,43 @@ def overwrites(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[Overwr
                 if between:
                     found.append(Overwrite(between[-1], value, reader, reader.args, reader.kwargs))
     return found
+
+
+def twins(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[tuple[fx.Node, Overwrite]]:
+    """Reads of an in-place op's result from a second call of the op, on a copy of its input.
+
+    That is how explicit-writes spells reads of what an op has overwritten.
+
+    Returns:
+        (second call, the read as it would be if it named the overwritten value).
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    found: list[tuple[fx.Node, Overwrite]] = []
+    for copied in graph.nodes:
+        if not _is_copy(copied) or len(copied.users) != 1:
+            continue
+        (twin,), value = copied.users, copied.all_input_nodes[0]
+        ops = (n for n in value.users if order[n] > order[copied] and is_inplace(n, modules))
+        op = next((n for n in ops if _calls_alike(n, twin, {value: copied})), None)
+        if op is None:
+            continue
+        for reader in (n for n in twin.users if order[n] > order[op]):
+            args, kwargs = _swapped((reader.args, reader.kwargs), {twin: value})
+            found.append((twin, Overwrite(op, value, reader, args, kwargs)))
+    return found
+
+
+def _is_copy(node: fx.Node) -> bool:
+    called = node.target in (torch.clone, torch.ops.aten.clone.default)
+    return called or (node.op == "call_method" and node.target == "clone")
+
+
+def _calls_alike(op: fx.Node, twin: fx.Node, swap: Mapping[fx.Node, fx.Node]) -> bool:
+    """Whether two nodes call the same, but for one input."""
+    target = f"{op.target}{IN_FLOAT}" if op.op == "call_module" else op.target
+    alike = (op.op, target) == (twin.op, twin.target)
+    return alike and _swapped((op.args, op.kwargs), swap) == (twin.args, twin.kwargs)
+
+
+def _swapped(arguments: Any, swap: Mapping[fx.Node, fx.Node]) -> Any:
+    return fx.map_arg(arguments, lambda n: swap.get(n, n))

@@ -7,6 +7,7 @@ convert return.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -171,7 +172,7 @@ def read(graph_module: fx.GraphModule) -> Reading:
     hidden: list[tuple[Site, str]] = []
     # Elsewhere than in PT2E, a constant that is computed is observed as an activation is.
     fixed = constants(graph_module) if is_exported(graph_module) else frozenset[fx.Node]()
-    done: set[tuple[fx.Node, QParams | None]] = set()
+    first: dict[tuple[fx.Node, QParams | None], int] = {}  # the place of a weight's tap
     for node in graph_module.graph.nodes:
         kind = _kind(node)
         if node.op == "call_module" and (w := reference_weight(modules[str(node.target)])):
@@ -191,9 +192,12 @@ def read(graph_module: fx.GraphModule) -> Reading:
             continue
         qparams, source = qparams_of_op(node, graph_module), node.args[0]
         if source.op == "get_attr" or (kind[0] == "quantize" and source in fixed):
-            if (source, qparams) not in done:  # convert_pt2e repeats dequantize for each reader
+            at = first.setdefault((source, qparams), len(taps))
+            if at == len(taps):
                 taps.append(_weight(graph_module, node, qparams, taken))
-            done.add((source, qparams))
+            else:  # convert_pt2e repeats dequantize for each reader
+                again = _read_by(node, modules)[:2]
+                taps[at] = replace(taps[at], repeats=(*taps[at].repeats, again))
         elif kind[0] == "quantize":
             tap = _activation(graph_module, node, qparams, taken)
             if qparams is None:
@@ -307,12 +311,7 @@ def _weight(
     source: Any = node.args[0]
     value, modules = constant(graph_module, source), modules_of(graph_module)
     assert qparams is not None  # a constant's are constants too
-    user, name = _op_behind(node), ""
-    if getattr(user.target, "namespace", "") == "aten":
-        user = reader(node, modules)
-        if _kind(user) is not None:  # of a quantize op, the dequantize behind it
-            node, user = user, reader(user, modules)
-        name = f"{user.name}.{role(node, user, modules)}"
+    node, user, name = _read_by(node, modules)
     site = Site(
         name=unique(name or f"{_owner(user)}.weight", taken),
         kind="weight",
@@ -329,6 +328,17 @@ def _weight(
         return WeightView(value, qparams)
 
     return Tap(site, user, node, view, origins=_pt2e.origins(node))
+
+
+def _read_by(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[fx.Node, fx.Node, str]:
+    """The node that makes a weight's values, the op that reads them, and the weight's name."""
+    user = _op_behind(node)
+    if getattr(user.target, "namespace", "") != "aten":
+        return node, user, ""
+    user = reader(node, modules)
+    if _kind(user) is not None:  # of a quantize op, the dequantize behind it
+        node, user = user, reader(user, modules)
+    return node, user, f"{user.name}.{role(node, user, modules)}"
 
 
 def _op_behind(node: fx.Node) -> fx.Node:

@@ -38,7 +38,9 @@ class OpParameters:
         weight_qparams: Their scales, zero points and channel axis.
         layout: The weight's axes: "OIHW", "OI", "IOHW" (transposed), "NE" (embedding), ...
         bias: The float bias.
-        bias_int32: ``rne(b * f(1 / f(xs * ws)))``, in units of the accumulator.
+        bias_int32: ``rne(b * f(1 / f(xs * ws)))``, in units of the accumulator. None, as are the
+            multipliers, where the weight has a scale per input channel: products of several units
+            add up to no integer.
         multiplier: ``f(f(xs * ws) / os)``, float32: one, or one per output channel.
         fixed_multiplier: The same as an int32 in [2^30, 2^31) ...
         fixed_shift: ... and a right shift: ``multiplier == fixed_multiplier * 2^-fixed_shift``,
@@ -97,9 +99,9 @@ class OpParameters:
         bias = None if view.bias is None else _copied(view.bias)
         found = dataclasses.replace(found, weight=codes, weight_qparams=view.qparams, bias=bias)
         source = step.input_qparams[0] if step.input_qparams else None
-        if source is None or step.output is None or not step.weighted:
+        scales = step.channel_scales if step.weighted else None
+        if source is None or step.output is None or scales is None:
             return found
-        scales = torch.tensor(view.qparams.scales)
         real = multipliers(source.scales[0], scales, step.output.scales[0])
         pairs = [fixed_point(m) for m in real.tolist()]
         return dataclasses.replace(
@@ -266,7 +268,9 @@ def _cells(op: OpParameters) -> tuple[str, ...]:
     weight = ""
     if op.weight is not None and op.weight_qparams is not None:
         size = "x".join(map(str, op.weight.shape))
-        way = "per channel" if op.weight_qparams.axis is not None else "per tensor"
+        axis, way = op.weight_qparams.axis, "per tensor"
+        if axis is not None:
+            way = "per input channel" if op.layout and op.layout[axis] == "I" else "per channel"
         weight = f"{op.layout} {size} {str(op.weight.dtype).removeprefix('torch.')} {way}"
     real = ""
     if op.multiplier is not None and op.multiplier.numel():

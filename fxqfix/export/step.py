@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fxqfix.dialects.weights import WeightView
@@ -55,6 +56,24 @@ class Step:
         if key.startswith("conv_transpose"):
             return {3: "IOW", 4: "IOHW", 5: "IODHW"}[self.weight.codes.dim()]
         return _LAYOUTS.get(key, "NE" if key.startswith("embedding") else "")
+
+    @property
+    def channel_scales(self) -> Tensor | None:
+        """The weight's scales, one or one per output channel; None where they are no such thing.
+
+        torchao's XNNPACK quantizer gives transposed convolutions in QAT a scale per input channel.
+        """
+        if self.weight is None:
+            return None
+        grid, layout = self.weight.qparams, self.layout
+        scales = torch.tensor(grid.scales)
+        if grid.axis is None:
+            return scales
+        axis = grid.axis % self.weight.codes.dim()
+        if axis != (layout.index("O") if "O" in layout else 0):
+            return None
+        # Each group of a transposed convolution has the channels of axis 1.
+        return scales.repeat(int(self.options.get("groups", 1))) if axis else scales
 
 
 @dataclass(frozen=True)

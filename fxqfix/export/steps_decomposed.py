@@ -37,7 +37,10 @@ class _Walk:
         self.taps = {tap.kernel: tap for tap in reading.activations}
         self.pins = {tap.node for tap in reading.activations if tap.held is not None}
         # Of a constant, under its quantize or dequantize; of a reference module, under its call.
-        views = {tap.producer: tap.weight() for tap in reading.weights if tap.weight is not None}
+        views: dict[fx.Node, WeightView] = {}
+        for tap in reading.weights:
+            nodes = (tap.producer, *(node for node, _ in tap.repeats))
+            views |= dict.fromkeys(nodes, tap.weight()) if tap.weight is not None else {}
         self.held = {n: view for n, view in views.items() if n.op == "call_module"}
         self.weights = {n: view for n, view in views.items() if n not in self.held}
         self.sizes = sizes_of(reading.graph_module)

@@ -62,6 +62,12 @@ class Donation:
             held.args = (node, given["quant_min"], given["quant_max"])
         self.rewriter.note(f"{self.site}: constants of {node.name} restored")
 
+    def repeat(self, tap: Tap) -> None:
+        """Let the other readers of a weight's constant read the restored one."""
+        for node, _ in tap.repeats:
+            node.args, node.kwargs = tap.producer.args, tap.producer.kwargs
+            self.rewriter.note(f"{self.site}: {node.name} reads what {tap.producer.name} does")
+
     def _module(self, node: fx.Node, source: fx.Node) -> None:
         """A module that other nodes call too is left to them."""
         path, new = str(node.target), self.donor.get_submodule(str(source.target))

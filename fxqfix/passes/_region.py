@@ -10,7 +10,7 @@ from typing import TypeVar
 from torch import fx, nn
 
 from fxqfix.dialects._base import modules_of
-from fxqfix.dialects._writes import Overwrite, is_inplace, overwrites
+from fxqfix.dialects._writes import Overwrite, is_inplace, overwrites, twins
 from fxqfix.ops import match_node
 
 __all__ = ["Cutter", "Region", "functional_uses", "interprets"]
@@ -58,15 +58,17 @@ def interprets(
 def functional_uses(graph_module: fx.GraphModule) -> list[Overwrite]:
     """Let users behind an in-place op read its result, so that dataflow says what memory does.
 
-    Cut out of its surroundings, a region has to see what the op wrote too.
+    Cut out of its surroundings, a region has to see what the op wrote too. Users that take it from
+    a second call of the op (explicit-writes) read its result again: a converted model may do so.
 
     Returns:
         The uses that were changed, as they were.
     """
-    found = overwrites(graph_module.graph, modules_of(graph_module))
-    for use in found:
-        use.reader.replace_input_with(use.value, use.op)
-    return found
+    graph, modules = graph_module.graph, modules_of(graph_module)
+    found = [(use.value, use) for use in overwrites(graph, modules)] + twins(graph, modules)
+    for read, use in found:
+        use.reader.replace_input_with(read, use.op)
+    return [use for _, use in found]
 
 
 def _writers(graph_module: fx.GraphModule, modules: Mapping[str, nn.Module]) -> _Writers:

@@ -79,6 +79,8 @@ def holders(mine: Tap, theirs: Tap) -> Iterator[tuple[fx.Node, fx.Node]]:
     if mine.producer is not mine.node and mine.site.kind == "weight":
         # A constant, the ops that quantize it, and the op that takes it, with its bias.
         yield from _chain(mine.producer, mine.node, theirs.producer, theirs.node)
+        # What else reads this constant has a bias too; the constant itself is shared.
+        yield from ((a, b) for (_, a), (_, b) in zip(mine.repeats, theirs.repeats, strict=False))
         return
     yield mine.held or mine.node, theirs.held or theirs.node
     if mine.node is mine.producer or mine.site.kind == "weight":

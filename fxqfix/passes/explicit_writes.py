@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from fxqfix import ops
 from fxqfix.dialects._base import modules_of
-from fxqfix.dialects._writes import Overwrite, is_inplace, overwrites
+from fxqfix.dialects._writes import IN_FLOAT, Overwrite, is_inplace, overwrites
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._frozen import FrozenFakeQuantize
 from fxqfix.passes.split_shared import tied
@@ -111,6 +111,6 @@ def _twin(rewriter: Rewriter, op: fx.Node) -> fx.Node:
         node.meta = {k: v for k, v in op.meta.items() if k == "val"}
     if op.op == "call_module":
         module = rewriter.graph_module.get_submodule(str(op.target))
-        twin.target = f"{op.target}_in_float"
+        twin.target = f"{op.target}{IN_FLOAT}"
         rewriter.set_module(str(twin.target), tied(module), f"what is read behind {op.name}")
     return twin

@@ -77,6 +77,9 @@ def to_float(rewriter: Rewriter, tap: Tap) -> None:
     node = tap.producer
     if not is_dequantize(node):
         return
+    for again, _ in tap.repeats:
+        again.replace_all_uses_with(node)
+        rewriter.graph.erase_node(again)
     with rewriter.graph.inserting_before(node):
         value = constant(rewriter.graph_module, node)
         rewriter.replace(node, rewriter.buffer_node(f"{node.name}_float", value), "float weight")

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from fxqfix import _torch, dialects
 from fxqfix.dialects._base import modules_of
-from fxqfix.dialects._writes import overwrites
+from fxqfix.dialects._writes import overwrites, twins
 from fxqfix.errors import PassError
 from fxqfix.pairing import pair
 from fxqfix.passes._base import Pass, Rewriter
@@ -74,8 +74,9 @@ class InsertShadows(Pass):
         if self.frozen is None:
             made: fx.GraphModule = FreezeQParams(uncalibrated=True)(traced).graph_module
             return made
-        lost = overwrites(self.frozen.graph, modules_of(self.frozen))
-        return copy.deepcopy(self.frozen) if lost else self.frozen
+        within = self.frozen.graph, modules_of(self.frozen)
+        changes = overwrites(*within) or twins(*within)
+        return copy.deepcopy(self.frozen) if changes else self.frozen
 
     def check(self, before: nn.Module, after: nn.Module) -> None:
         """The converted model's own nodes are all there, in their order."""

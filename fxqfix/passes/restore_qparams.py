@@ -71,6 +71,7 @@ class RestoreQParams(Pass):
                 if node not in done:
                     work.state(node, source)
                     done.add(node)
+            work.repeat(mine[name])
         for node in reversed(list(rewriter.graph.nodes)):
             if node.op == "get_attr" and not node.users:
                 rewriter.graph.erase_node(node)

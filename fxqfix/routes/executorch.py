@@ -77,10 +77,10 @@ class _Signs:
         )
 
     def taken(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Inputs as the suited graph takes them."""
+        """Inputs as the suited graph takes them; those with defaults may be left out."""
         return tuple(
             _contiguous((v.to(torch.int16) - SHIFT).to(torch.int8) if unsigned else v)
-            for v, unsigned in zip(inputs, self.inputs, strict=True)
+            for v, unsigned in zip(inputs, self.inputs, strict=False)
         )
 
     def returned(self, outputs: list[Tensor]) -> list[Tensor]:

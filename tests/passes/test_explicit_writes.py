@@ -14,6 +14,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import fxqfix
 from fxqfix._torch import quantized_engine, quiet
+from fxqfix.dialects._writes import twins
 from fxqfix.errors import UnknownNameError
 from fxqfix.passes import ExplicitWrites, FreezeQParams, RerouteReads
 from tests.faults.injectors import data, overwritten
@@ -100,6 +101,52 @@ def test_a_slice_reads_what_was_lost() -> None:
     assert report.causes["inplace-lost"] > 100
     assert report.unexplained == 0
     assert not any(row.problems for row in report.rows)
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_the_frozen_model_s_second_call_is_the_written_value(name: str) -> None:
+    """Pairs and causes are those of the model before explicit-writes, whatever is read there."""
+    prepared = overwritten(LOST[name]())
+    plain, frozen = FreezeQParams()(prepared).graph_module, fxqfix.freeze(prepared)
+    for model in (
+        fxqfix.to_int8(prepared, engine="fbgemm"),  # it reads what was written, quantized
+        converted(frozen),  # in float
+        converted(plain),  # what was there before
+    ):
+        wanted, found = (
+            fxqfix.compare(m, model, data(0.5), engine="fbgemm") for m in (plain, frozen)
+        )
+        assert found.coverage == wanted.coverage
+        assert found.coverage.unpaired == ()
+        assert found.causes == wanted.causes
+        assert found.unexplained == 0
+        assert [row.local for row in found.rows] == [row.local for row in wanted.rows]
+    assert found.causes["inplace-lost"] > 100
+
+
+def test_only_a_call_on_a_copy_is_a_second_call() -> None:
+    class Net(nn.Module):
+        def __init__(self, write: Callable[[Tensor, Tensor], Tensor]) -> None:
+            super().__init__()
+            self.write = write
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.neg(x)
+            return self.write(y, y.clone()) + y
+
+    def found(write: Callable[[Tensor, Tensor], Tensor]) -> list[tuple[str, str]]:
+        graph = fx.symbolic_trace(Net(write)).graph
+        return [(str(twin), str(use.reader)) for twin, use in twins(graph, {})]
+
+    def act(x: Tensor, slope: float = 0.1) -> Tensor:
+        return F.leaky_relu(x, slope, inplace=True)
+
+    assert found(lambda y, copied: act(copied) * act(y)) == [("leaky_relu", "mul")]
+    assert found(lambda y, copied: act(y) * act(copied)) == [("leaky_relu_1", "mul")]
+    assert found(lambda y, _: act(y) * act(y.clone())) == []  # it copies what was written
+    assert found(lambda y, copied: act(copied, 0.2) * act(y)) == []
+    assert found(lambda y, copied: F.leaky_relu(copied, 0.1) * act(y)) == []
+    assert found(lambda y, copied: act(copied) * F.leaky_relu(y, 0.1)) == []
 
 
 # On qnnpack, relu6 is wrong for channels-last tensors (kernel-defect), in place or not.

@@ -178,6 +178,17 @@ def test_pt2e_models_of_its_own_quantizer() -> None:
 
 
 @needed
+def test_inputs_with_defaults_may_be_left_out() -> None:
+    class Optional(Small):
+        def forward(self, x: Tensor, scale: float = 1.0, *, flag: Any = None) -> Tensor:
+            return super().forward(x)
+
+    model = _decomposed(Optional())
+    found = [certify(model, "executorch", [batch]) for batch in (image(), (image(), 1.0))]
+    assert all(c.ok and not c.unchecked and c.integer_kernels >= 3 for c in found)
+
+
+@needed
 def test_a_graph_that_can_t_be_lowered() -> None:
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
