@@ -225,8 +225,9 @@ def zero_point_first() -> bool:
         >>> zero_point_first() == (code.item() == 2)
         True
     """
-    code = torch.quantize_per_tensor(torch.tensor([0.5]), 1.0, 1, torch.quint8).int_repr()
-    return bool(code.item() == 2)
+    # Whatever the user's default dtype and device are.
+    half = torch.tensor([0.5], dtype=torch.float32, device="cpu")
+    return bool(torch.quantize_per_tensor(half, 1.0, 1, torch.quint8).int_repr().item() == 2)
 
 
 def round_native(scaled: Tensor, zero_point: int | Tensor) -> Tensor:

@@ -169,6 +169,17 @@ def test_both_builds_rules(first: bool, monkeypatch: pytest.MonkeyPatch) -> None
     assert far.tolist() == ([255, 255] if first else [0, 0])
 
 
+def test_the_probe_does_not_depend_on_defaults() -> None:
+    wanted, before = zero_point_first(), torch.get_default_dtype()
+    zero_point_first.cache_clear()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            assert zero_point_first() is wanted
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_scale_beyond_float32() -> None:
     """Of a Python scale that float32 can't hold, fake-quantize takes the float32 value first."""
     scale, ops = 1 / 255, decomposed()

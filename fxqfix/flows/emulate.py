@@ -19,9 +19,11 @@ def emulate(
 ) -> fx.GraphModule:
     """Rewrite an int8 model to its engine's integer arithmetic in ordinary tensor ops.
 
-    The result gives the codes that the engine's kernels give on any machine; it
-    does not need the engine. Quantized values are integer tensors of their codes (uint8 for quint8,
-    int8 for qint8); what the model dequantizes, it returns as floats.
+    The result gives the codes that the engine's kernels give on any machine; it does not need the
+    engine. One rule is that of the torch that runs the result, not of the one that made it: where
+    native quantize puts ties (`fxqfix.qparams.zero_point_first`). Quantized values are integer
+    tensors of their codes (uint8 for quint8, int8 for qint8); what the model dequantizes, it
+    returns as floats.
 
     Args:
         converted: What `convert_fx` or eager `convert` returned. It is not changed.
