@@ -11,7 +11,7 @@ import _common
 import torch
 from torch import Tensor, fx, nn
 
-from fxqfix import to_int8
+from fxqfix import certificate_of, to_int8
 
 SIZES = (32, 64)
 
@@ -35,7 +35,7 @@ def main() -> None:
     for network, make in {**_common.NETWORKS, "a pool behind each": pooled}.items():
         prepared = _common.prepare(make(), torch.rand(8, 3, 32, 32))
         forms = {name: to_int8(prepared, averages=name) for name in ("kernel", "exact")}
-        routed = len(forms["exact"].meta["certificate"].routed)
+        routed = len(certificate_of(forms["exact"]).routed)
         for size in SIZES:
             x = torch.rand(8, 3, size, size)
             calls = {name: functools.partial(forward, m, x) for name, m in forms.items()}

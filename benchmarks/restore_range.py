@@ -11,7 +11,7 @@ import _common
 import torch
 from torch import Tensor, fx
 
-from fxqfix import compare, freeze, to_int8
+from fxqfix import certificate_of, compare, freeze, to_int8
 
 LIMITS = {"resnet-like": 1.05, "mobilenet-like": 1.08}
 SIZES = (32, 64)  # of the images: with small ones it is the calls that cost
@@ -36,7 +36,7 @@ def main() -> None:
             "convert_fx": _common.convert(prepared),
             "to_int8": to_int8(prepared, averages="kernel"),
         }
-        ranges = forms["to_int8"].meta["certificate"].ranges
+        ranges = certificate_of(forms["to_int8"]).ranges
         outside = {name: out_of_range(prepared, model, x) for name, model in forms.items()}
         print(f"{network}: {len(ranges)} ranges, {sum(r.clamped for r in ranges)} clamps")
         print(f"  codes out of range at 3x: {outside}")

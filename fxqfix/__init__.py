@@ -5,6 +5,7 @@ from fxqfix.dialects import Inspection, Site, inspect, trace
 from fxqfix.errors import FxqfixError
 from fxqfix.export import GoldenVectors, OpParameters, Parameters
 from fxqfix.flows import (
+    certificate_of,
     compare,
     emulate,
     extract_parameters,
@@ -58,6 +59,7 @@ __all__ = [
     "Site",
     "Uncovered",
     "__version__",
+    "certificate_of",
     "certify",
     "compare",
     "emulate",

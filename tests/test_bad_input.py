@@ -300,7 +300,7 @@ def test_repair_and_data() -> None:
 
 
 def _repair(converted: nn.Module, prepared: nn.Module, batches: Any) -> Any:
-    return fxqfix.repair(converted, prepared, data=batches)
+    return fxqfix.repair(prepared, converted, data=batches)
 
 
 def test_batches_that_are_no_tensors_are_named_by_their_types() -> None:

@@ -201,13 +201,13 @@ def test_torchaos_own_conversion_of_batch_norm() -> None:
 
 def test_repair_mends_torchaos_own_conversion() -> None:
     model, own = prepared("x86-qat", "mobile"), nets.converted("x86-qat", "mobile")
-    mended = fxqfix.repair(own, model, data=[image(seed=1)])
+    mended = fxqfix.repair(model, own, data=[image(seed=1)])
     assert {m.site for m in mended.applied} == {
         row.name for row in mended.before.rows if row.kind == "weight"
     }
     assert sum(row.local.differing for row in mended.before.rows) > 0
     assert sum(row.local.differing for row in mended.after.rows) == 0
-    assert not fxqfix.repair(mended.graph_module, model).modified
+    assert not fxqfix.repair(model, mended.graph_module).modified
     x = image(seed=3)
     with torch.no_grad():
         assert torch.equal(mended.graph_module(x), freeze(model)(x))
@@ -233,11 +233,11 @@ def twice() -> tuple[fx.GraphModule, fx.GraphModule]:
 
 def test_repair_mends_a_weight_for_all_that_read_it(twice: Any) -> None:
     model, own = twice
-    mended = fxqfix.repair(own, model, data=[image(seed=1)])
+    mended = fxqfix.repair(model, own, data=[image(seed=1)])
     assert mended.before.causes["scale-formula"] > 0
     assert sum(row.local.differing for row in mended.after.rows) == 0
     assert mended.after.coverage.unpaired == ()
-    assert not fxqfix.repair(mended.graph_module, model).modified
+    assert not fxqfix.repair(model, mended.graph_module).modified
     x = image(seed=3)
     with torch.no_grad():
         assert torch.equal(mended.graph_module(x), freeze(model)(x))

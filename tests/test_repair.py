@@ -72,10 +72,10 @@ def test_int8_becomes_what_was_trained(name: str, engine: str) -> None:
     with quantized_engine(engine), quiet():
         converted = convert_fx(copy.deepcopy(prepared))
         before = fingerprint(prepared), converted.code, torch.get_rng_state()
-        mended = fxqfix.repair(converted, prepared, data=batches(name, 3.0), engine=engine)
+        mended = fxqfix.repair(prepared, converted, data=batches(name, 3.0), engine=engine)
         assert (fingerprint(prepared), converted.code) == before[:2]
         assert torch.equal(torch.get_rng_state(), before[2])
-        again = fxqfix.repair(mended.graph_module, prepared, engine=engine)
+        again = fxqfix.repair(prepared, mended.graph_module, engine=engine)
     assert mended.modified
     assert not again.modified
     rows = mended.after.rows
@@ -111,8 +111,8 @@ def test_a_contiguous_input_is_given_once() -> None:
         )
         prepared(x)
         converted = convert_fx(copy.deepcopy(prepared.eval()))
-        mended = fxqfix.repair(converted, prepared, data=[x], engine="qnnpack")
-        again = fxqfix.repair(mended.graph_module, prepared, data=[x], engine="qnnpack")
+        mended = fxqfix.repair(prepared, converted, data=[x], engine="qnnpack")
+        again = fxqfix.repair(prepared, mended.graph_module, data=[x], engine="qnnpack")
     added = [n for n in again.graph_module.graph.nodes if n.target == "contiguous"]
     assert len(added) == 1
     assert mended.modified
@@ -129,8 +129,8 @@ def test_float_forms_become_exact(flow: str, name: str) -> None:
         else:
             int8 = convert_fx(copy.deepcopy(prepared))
             converted = fxqfix.to_decomposed(int8, ranges_from=prepared)
-        mended = fxqfix.repair(converted, prepared, data=batches(name, 3.0), engine="fbgemm")
-        again = fxqfix.repair(mended.graph_module, prepared, data=batches(name), engine="fbgemm")
+        mended = fxqfix.repair(prepared, converted, data=batches(name, 3.0), engine="fbgemm")
+        again = fxqfix.repair(prepared, mended.graph_module, data=batches(name), engine="fbgemm")
     assert mended.modified
     assert not again.modified
     assert sum(row.cumulative.out_of_range for row in mended.after.rows) == 0
@@ -152,7 +152,7 @@ def test_eager() -> None:
     prepared(x)
     prepared.eval()
     converted = convert(copy.deepcopy(prepared))
-    mended = fxqfix.repair(converted, prepared, data=[3 * x], engine="fbgemm")
+    mended = fxqfix.repair(prepared, converted, data=[3 * x], engine="fbgemm")
     assert {"restore-qparams", "restore-range"} <= {m.step for m in mended.applied}
     assert set(mended.after.causes) <= {"rounding", "upstream"}
 
@@ -160,11 +160,11 @@ def test_eager() -> None:
 def test_without_data_the_state_is_mended() -> None:
     prepared = trained()
     converted = convert_fx(copy.deepcopy(prepared))
-    mended = fxqfix.repair(converted, prepared, engine="fbgemm")
+    mended = fxqfix.repair(prepared, converted, engine="fbgemm")
     assert mended.before is None
     assert mended.after is None
     assert len(mended.applied) == len(
-        fxqfix.repair(converted, prepared, data=data(), engine="fbgemm").applied
+        fxqfix.repair(prepared, converted, data=data(), engine="fbgemm").applied
     )
     assert "mended" in str(mended)
 
@@ -173,7 +173,7 @@ def test_what_the_engine_itself_does_is_left_and_named() -> None:
     prepared = trained("qnnpack")
     with quantized_engine("qnnpack"):
         converted = convert_fx(fxqfix.freeze(prepared))
-        mended = fxqfix.repair(converted, prepared, data=data())
+        mended = fxqfix.repair(prepared, converted, data=data())
     left = {r.cause: r for r in mended.refused}
     assert "bias-int32" in left
     assert "nothing to repair" in left["bias-int32"].reason
@@ -188,7 +188,7 @@ def test_a_site_that_is_spelled_otherwise_is_refused() -> None:
         pass
 
     converted.head.__class__ = Own
-    mended = fxqfix.repair(converted, prepared, data=data(), engine="fbgemm")
+    mended = fxqfix.repair(prepared, converted, data=data(), engine="fbgemm")
     refused = {r.site: r.reason for r in mended.refused if r.cause == "restore-qparams"}
     assert refused["head.weight"] == "Own stands where conversion puts Linear"
     assert type(mended.graph_module.head) is Own
@@ -209,7 +209,7 @@ def test_what_makes_it_worse_is_rolled_back(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(RestoreQParams, "check", lambda *_: None)
     prepared = trained()
     converted = convert_fx(copy.deepcopy(prepared))
-    mended = fxqfix.repair(converted, prepared, data=data(), engine="fbgemm")
+    mended = fxqfix.repair(prepared, converted, data=data(), engine="fbgemm")
     reasons = {r.site: r.reason for r in mended.refused if r.cause == "restore-qparams"}
     assert {"body", "body.weight"} <= reasons.keys()
     assert reasons["body"].startswith("rolled back: body had ")
@@ -232,32 +232,34 @@ def test_a_pass_that_fails_midway_leaves_the_model(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(RestoreRange, "rewrite", fails)
     with pytest.raises(fxqfix.errors.PassError, match="midway"):
-        fxqfix.repair(converted, prepared, engine="fbgemm")
+        fxqfix.repair(prepared, converted, engine="fbgemm")
     assert converted.code == code
 
 
 def test_bad_input() -> None:
     prepared = trained()
     converted = convert_fx(copy.deepcopy(prepared))
-    with pytest.raises(PairingError, match="not a prepared one"):
-        fxqfix.repair(prepared, converted)
-    with pytest.raises(PairingError, match="not a converted one"):
+    order = r"repair\(prepared, converted\). To do: put the prepared model first"
+    with pytest.raises(PairingError, match=f"first model is not a prepared one.*{order}"):
+        fxqfix.repair(converted, prepared)  # the order up to 0.1
+    assert not fxqfix.repair(converted=converted, prepared=prepared).refused
+    with pytest.raises(PairingError, match="second model is not a converted one"):
         fxqfix.repair(prepared, prepared)
 
     def once() -> Iterator[Tensor]:
         yield from data()
 
     with pytest.raises(DataError, match="read the data again"):
-        fxqfix.repair(converted, prepared, data=once())
+        fxqfix.repair(prepared, converted, data=once())
     with pytest.raises(DataError, match="no batch"):
-        fxqfix.repair(converted, prepared, data=[])
+        fxqfix.repair(prepared, converted, data=[])
     other = prepare_qat_fx(
         nn.Sequential(nn.Linear(4, 4)).train(),
         get_default_qat_qconfig_mapping("fbgemm"),
         (torch.randn(2, 4),),
     )
     with pytest.raises(UncalibratedError):
-        fxqfix.repair(converted, other)
+        fxqfix.repair(other, converted)
     other(torch.randn(2, 4))
     with pytest.raises(PairingError):
-        fxqfix.repair(converted, other)
+        fxqfix.repair(other, converted)

@@ -66,7 +66,7 @@ def compared(prepared: nn.Module, model: nn.Module, engine: str, *data: Any) -> 
 
 
 def certificate(model: fx.GraphModule) -> Int8Certificate:
-    found = model.meta["certificate"]
+    found = fxqfix.certificate_of(model)
     assert isinstance(found, Int8Certificate)
     return found
 
@@ -564,4 +564,17 @@ def test_a_kernel_with_a_grid_of_its_own(engine: str, gate: Callable[[Tensor], T
     used = fxqfix.inspect(back).site(gate.__name__).used
     assert used is not None
     assert (used.quant_min, used.quant_max) == used.container
-    assert result.meta["certificate"].ok
+    assert certificate(result).ok
+
+
+def test_the_certificate_of_a_model() -> None:
+    x = torch.rand(2, 4)
+    result = fxqfix.to_int8(prepared_model(nn.Sequential(nn.Linear(4, 2)), x), engine="fbgemm")
+    found = fxqfix.certificate_of(result)
+    assert found is result.meta["certificate"]  # as 0.1 had it: until 0.3
+    assert fxqfix.certificate_of(copy.deepcopy(result)) == found
+    strange = copy.deepcopy(result)
+    strange.meta["certificate"] = "a user's own"
+    for model in (strange, nn.Linear(2, 2)):
+        with pytest.raises(DialectError, match="certificate_of: the model carries no certificate"):
+            fxqfix.certificate_of(model)

@@ -8,9 +8,10 @@ from fxqfix.flows.extract import extract_parameters, golden_vectors
 from fxqfix.flows.freeze import freeze
 from fxqfix.flows.lint import lint
 from fxqfix.flows.repair import repair
-from fxqfix.flows.to_int8 import to_int8
+from fxqfix.flows.to_int8 import certificate_of, to_int8
 
 __all__ = [
+    "certificate_of",
     "compare",
     "convert_by_torch",
     "emulate",

@@ -36,6 +36,11 @@ from fxqfix.report import Mend, Refusal
 
 __all__ = ["Bench"]
 
+_CALL = "repair(prepared, converted)"
+_OLD_ORDER = (
+    "put the prepared model first, as in compare; up to version 0.1 the converted one came first"
+)
+
 
 @dataclass
 class Bench:
@@ -56,14 +61,15 @@ class Bench:
 
     def __post_init__(self) -> None:
         """Read, pair, and convert the frozen model the right way."""
-        self.mine = prepared_reading(self.prepared, "repair(converted, prepared)")
+        self.mine = prepared_reading(self.prepared, _CALL, _OLD_ORDER)
         self.theirs = dialects.read(self.converted, "repair")
         if self.theirs.dialect not in _DONORS:
             raise PairingError(
-                "the first model is not a converted one; are the arguments swapped?",
+                "the second model is not a converted one; are the arguments swapped?",
                 where="repair",
                 found=f"a model of dialect {self.theirs.dialect}",
-                expected="repair(converted, prepared)",
+                expected=_CALL,
+                remedy=_OLD_ORDER,
             )
         self.pairing = pair(self.mine, self.theirs)
         # As to_int8 does: what reads behind an in-place op then has the user's kernel.

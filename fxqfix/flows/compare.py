@@ -80,13 +80,16 @@ def compare(
 
 
 def prepared_reading(
-    prepared: nn.Module, call: str = "compare(prepared, converted, data)"
+    prepared: nn.Module,
+    call: str = "compare(prepared, converted, data)",
+    remedy: str | None = None,
 ) -> Reading:
     """Read the prepared model of a comparison.
 
     Args:
         prepared: The model.
         call: The call that needs it, for messages.
+        remedy: What to do where it is none.
 
     Raises:
         PairingError: It is not a prepared one.
@@ -96,12 +99,12 @@ def prepared_reading(
     where = call.partition("(")[0]
     reading = dialects.read(prepared, where)
     if not reading.prepared:
-        place = "first" if "(prepared" in call else "second"
         raise PairingError(
-            f"the {place} model is not a prepared one; are the arguments swapped?",
+            "the first model is not a prepared one; are the arguments swapped?",
             where=where,
             found=f"a model of dialect {reading.dialect}",
             expected=call,
+            remedy=remedy,
         )
     followed = [tap for tap in reading.taps if tap.site.used is not None]
     # Weight-only is a mode of its own in PT2E.

@@ -23,8 +23,8 @@ _INHERENT = ("rounding", "bias-int32", "requantization")
 
 
 def repair(
-    converted: nn.Module,
     prepared: nn.Module,
+    converted: nn.Module,
     *,
     data: Iterable[Any] | None = None,
     engine: str | None = None,
@@ -37,9 +37,9 @@ def repair(
     each cause that no pass can mend. A second repair finds nothing to mend.
 
     Args:
+        prepared: The prepared model that `converted` was converted from. It is not changed.
         converted: The converted model, int8, reference or decomposed, edited or not. It is not
             changed.
-        prepared: The prepared model that it was converted from. It is not changed.
         data: Batches to verify on, as for `compare`, that can be read more than once (a list, a
             DataLoader); None to verify by state alone.
         engine: The engine that `converted` was converted for; None is
@@ -64,7 +64,7 @@ def repair(
         >>> prepared = prepare_qat_fx(net, get_default_qat_qconfig_mapping("fbgemm"), (x,))
         >>> _ = prepared(x)
         >>> converted = convert_fx(copy.deepcopy(prepared.eval()))
-        >>> mended = repair(converted, prepared, data=[2 * x], engine="fbgemm")
+        >>> mended = repair(prepared, converted, data=[2 * x], engine="fbgemm")
         >>> [(m.step, m.site) for m in mended.applied][:2]
         [('restore-qparams', '_0.weight'), ('restore-range', 'input_1')]
         >>> mended.after.row("input_1").local.differing

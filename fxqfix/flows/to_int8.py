@@ -17,8 +17,11 @@ from fxqfix.flows.freeze import freezing
 from fxqfix.pairing import pair
 from fxqfix.passes import AvoidDefects, FloatIslands, RestoreRange, chain
 from fxqfix.qparams import QParams
+from fxqfix.report import Int8Certificate
 
-__all__ = ["convert_with_islands", "to_int8"]
+__all__ = ["certificate_of", "convert_with_islands", "to_int8"]
+
+_KEY = "certificate"  # in meta, as 0.1 had it; stays readable there until 0.3
 
 _CHOICES = {"saturation": ("warn", "island"), "averages": ("exact", "kernel")}
 
@@ -38,7 +41,7 @@ def to_int8(
     on convert_fx's kernels. What reads a value that an in-place op overwrote gets that op's result
     quantized, where training read it in float; of freeze(prepared), in float.
 
-    ``result.meta["certificate"]``, an `Int8Certificate`, says what was checked.
+    ``certificate_of(result)``, an `Int8Certificate`, says what was checked.
 
     Args:
         prepared: A prepared model after training or calibration, FX or eager. It is not changed.
@@ -72,7 +75,7 @@ def to_int8(
         >>> model = to_int8(prepared.eval(), engine="fbgemm")
         >>> compare(prepared, model, [3 * x], engine="fbgemm").exact
         True
-        >>> [(r.site, r.clamped) for r in model.meta["certificate"].ranges]
+        >>> [(r.site, r.clamped) for r in certificate_of(model).ranges]
         [('input_1', True), ('_0', True)]
     """
     _check(saturation=saturation, averages=averages)
@@ -83,6 +86,33 @@ def to_int8(
         converted = convert_with_islands(frozen, name, islands_saturation=islands)
         routes = AvoidDefects(name, _grids(own, converted), averages=averages == "exact")
         return _certified(own, frozen, routes(converted).graph_module, name)
+
+
+def certificate_of(model: nn.Module) -> Int8Certificate:
+    """What `to_int8` checked on a model that it returned.
+
+    Args:
+        model: That model, or a copy of it.
+
+    Raises:
+        DialectError: The model carries no certificate.
+
+    Example:
+        >>> import torch
+        >>> certificate_of(torch.nn.Linear(2, 2))
+        Traceback (most recent call last):
+        fxqfix.errors.DialectError: certificate_of: the model carries no certificate. ...
+    """
+    found = getattr(model, "meta", {}).get(_KEY)
+    if not isinstance(found, Int8Certificate):
+        raise DialectError(
+            "the model carries no certificate",
+            where="certificate_of",
+            found=type(model).__name__,
+            expected="what fxqfix.to_int8 returned, or a copy.deepcopy of it",
+            remedy="a pass, a trace or a file does not keep it: ask before, and keep to_json()",
+        )
+    return found
 
 
 def _check(**chosen: str) -> None:
@@ -107,7 +137,7 @@ def _certified(
 ) -> fx.GraphModule:
     ranges = declared_ranges(dialects.read(routed), frozen)
     result: fx.GraphModule = RestoreRange(ranges)(routed).graph_module
-    result.meta["certificate"] = certify(own, dialects.read(result), engine)
+    result.meta[_KEY] = certify(own, dialects.read(result), engine)
     return result.eval()
 
 

@@ -16,7 +16,7 @@ from fxqfix.engines import ENGINES
 from fxqfix.errors import DialectError
 from fxqfix.flows.compare import compare
 from fxqfix.flows.freeze import freeze
-from fxqfix.flows.to_int8 import to_int8
+from fxqfix.flows.to_int8 import certificate_of, to_int8
 from fxqfix.report import Certificate, Certified
 from fxqfix.report.data import Report
 from fxqfix.routes._base import Route
@@ -43,7 +43,7 @@ def _certify(
     narrow = [r.name for r in rows if r.prepared.is_narrow]
     kernels = Counter(r.kernel for r in rows if r.kernel.startswith("quantized."))
     apart = (*report.coverage.unpaired, *report.coverage.unsupported)
-    checked = deployed.meta["certificate"]
+    checked = certificate_of(deployed)
     return Certificate(
         route=f"int8:{engine}",
         versions={"torch": torch.__version__},

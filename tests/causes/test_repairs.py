@@ -51,7 +51,7 @@ MENDED += [
 def test_repair_mends_the_converted_model(name: str, engine: str | None) -> None:
     with quantized_engine(engine), quiet():
         plot = planted(name, engine)
-        mended = fxqfix.repair(plot.converted(), plot.prepared, data=[plot.batch])
+        mended = fxqfix.repair(plot.prepared, plot.converted(), data=[plot.batch])
     cause = PLANTS[name].cause
     if cause == "not-lowered":  # the graph has no such site: nothing is put in
         assert {r.cause for r in mended.refused} >= {cause}
@@ -66,7 +66,7 @@ def test_repair_mends_the_converted_model(name: str, engine: str | None) -> None
 @pytest.mark.parametrize("name", BY_FREEZING)
 def test_what_is_the_prepared_model_s_is_left_to_it(name: str) -> None:
     plot = planted(name)
-    mended = fxqfix.repair(plot.converted(), plot.prepared, data=[plot.batch])
+    mended = fxqfix.repair(plot.prepared, plot.converted(), data=[plot.batch])
     assert not mended.modified
     (left,) = (r for r in mended.refused if r.cause == PLANTS[name].cause)
     assert left.reason.startswith(f"{mended.after.causes[left.cause]} codes")

@@ -94,7 +94,7 @@ def test_compare_names_it_and_repair_mends_it(engine: str) -> None:
     wrong = [r for r in report.rows if r.kind == "activation" and "range-lost" in r.causes]
     assert wrong
     assert any("declared [-127,127]" in r.evidence["range-lost"] for r in wrong)
-    done = fxqfix.repair(plain, unheld, data=[0.5 * X])
+    done = fxqfix.repair(unheld, plain, data=[0.5 * X])
     after = fxqfix.compare(unheld, done.graph_module, [0.5 * X], engine=engine)
     assert "range-lost" not in after.causes
     assert all(row.exact for row in after.rows if row.kind == "weight")

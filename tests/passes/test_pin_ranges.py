@@ -62,7 +62,7 @@ def test_a_repair_moves_them_with_the_range() -> None:
         if node.name == "stem_0_clamp":
             node.args = (node.args[0], 0, 100)
     codes.recompile()
-    mended = fxqfix.repair(codes, nets.prepared("residual"), data=nets.batches()).graph_module
+    mended = fxqfix.repair(nets.prepared("residual"), codes, data=nets.batches()).graph_module
     right = nets.decomposed("residual")
     assert not all(torch.equal(codes(x), right(x)) for x in nets.batches())
     assert all(torch.equal(mended(x), right(x)) for x in nets.batches())

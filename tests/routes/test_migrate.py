@@ -501,7 +501,7 @@ TAKEN: dict[str, Callable[[Any], bool]] = {
     "certify": lambda m: fxqfix.certify(m, "export", [nets.image()]).exact,
     "extract_parameters": lambda m: len(fxqfix.extract_parameters(m)) == 9,
     "golden_vectors": lambda m: len(fxqfix.golden_vectors(m, nets.image()).ops) == 9,
-    "repair": lambda m: fxqfix.repair(m, nets.prepared("residual")).applied == (),
+    "repair": lambda m: fxqfix.repair(nets.prepared("residual"), m).applied == (),
     "ranges_from": lambda m: torch.equal(
         fxqfix.to_decomposed(_reference(), ranges_from=m)(3 * nets.image()),
         fxqfix.to_decomposed(_reference(), ranges_from=nets.prepared("residual"))(3 * nets.image()),
@@ -527,8 +527,8 @@ REFUSING: dict[str, tuple[Callable[[Any], Any], str]] = {
         r"compare: the first model is not a prepared one.*compare\(prepared, converted, data\)",
     ),
     "repair as prepared": (
-        lambda m: fxqfix.repair(nets.decomposed("residual"), m),
-        r"repair: the second model is not a prepared one.*repair\(converted, prepared\)",
+        lambda m: fxqfix.repair(m, nets.decomposed("residual")),
+        r"repair: the first model is not a prepared one.*repair\(prepared, converted\)",
     ),
 }
 
@@ -558,8 +558,8 @@ def test_where_a_loaded_program_is_of_no_use(static: Written, name: str) -> None
         ("golden_vectors", lambda m: fxqfix.golden_vectors(m, torch.ones(1))),
         ("emulate", lambda m: fxqfix.emulate(m, engine="fbgemm")),
         ("compare", lambda m: fxqfix.compare(m, None, [])),
-        ("repair", lambda m: fxqfix.repair(m, nets.prepared("plain"))),
-        ("repair", lambda m: fxqfix.repair(nets.decomposed("plain"), m)),
+        ("repair", lambda m: fxqfix.repair(nets.prepared("plain"), m)),
+        ("repair", lambda m: fxqfix.repair(m, nets.decomposed("plain"))),
         ("lint", fxqfix.lint),
         ("freeze", fxqfix.freeze),
     ],
