@@ -2,6 +2,7 @@
 
 from fxqfix.checks import Finding
 from fxqfix.dialects import Inspection, Site, inspect, trace
+from fxqfix.engines import Isa
 from fxqfix.errors import FxqfixError
 from fxqfix.export import GoldenVectors, OpParameters, Parameters
 from fxqfix.flows import (
@@ -46,6 +47,7 @@ __all__ = [
     "GoldenVectors",
     "Inspection",
     "Int8Certificate",
+    "Isa",
     "LintReport",
     "Mend",
     "Migration",

@@ -252,10 +252,10 @@ def is_packed_params(value: object) -> bool:
     return isinstance(value, torch.ScriptObject) and hasattr(value, "unpack")
 
 
-def native_isa() -> str:
-    """How this machine's fbgemm and onednn kernels add products: "vnni" exactly, else "avx2"."""
-    supported = getattr(torch.cpu, "_is_vnni_supported", None)
-    return "vnni" if supported is not None and supported() else "avx2"
+def cpu_level() -> str:
+    """What cpuid says, caps not asked: "vnni" (AVX512-VNNI), "avx512", "avx2", or "unknown"."""
+    asked = {n: getattr(torch.cpu, f"_is_{n}_supported", bool) for n in ("vnni", "avx512", "avx2")}
+    return next((name for name, supported in asked.items() if supported()), "unknown")
 
 
 def packed_engine(packed: Any) -> str | None:

@@ -8,7 +8,7 @@ from torch.ao.quantization import get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import prepare_fx
 
 import fxqfix
-from fxqfix._torch import native_isa, quantized_engine, quiet
+from fxqfix._torch import cpu_level, quantized_engine, quiet
 from fxqfix.report import Report
 from tests.engines.nets import NETS
 
@@ -28,7 +28,8 @@ def test_every_kernel_is_named(engine: str) -> None:
         pytest.skip(f"this torch has no engine {engine}")
     report = _report(engine)
     rows = {row.name: row for row in report.rows if row.kind == "activation"}
-    conv = engine if engine != "x86" else {"vnni": "onednn", "avx2": "fbgemm"}[native_isa()]
+    conv = "onednn" if cpu_level() == "vnni" else "fbgemm"
+    conv = engine if engine != "x86" else conv
     assert rows["stem_0"].engine == conv
     assert rows["head"].engine == (engine if engine != "x86" else "fbgemm")
     for name, row in rows.items():

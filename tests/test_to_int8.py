@@ -21,7 +21,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qa
 
 import fxqfix
 from fxqfix import Int8Certificate, Report
-from fxqfix._torch import native_isa
+from fxqfix.engines import isa_of
 from fxqfix.errors import DialectError, UncalibratedError, UnknownNameError
 from fxqfix.flows._int8_certificate import certify
 from tests.engines.nets import NETS, SHAPES
@@ -33,7 +33,7 @@ ENGINES = [e for e in torch.backends.quantized.supported_engines if e != "none"]
 # Their kernels round in float32, within 1e-6 of the codes; qnnpack's rounds the bias to int32.
 MOST = {"fbgemm": 1e-4, "x86": 1e-4, "onednn": 1e-4, "qnnpack": 1e-3}
 # Sums behind tanh, whose codes reach 255 whatever the qconfig says, saturate without VNNI.
-SATURATES = {"MLP"} if native_isa() == "avx2" else set[str]()
+SATURATES = {"MLP"} if isa_of(None).fbgemm != "vnni" else set[str]()
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:must run observer before calling:UserWarning"),
@@ -408,7 +408,7 @@ def test_the_way_back_is_exact(engine: str) -> None:
     wanted = fxqfix.extract_parameters(fxqfix.to_decomposed(prepared))["up"]
     assert wanted.weight is not None
     assert torch.equal(ops["up"].weight, wanted.weight)
-    emulated = fxqfix.emulate(model, engine=engine, isa=native_isa())
+    emulated = fxqfix.emulate(model, engine=engine)
     with fxqfix._torch.quantized_engine(engine):
         assert torch.equal(emulated(3 * x), model(3 * x))
     golden = fxqfix.golden_vectors(model, x)

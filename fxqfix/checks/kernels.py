@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxqfix import _torch
 from fxqfix.checks._base import Check, Finding, Subject
-from fxqfix.engines import ENGINES, find_defect, placed, saturation_possible
+from fxqfix.engines import ENGINES, find_defect, isa_of, placed, saturation_possible
 
 __all__ = ["CHECKS"]
 
@@ -45,7 +44,7 @@ def _defects(subject: Subject) -> Iterator[Finding]:
     if subject.exported:
         return
     for _, capped in subject.calls:
-        call = placed(capped, subject.engine, _torch.native_isa())
+        call = placed(capped, subject.engine, isa_of(None))
         found = find_defect(call)
         if found is not None and found.present:
             yield Finding(

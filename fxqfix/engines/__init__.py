@@ -22,7 +22,7 @@ from fxqfix.engines import (  # noqa: F401  # they fill the table
     softmax,
     weighted,
 )
-from fxqfix.engines._base import ENGINES, ISAS, Call, Kernel, table
+from fxqfix.engines._base import ENGINES, Call, Kernel, table
 from fxqfix.engines._inner import row_of
 from fxqfix.engines._intervals import Interval, intervals
 from fxqfix.engines._requantize import Qnnpack, Weighted
@@ -30,6 +30,7 @@ from fxqfix.engines.calls import calls
 from fxqfix.engines.defects import DEFECTS, Defect, met
 from fxqfix.engines.defects import find as find_defect
 from fxqfix.engines.dispatch import dispatch, placed
+from fxqfix.engines.isa import ISAS, Isa, isa_of, threads_of
 from fxqfix.engines.saturation import saturation_possible
 from fxqfix.engines.weighted import accumulator_bound
 
@@ -40,6 +41,7 @@ __all__ = [
     "Call",
     "Defect",
     "Interval",
+    "Isa",
     "Kernel",
     "Qnnpack",
     "Weighted",
@@ -48,9 +50,11 @@ __all__ = [
     "dispatch",
     "find_defect",
     "intervals",
+    "isa_of",
     "met",
     "placed",
     "row_of",
     "saturation_possible",
     "table",
+    "threads_of",
 ]

@@ -14,13 +14,13 @@ from typing import Any
 from torch import fx, nn
 
 from fxqfix.dialects.weights import WeightView
+from fxqfix.engines.isa import VNNI, Isa
 from fxqfix.errors import UnknownNameError, UnsupportedError
 from fxqfix.qparams import QParams
 
-__all__ = ["ENGINES", "ISAS", "Call", "Kernel", "kernel", "table"]
+__all__ = ["ENGINES", "Call", "Kernel", "kernel", "table"]
 
 ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
-ISAS = ("vnni", "avx2")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Call:
         qparams: The grid of each input; None where it is a float.
         output: The grid of the result; None where it is a float.
         weight: The integer weight, or None.
-        isa: "vnni" (sums of products are exact) or "avx2" (pairs saturate at 16 bits).
+        isa: The levels of the kernels.
         threads: Number of threads that the kernel runs on.
         in_memory_order: Whether the kernel gets its input as it lies in memory (`InMemoryOrder`).
         others: The grids of the first input wherever else the same packed weight is called.
@@ -67,7 +67,7 @@ class Call:
     qparams: tuple[QParams | None, ...] = ()
     output: QParams | None = None
     weight: WeightView | None = None
-    isa: str = "vnni"
+    isa: Isa = VNNI
     threads: int = 1
     in_memory_order: bool = False
     others: tuple[QParams | None, ...] = ()

@@ -9,6 +9,7 @@ from fxqfix.dialects.trace import trace
 from fxqfix.engines._base import Call, Kernel, table
 from fxqfix.engines.calls import calls
 from fxqfix.engines.defects import find
+from fxqfix.engines.isa import UNKNOWN
 from fxqfix.errors import UnsupportedError
 from fxqfix.qparams import QParams
 
@@ -32,12 +33,16 @@ def row_of(call: Call) -> Kernel:
         reason = f"{call.engine}'s kernel is wrong ({defect.name}): {defect.condition}"
     elif row is None:
         reason = f"{call.engine} has no exact arithmetic for {call.key!r}"
+    elif UNKNOWN in (call.isa.cpu, call.isa.aten, getattr(call.isa, call.engine, "")):
+        reason = f"nobody has measured the kernels of this CPU and build ({call.isa})"
     if row is None or reason:
         raise UnsupportedError(
             f"node can't be emulated: {reason}",
             where=f"node {call.node!r}",
             found=str(call.target if call.module is None else type(call.module).__name__),
-            remedy="see `fxqfix engines` for the ops that each engine runs",
+            remedy="see `fxqfix engines` for the ops that each engine runs"
+            if UNKNOWN not in reason
+            else 'say which: emulate(model, isa="vnni") or another level',
         )
     return row
 

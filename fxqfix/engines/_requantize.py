@@ -156,7 +156,7 @@ class Onednn(Weighted):
 
     def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
         """Float values first, as oneDNN's post-ops compute them."""
-        joined = self.isa == "avx2" and not self.reference
+        joined = self.isa.onednn == "avx2" and not self.reference
         p = sums.float() * self.both if joined else (sums.float() * self.factor) * self.scale
         if self.bias is not None:
             p = p + self.bias

@@ -17,6 +17,7 @@ from fxqfix.dialects._base import modules_of
 from fxqfix.engines._base import Call
 from fxqfix.engines._memory import readers_behind
 from fxqfix.engines.dispatch import placed
+from fxqfix.engines.isa import Isa, isa_of
 from fxqfix.errors import UnsupportedError
 from fxqfix.inserted import InMemoryOrder
 from fxqfix.qparams import QParams
@@ -29,7 +30,7 @@ _WRITES_OVER = {"conv2d_add": 1}  # onednn's: the place of the input that its re
 def calls(
     graph_module: fx.GraphModule,
     engine: str,
-    isa: str = "vnni",
+    isa: str | Isa | None = "vnni",
     threads: int = 1,
     *,
     strict: bool = True,
@@ -40,7 +41,7 @@ def calls(
     Args:
         graph_module: A model of dialect "fx-int8".
         engine: The engine that it was converted for; each call has the one that really runs it.
-        isa: "vnni" or "avx2".
+        isa: The levels of the kernels, or their name; None for what this process runs.
         threads: Number of threads of the kernels.
         strict: Refuse ops that no row knows, instead of leaving them out.
         given: The grids of placeholders that codes come in by.
@@ -50,6 +51,7 @@ def calls(
             be read (if strict).
     """
     qparams, modules = int8.propagate(graph_module, given), modules_of(graph_module)
+    levels = isa_of(isa, "calls")
     found: dict[fx.Node, Call] = {}
     for node in graph_module.graph.nodes:
         if node.op in ("placeholder", "output", "get_attr"):
@@ -79,7 +81,7 @@ def calls(
         place = _WRITES_OVER.get(call.key, len(inputs))
         if place < len(inputs):
             call = replace(call, rereads=readers_behind(node, inputs[place], modules))
-        found[node] = placed(replace(call, weight=weight, threads=threads), engine, isa)
+        found[node] = placed(replace(call, weight=weight, threads=threads), engine, levels)
     return _reused(found)
 
 

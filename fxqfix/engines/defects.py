@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from fxqfix import _rng, _torch
 from fxqfix.engines import _probes
-from fxqfix.engines._base import ISAS, Call
+from fxqfix.engines._base import Call
 from fxqfix.engines.dispatch import placed
+from fxqfix.engines.isa import ISAS
 from fxqfix.qparams import container_range
 
 __all__ = ["DEFECTS", "Defect", "find", "met"]
@@ -149,7 +150,7 @@ def _excludes_padding(call: Call) -> bool:
 
 
 def _odd_groups(call: Call) -> bool:
-    if call.weight is None or call.isa != "avx2":
+    if call.weight is None or call.isa.cpu != "avx2":
         return False
     return call.option("groups", 1) == 3 and call.weight.codes.shape[1] == 4
 

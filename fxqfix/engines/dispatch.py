@@ -9,6 +9,7 @@ import torch
 
 from fxqfix import _torch
 from fxqfix.engines._base import Call
+from fxqfix.engines.isa import Isa, isa_of
 
 __all__ = ["cell_weights", "check_packed", "dispatch", "placed"]
 
@@ -20,10 +21,10 @@ def dispatch(call: Call) -> str:
         call: The op; its `engine` is the one that the model was converted for.
 
     Returns:
-        "fbgemm", "onednn" or "qnnpack". x86 takes onednn for a convolution where the CPU has VNNI,
-        groups <= 100, no weight has a zero point and there is no output padding; else fbgemm.
-        qnnpack's own kernels without weights take quint8 only; all else runs on those that fbgemm
-        and onednn share.
+        "fbgemm", "onednn" or "qnnpack". x86 takes onednn for a convolution where the CPU has
+        AVX512-VNNI (whatever caps say), groups <= 100, no weight has a zero point and there is no
+        output padding; else fbgemm. qnnpack's own kernels without weights take quint8 only; all
+        else runs on those that fbgemm and onednn share.
 
     Source:
         torch's should_use_onednn_quant; measured in tests/engines.
@@ -40,23 +41,23 @@ def dispatch(call: Call) -> str:
     symmetric = call.weight is not None and not any(call.weight.qparams.zero_points)
     conv = call.key.startswith("conv")
     fits = symmetric and call.option("groups", 1) <= 100 and not _output_padding(call)
-    return "onednn" if conv and fits and call.isa == "vnni" else "fbgemm"
+    return "onednn" if conv and fits and call.isa.cpu == "vnni" else "fbgemm"
 
 
-def placed(call: Call, engine: str, isa: str) -> Call:
+def placed(call: Call, engine: str, isa: str | Isa) -> Call:
     """The call of a model that was converted for an engine, on the kernel that really runs it.
 
     Args:
         call: The op.
         engine: The engine that the model was converted for.
-        isa: "vnni" or "avx2".
+        isa: The levels of the kernels, or their name.
 
     Example:
         >>> from fxqfix.engines import Call, placed
         >>> placed(Call("fc", "", "linear"), "x86", "avx2").engine
         'fbgemm'
     """
-    there = replace(call, engine=engine, isa=isa)
+    there = replace(call, engine=engine, isa=isa_of(isa, "placed"))
     found = dispatch(there)
     return there if found == engine else replace(there, engine=found)
 

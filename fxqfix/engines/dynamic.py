@@ -73,7 +73,7 @@ class DynamicLinear(nn.Module):
     def _values(self, sums: Tensor, scale: Tensor) -> Tensor:
         scale = scale.to(sums.device)
         step = there_and_back(scale) if self.engine == "onednn" else scale.float()
-        if self.engine == "onednn" and self.isa == "vnni":
+        if self.engine == "onednn" and self.isa.onednn != "avx2":
             found = (sums * step) * self.scale
             return found if self.bias is None else found + self.bias
         if self.engine == "fbgemm" and self.bias is not None:

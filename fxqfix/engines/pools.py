@@ -26,6 +26,7 @@ __all__ = [
     "QnnAveragePool2d",
     "as_qnnpack",
     "divisors_of",
+    "lanes_of",
     "mixed",
     "options_of",
     "qnnpack_multiplier",
@@ -70,6 +71,11 @@ def _max_pool(call: Call) -> nn.Module:
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
     qnnpack = call.engine == "qnnpack" and not call.option("ceil_mode")
     return MaxPool(int(call.key[-2]), options_of(call, *names), qnnpack)
+
+
+def lanes_of(call: Call) -> int:
+    """How many floats a register holds; scalar code has none."""
+    return {"avx512": 16, "avx2": 8, "default": 1 << 62}[call.isa.aten]
 
 
 def mixed(body: Tensor, tail: Tensor, lanes: int) -> Tensor:
@@ -141,8 +147,7 @@ AVERAGE = (
 
 @kernel("avg_pool2d", engines=_SHARED)
 def _avg_pool(call: Call) -> nn.Module:
-    lanes = 16 if call.isa == "vnni" else 8  # floats in a register
-    return AveragePool2d(call.source, options_of(call, *AVERAGE), lanes)
+    return AveragePool2d(call.source, options_of(call, *AVERAGE), lanes_of(call))
 
 
 class QnnAveragePool2d(nn.Module):

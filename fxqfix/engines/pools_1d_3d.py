@@ -53,7 +53,7 @@ def _avg_pool1d(call: Call) -> nn.Module:
         "count_include_pad": bool(call.option("count_include_pad", True)),
     }
     if call.engine != "qnnpack":
-        return Line(pools.AveragePool2d(call.source, options, 16 if call.isa == "vnni" else 8))
+        return Line(pools.AveragePool2d(call.source, options, pools.lanes_of(call)))
     if options["ceil_mode"]:
         raise call.refuse("its kernel goes wrong where ceil_mode lets windows hang over the edge")
     if options["padding"][1] and not options["count_include_pad"]:
@@ -88,5 +88,4 @@ class AveragePool3d(nn.Module):
 
 @kernel("avg_pool3d", engines=_ALL)
 def _avg_pool3d(call: Call) -> nn.Module:
-    lanes = 16 if call.isa == "vnni" else 8  # floats in a register
-    return AveragePool3d(call.source, pools.options_of(call, *pools.AVERAGE), lanes)
+    return AveragePool3d(call.source, pools.options_of(call, *pools.AVERAGE), pools.lanes_of(call))

@@ -26,6 +26,7 @@ from fxqfix.engines._accumulate import by_output
 from fxqfix.engines._base import Call
 
 __all__ = [
+    "groups_together",
     "pairing",
     "pairs_of_weights",
     "raw_rows",
@@ -111,12 +112,19 @@ def pairing(call: Call) -> str | None:
     if call.weight is None or call.engine == "qnnpack":
         return None
     if call.engine == "fbgemm":
-        return "flat" if call.isa == "avx2" or _fbgemm_depthwise(call) else None
-    if call.isa != "avx2" or _plain_gemm(call):
+        return "flat" if _fbgemm_saturates(call) else None
+    if call.isa.onednn != "avx2" or _plain_gemm(call):
         return None
     if _depthwise(call) or runs_reference(call):
         return None
     return "channel"
+
+
+def _fbgemm_saturates(call: Call) -> bool:
+    """Fbgemm's kernel for small groups looks at the CPU, not at its cap."""
+    if _fbgemm_depthwise(call):
+        return True
+    return (call.isa.cpu if _fbgemm_grouped(call) else call.isa.fbgemm) != "vnni"
 
 
 def _group(call: Call) -> tuple[int, int]:
@@ -139,7 +147,7 @@ def runs_reference(call: Call) -> bool:
     Source:
         oneDNN's AVX2 kernels take groups of a multiple of 4 channels, or depthwise ones.
     """
-    if call.engine != "onednn" or call.isa != "avx2" or call.option("groups", 1) == 1:
+    if call.engine != "onednn" or call.isa.onednn != "avx2" or call.option("groups", 1) == 1:
         return False
     return not _depthwise(call) and any(n % 4 for n in _group(call))
 
@@ -162,7 +170,7 @@ def reference_from(call: Call) -> int | None:
     """
     if runs_reference(call):
         return 0
-    if call.weight is None or call.isa != "avx2" or "transpose" not in call.key:
+    if call.weight is None or call.isa.onednn != "avx2" or "transpose" not in call.key:
         return None
     kernel = list(call.weight.codes.shape[2:])
     stride, padding, dilation = (
@@ -208,6 +216,35 @@ def _fbgemm_depthwise(call: Call) -> bool:
     same = padding == [(k - 1) // 2 for k in kernel] and kernel[-1] == kernel[-2]
     steps = set(stride) <= {1, 2} and set(dilation) == {1} and set(kernel) <= {3, 5, 7}
     return per_group == 1 and groups % 8 == 0 and outputs // groups <= 2 and same and steps
+
+
+def groups_together(call: Call) -> int:
+    """How many groups of a convolution fbgemm's kernel for small groups takes at a time.
+
+    Source:
+        fbgemm's numOfGroupsTogether; it looks at the CPU, not at fbgemm's cap.
+    """
+    inputs, outputs = _group(call)
+    width = 32 if call.isa.cpu == "avx2" else 64
+    return max(width // outputs // max(inputs, 4), 1)
+
+
+def _fbgemm_grouped(call: Call) -> bool:
+    """Whether fbgemm has its kernel for small groups for a convolution.
+
+    Source:
+        fbgemm's fbgemmOptimizedGConv.
+    """
+    if call.weight is None or call.key not in ("conv2d", "conv3d"):
+        return False
+    inputs, outputs = _group(call)
+    kernel = call.weight.codes.shape[2:]
+    stride, padding, dilation = (
+        set(list(call.option(name))[-len(kernel) :]) for name in ("stride", "padding", "dilation")
+    )
+    threes = set(kernel) == {3} and padding == {1} and dilation == {1} and stride in ({1}, {2})
+    small = inputs == outputs and inputs in (2, 4, 8, 16)
+    return threes and small and call.option("groups", 1) >= groups_together(call)
 
 
 def saturation_possible(call: Call, highest: int | None = None) -> int | None:

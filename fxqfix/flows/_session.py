@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch, causes, dialects, engines, ops
@@ -65,8 +64,11 @@ class Session:
         self.calls: dict[str, engines.Call] = {}  # by node: shadows are woven into a copy
         self.writers: dict[str, engines.Call] = {}  # by the node that reads what they wrote over
         self.emulated: Cutter | None = None
+        self.isa: engines.Isa | None = None  # what int8 kernels run on
+        self.threads = 0
         if self.converted.dialect == int8.NAME:
-            options = self.engine, _torch.native_isa(), torch.get_num_threads()
+            self.isa, self.threads = engines.isa_of(None), engines.threads_of(None)
+            options = self.engine, self.isa, self.threads
             found = engines.calls(self.converted.graph_module, *options, strict=False)
             self.calls = {node.name: call for node, call in found.items()}
             self.writers = {name: call for call in found.values() for name in call.rereads}
@@ -194,6 +196,8 @@ class Session:
             rows=tuple(rows),
             coverage=self._coverage({r.name for r in rows}),
             engine=self.engine,
+            isa=str(self.isa) if self.isa is not None else "",
+            threads=self.threads,
             batches=result.batches,
             notes=(*_notes(self.reading), *result.notes),
             corrected=self.corrector.results() if self.corrector is not None else None,

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from fxqfix import dialects, engines
-from fxqfix.engines import ENGINES, ISAS
+from fxqfix.engines import ENGINES, Isa, isa_of, threads_of
 from fxqfix.engines._base import check_name
 from fxqfix.engines.dispatch import check_packed
 from fxqfix.passes import EmulateEngine, chain
@@ -15,7 +15,11 @@ __all__ = ["emulate"]
 
 
 def emulate(
-    converted: nn.Module, *, engine: str | None = None, isa: str = "vnni", threads: int = 1
+    converted: nn.Module,
+    *,
+    engine: str | None = None,
+    isa: str | Isa | None = None,
+    threads: int | None = None,
 ) -> fx.GraphModule:
     """Rewrite an int8 model to its engine's integer arithmetic in ordinary tensor ops.
 
@@ -29,17 +33,18 @@ def emulate(
         converted: What `convert_fx` or eager `convert` returned. It is not changed.
         engine: "fbgemm", "x86", "onednn" or "qnnpack": the one that the model was converted for.
             None means torch.backends.quantized.engine.
-        isa: "vnni": sums of products are exact, as on CPUs with VNNI (from measurements that our
-            own tests re-check only where they run on such a CPU). "avx2": pairs of products
-            saturate at 16 bits, as fbgemm and onednn have it on CPUs without.
+        isa: The instruction set of the kernels: "avx2", "avx2_vnni", "avx512", "vnni" or "amx", or
+            an `Isa` where their parts differ. None means what this process runs, caps included.
         threads: Number of threads that the kernels run on: each has its own scalar tail, where
-            element-wise ops round exact ties in another way.
+            element-wise ops round exact ties in another way. None means torch.get_num_threads().
 
     Returns:
-        A new GraphModule with one module per op.
+        A new GraphModule with one module per op. Its repr, and `meta["emulation"]`, say which
+        engine, instruction set and number of threads it holds for.
 
     Raises:
         UnknownNameError: There is no such engine or isa.
+        OptionError: `isa` or `threads` has a value that it can't have.
         DialectError: The model is not an int8 model.
         UnsupportedError: An op has no exact arithmetic on this engine, or a weight is packed for
             another one.
@@ -58,12 +63,12 @@ def emulate(
         True
     """
     chosen = check_name("engine", engine or torch.backends.quantized.engine, ENGINES)
-    check_name("isa", isa, ISAS)
+    options = chosen, isa_of(isa), threads_of(threads)
     model = dialects.read(converted, "emulate").graph_module
     # Asked of the user's own model: a copy is packed anew, for the engine of the moment.
-    for call in engines.calls(model, chosen, isa, strict=False).values():
+    for call in engines.calls(model, *options, strict=False).values():
         check_packed(call, chosen)
     traced = model is not converted  # a copy already
     emulated: fx.GraphModule
-    emulated = chain(model, EmulateEngine(chosen, isa, threads), owned=traced).graph_module
+    emulated = chain(model, EmulateEngine(*options), owned=traced).graph_module
     return emulated

@@ -15,17 +15,26 @@ from fxqfix.passes._base import Pass, Rewriter
 __all__ = ["EmulateEngine"]
 
 
+class Emulated(fx.GraphModule):
+    """A model whose repr says what it holds for."""
+
+    def extra_repr(self) -> str:
+        """Engine, instruction set and threads."""
+        return ", ".join(f"{name}={value}" for name, value in self.meta["emulation"].items())
+
+
 @dataclass(frozen=True)
 class EmulateEngine(Pass):
     """Replace int8 ops by modules that compute the same codes on any machine.
 
     Quantized tensors become integer tensors of their codes; a model that returns a quantized
-    tensor returns its codes.
+    tensor returns its codes. What the result holds for is in its repr and its
+    `meta["emulation"]`.
 
     Attributes:
         engine: The engine that the model was converted for.
-        isa: "vnni" or "avx2"; see `fxqfix.emulate`.
-        threads: Number of threads that the kernels run on.
+        isa: The levels of the kernels; see `fxqfix.emulate`.
+        threads: Number of threads that they run on; None for torch.get_num_threads().
         strict: Refuse a model with an op that can't be emulated, instead of leaving the op as it
             is: the result then runs in parts only.
 
@@ -35,13 +44,13 @@ class EmulateEngine(Pass):
 
     Example:
         >>> from fxqfix.passes import EmulateEngine
-        >>> EmulateEngine("qnnpack").isa
+        >>> EmulateEngine("qnnpack", isa="vnni").isa
         'vnni'
     """
 
     engine: str
-    isa: str = "vnni"
-    threads: int = 1
+    isa: str | engines.Isa | None = None
+    threads: int | None = None
     strict: bool = True
     name: ClassVar[str] = "emulate-engine"
 
@@ -57,7 +66,8 @@ class EmulateEngine(Pass):
                 remedy="pass what convert_fx returned",
             )
         done: dict[fx.Node, fx.Node] = {}
-        options = self.engine, self.isa, self.threads
+        isa, threads = engines.isa_of(self.isa), engines.threads_of(self.threads)
+        options = self.engine, isa, threads
         for node, call in engines.calls(model, *options, strict=self.strict).items():
             inputs = tuple(done.get(n, n) for n in call.inputs)
             # In parts, each has inputs of its own, and what a kernel writes over is nobody else's.
@@ -70,6 +80,11 @@ class EmulateEngine(Pass):
         for node in reversed(model.graph.nodes):  # scales and packed weights that nothing reads
             if node.op == "get_attr" and not node.users:
                 model.graph.erase_node(node)
+        rewriter.module = Emulated(model, model.graph)
+        rewriter.module.meta = {
+            **model.meta,
+            "emulation": {"engine": self.engine, "isa": isa, "threads": threads},
+        }
 
     def _replace(
         self, rewriter: Rewriter, node: fx.Node, call: engines.Call, inputs: tuple[fx.Node, ...]

@@ -180,6 +180,9 @@ class Report:
         batches: Batches read.
         notes: What a reader has to know, e.g. that observers were held still.
         corrected: What `culprits` gives; None where no site was corrected.
+        isa: The instruction set that the int8 kernels ran on (see `fxqfix.Isa`); "" where the
+            converted model has none.
+        threads: How many threads they ran on; 0 where it has none.
 
     Example:
         >>> report = Report(rows=(), engine="fbgemm", batches=1)
@@ -195,6 +198,8 @@ class Report:
     batches: int = 0
     notes: tuple[str, ...] = ()
     corrected: tuple[Culprit, ...] | None = None
+    isa: str = ""
+    threads: int = 0
 
     def row(self, name: str) -> Row:
         """Return the row of that site name, or of that module path where only one has it.

@@ -43,7 +43,7 @@ def to_json(report: Report) -> str:
         >>> from_json(to_json(Report(rows=(), engine="x86"))).engine
         'x86'
     """
-    data = {"format": FORMAT, **_fields(report, "engine", "batches", "notes")}
+    data = {"format": FORMAT, **_fields(report, "engine", "isa", "threads", "batches", "notes")}
     data["coverage"] = asdict(report.coverage)
     data["rows"] = [_row(row) for row in report.rows]
     if report.corrected is not None:
@@ -184,6 +184,8 @@ def _report(data: dict[str, Any]) -> Report:
             unsupported=tuple(Uncovered(**site) for site in coverage["unsupported"]),
         ),
         engine=data["engine"],
+        isa=str(data.get("isa", "")),
+        threads=int(data.get("threads", 0)),
         batches=int(data["batches"]),
         notes=tuple(data["notes"]),
         corrected=tuple(map(_read_culprit, data["culprits"])) if "culprits" in data else None,

@@ -50,8 +50,15 @@ def merged(report: Report, other: object) -> Report:
         )
     rows = tuple(_rows(a, b) for a, b in zip(report.rows, other.rows, strict=True))
     notes = tuple(dict.fromkeys((*report.notes, *other.notes)))
-    batches, found = report.batches + other.batches, _culprits(report, other)
-    return replace(report, rows=rows, batches=batches, notes=notes, corrected=found)
+    return replace(
+        report,
+        rows=rows,
+        batches=report.batches + other.batches,
+        notes=notes,
+        corrected=_culprits(report, other),
+        isa=" and ".join(dict.fromkeys(filter(None, (report.isa, other.isa)))),
+        threads=report.threads if report.threads == other.threads else 0,
+    )
 
 
 def _add(a: Discrepancy | None, b: Discrepancy | None) -> Discrepancy | None:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from fxqfix import Isa
 from fxqfix._torch import quantized_engine, quiet
 from fxqfix.flows.emulate import emulate
 
@@ -30,13 +31,8 @@ def values(
     return back
 
 
-def native_isa() -> str:
-    """The isa of this machine's kernels."""
-    return "vnni" if torch.cpu._is_vnni_supported() else "avx2"
-
-
 def differing(
-    model: nn.Module, *inputs: Tensor, engine: str, isa: str | None = None, threads: int = 1
+    model: nn.Module, *inputs: Tensor, engine: str, isa: str | Isa | None = None, threads: int = 1
 ) -> tuple[int, int]:
     """(codes that differ, codes compared) between a model's int8 ops and their emulation.
 
@@ -47,7 +43,7 @@ def differing(
     with quantized_engine(engine), torch.no_grad(), quiet():
         made = _EMULATED.setdefault(model, {})
         if (engine, isa, threads) not in made:
-            new = emulate(model, engine=engine, isa=isa or native_isa(), threads=threads)
+            new = emulate(model, engine=engine, isa=isa, threads=threads)
             made[engine, isa, threads] = new
         emulated = made[engine, isa, threads]
         wanted: Any = model(*inputs)

@@ -20,7 +20,7 @@ from fxqfix._torch import quantized_engine, quiet
 from fxqfix.engines import table
 from fxqfix.errors import NonFiniteError, UnsupportedError
 from fxqfix.flows.emulate import emulate
-from tests.engines.harness import ENGINES, differing, native_isa
+from tests.engines.harness import ENGINES, differing
 
 # Rows, inputs, outputs: one row, tails of every vector, several blocks.
 SIZES = [(1, 300, 70), (37, 17, 9), (512, 64, 128), (301, 33, 71), (64, 257, 40)]
@@ -210,7 +210,7 @@ def test_the_model_still_runs_after_its_engine_was_asked_for() -> None:
             x = torch.randn(1, 24)
             mapping = QConfigMapping().set_global(default_dynamic_qconfig)
             model: Any = convert_fx(prepare_fx(Stack().eval(), mapping, (x,)))
-            emulated = emulate(model, isa=native_isa())
+            emulated = emulate(model)
             assert torch.equal(emulated(x), model(x))
 
 
@@ -222,7 +222,7 @@ def test_refused() -> None:
         emulate(half, engine="fbgemm")
     with quantized_engine("fbgemm"), quiet():
         model = quantize_dynamic(Stack(), {nn.Linear}, dtype=torch.qint8)
-        emulated = emulate(model, engine="fbgemm", isa=native_isa())
+        emulated = emulate(model, engine="fbgemm")
     x[0, 0] = torch.inf
     with pytest.raises(NonFiniteError):
         emulated(x)

@@ -18,7 +18,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 import fxqfix
 from fxqfix._torch import quantized_engine, quiet
 from fxqfix.errors import DialectError, UnknownNameError, UnsupportedError
-from tests.engines.harness import ENGINES, native_isa
+from tests.engines.harness import ENGINES
 from tests.engines.nets import NETS, SHAPES
 
 
@@ -74,7 +74,7 @@ def test_every_code_of_every_site(name: str, engine: str) -> None:
         pytest.skip(f"this torch has no engine {engine}")
     model = converted(name, engine)
     with quantized_engine(engine), torch.no_grad(), quiet():
-        emulated = fxqfix.emulate(model, isa=native_isa())
+        emulated = fxqfix.emulate(model)
         for gain in (1.0, 2.0):
             x = _data(name, gain)
             kernels, ours = Record(model), Record(emulated)

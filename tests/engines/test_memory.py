@@ -15,7 +15,7 @@ from torch.ao.quantization.backend_config.onednn import get_onednn_backend_confi
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import fxqfix
-from fxqfix._torch import native_isa, quantized_engine, quiet
+from fxqfix._torch import quantized_engine, quiet
 from fxqfix.engines.calls import calls
 from fxqfix.errors import UnsupportedError
 
@@ -104,7 +104,7 @@ def test_calls_tell_who_reads_what_was_written_over(net: type[Net]) -> None:
 @pytest.mark.parametrize("net", KEPT)
 def test_what_nobody_reads_again_is_emulated(net: type[Net]) -> None:
     _, converted = flow(net)
-    emulated = fxqfix.emulate(converted, engine="onednn", isa=native_isa())
+    emulated = fxqfix.emulate(converted, engine="onednn")
     with quantized_engine("onednn"):
         assert torch.equal(emulated(X), converted(X))
 

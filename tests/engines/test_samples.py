@@ -12,7 +12,6 @@ from torch import Tensor
 import fxqfix
 from fxqfix._torch import quantized_engine, quiet
 from fxqfix.errors import UnsupportedError
-from tests.engines.harness import native_isa
 from tests.op_flows import batches, convert, prepare
 from tests.op_samples import SAMPLES, Sample
 
@@ -59,9 +58,9 @@ def test_emulated_is_the_int8_model(sample: Sample, setting: str, engine: str) -
         reason = next((text for text, names in REFUSED.items() if name in names), None)
         if reason is not None:
             with pytest.raises(UnsupportedError, match=reason):
-                fxqfix.emulate(converted, isa=native_isa())
+                fxqfix.emulate(converted)
             return
-        emulated = fxqfix.emulate(converted, isa=native_isa())
+        emulated = fxqfix.emulate(converted)
         for batch, codes in zip(data, wanted, strict=True):
             for a, b in zip(codes, _codes(emulated(*batch)), strict=True):
                 assert torch.equal(a, b), f"{int((a != b).sum())} of {a.numel()} differ"

@@ -256,9 +256,8 @@ def test_golden_vectors_are_held() -> None:
 def test_emulated_to_the_code(name: str, engine: str) -> None:
     frozen, _, x = models(name)
     model = fxqfix.to_int8(frozen, engine=engine)
-    isa = fxqfix._torch.native_isa()
     with fxqfix._torch.quantized_engine(engine):
-        emulated = fxqfix.emulate(model, engine=engine, isa=isa)
+        emulated = fxqfix.emulate(model, engine=engine)
         for amplitude in (1.0, 3.0):
             assert torch.equal(emulated(amplitude * x), model(amplitude * x))
     assert not holds(emulated)

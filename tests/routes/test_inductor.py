@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from fxqfix import _inductor, certify, to_decomposed
-from fxqfix._torch import native_isa
+from fxqfix.engines import isa_of
 from fxqfix.errors import MissingDependencyError, RouteError
 from fxqfix.passes import FloatWeights
 from tests.routes import nets, small
 
 INPUTS = [gain * small.rows(seed=i) for i, gain in enumerate(nets.GAINS)]
-saturates = pytest.mark.skipif(native_isa() == "vnni", reason="products don't saturate on this CPU")
+saturates = pytest.mark.skipif(
+    isa_of(None).onednn.endswith(("vnni", "amx")), reason="products don't saturate on this CPU"
+)
 
 
 @pytest.fixture(scope="module")

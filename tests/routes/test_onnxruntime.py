@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime", reason="the routes need onnxruntime")
 import torch
 
 from fxqfix import certify, to_decomposed
-from fxqfix._torch import native_isa
+from fxqfix._torch import cpu_level
 from fxqfix.errors import MissingDependencyError, RouteError
 from tests.routes import nets, small
 
@@ -66,7 +66,7 @@ def test_any_batch_size() -> None:
     assert not any("several sizes" in note for note in found.notes)
 
 
-@pytest.mark.skipif(native_isa() == "vnni", reason="sums of products are exact on this CPU")
+@pytest.mark.skipif(cpu_level() == "vnni", reason="sums of products are exact on this CPU")
 @pytest.mark.parametrize("layer", ["conv", "linear"])
 def test_pairs_of_products_saturate(layer: str) -> None:
     """Activations in [0,255] on CPUs without VNNI: every code is off, and the cause is named."""
