@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["as_given", "entry", "exact", "read_as_given"]
+__all__ = ["as_given", "default_cpu", "direct_sums", "entry", "exact", "read_as_given"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,8 +83,7 @@ def _own() -> Iterator[None]:
         stack.enter_context(_full_float32())
         stack.enter_context(_no_autocast())
         stack.enter_context(_default_dtype(torch.float32))
-        if device.type != "cpu":
-            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(default_cpu())
         _STATE.inside, _STATE.dtype, _STATE.autocast = True, dtype, cast
         _STATE.device = device if device.type != "cpu" else None
         try:
@@ -126,6 +125,30 @@ def read_as_given(data: Iterable[T]) -> Iterator[T]:
             except StopIteration:
                 return
         yield batch
+
+
+@contextmanager
+def default_cpu() -> Iterator[None]:
+    """What names no device is made on the CPU."""
+    if torch.get_default_device().type == "cpu":
+        yield
+        return
+    with torch.device("cpu"):
+        yield
+
+
+@contextmanager
+def direct_sums() -> Iterator[None]:
+    """Convolutions as sums of products: no Winograd and no FFT, which cuDNN and NNPACK may pick."""
+    cudnn = torch.backends.cudnn
+    enabled = bool(cudnn.enabled)
+    # Not cudnn.flags: it reads switches that torch refuses to read where old and new ones mix.
+    cudnn.enabled = False
+    try:
+        with torch.backends.nnpack.flags(enabled=False):
+            yield
+    finally:
+        cudnn.enabled = enabled
 
 
 @contextmanager

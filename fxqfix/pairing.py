@@ -275,6 +275,7 @@ def _related(p: Pair) -> bool:
         dequantize(view.codes, view.qparams).double().flatten()
         for view in (p.prepared.weight(), p.converted.weight())
     )
+    theirs = theirs.to(mine.device)
     norm = float(mine.norm() * theirs.norm())
     if mine.numel() != theirs.numel() or norm == 0.0:
         return True

@@ -55,7 +55,7 @@ def _same_bias(view: View) -> bool:
     pairs = view.recompute.own_weights.values() if view.recompute is not None else ()
     step = min(view.target.scales)
     for mine, theirs in pairs:
-        held = [b if b is not None else torch.zeros(1) for b in (mine.bias, theirs.bias)]
+        held = [b if b is not None else torch.zeros(()) for b in (mine.bias, theirs.bias)]
         if float((held[0].detach() - held[1].detach()).abs().max()) > _ROUNDED * step:
             return False
     return True

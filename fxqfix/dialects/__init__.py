@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import fx, nn
 
+from fxqfix._settings import entry
 from fxqfix.dialects import decomposed, int8, prepared, pt2e, reference
 from fxqfix.dialects._base import Reading, Tap, parents
 from fxqfix.dialects.site import Inspection, Site
@@ -111,6 +112,7 @@ def read_prepared(model: nn.Module, where: str, *, settled: bool = True) -> Read
     )
 
 
+@entry
 def inspect(model: nn.Module) -> Inspection:
     """List every site where values become quantized, with the qparams that are really used.
 

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from fxqfix import _pt2e, _rng, _torch
+from fxqfix._settings import entry
 from fxqfix.errors import DeviceError, TraceError
 from fxqfix.inserted import FloatIsland, InMemoryOrder
 
@@ -71,6 +72,7 @@ class _Tracer(fx.Tracer):
         return observer(super().call_module(m, forward, args, kwargs))
 
 
+@entry
 def trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
     """Turn an eager prepared or converted model into FX; a GraphModule passes through.
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fxqfix._settings import direct_sums
+from fxqfix.engines._base import Exact
 from fxqfix.qparams import QParams
 
 __all__ = ["EXACT", "Accumulator", "by_output", "largest_sum"]
@@ -43,7 +45,7 @@ def largest_sum(weight: Tensor, source: QParams) -> int:
     return reach * int(sums.max()) if sums.numel() else 0
 
 
-class Accumulator(nn.Module):
+class Accumulator(Exact):
     """``sum (q - zx) * (w - zw)`` as a float tensor that holds it exactly.
 
     Args:
@@ -79,8 +81,7 @@ class Accumulator(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """Exact sums, in float32 if they fit, else in float64."""
         x = codes.to(self.weight.dtype).sub_(self.point)
-        # Winograd and FFT, which these two pick at will, are not exact.
-        with torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
+        with direct_sums():
             if len(self.sizes) < 2:
                 return self.function(x, self.weight)
             parts = zip(

@@ -16,13 +16,14 @@ __all__ = ["fma", "real", "single", "to_codes"]
 
 def single(value: float) -> float:
     """``f``: a Python double, rounded to float32."""
-    return float(torch.tensor(value, dtype=torch.float64).float())
+    return float(torch.tensor(value, dtype=torch.float32, device="cpu"))
 
 
 def fma(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
     """A * b + c of float32 values with one rounding; one of them at least is a tensor."""
     like = next(v for v in (a, b, c) if isinstance(v, Tensor))
-    wide = [torch.as_tensor(v, device=like.device).double() for v in (a, b, c)]
+    floats = [v if isinstance(v, Tensor) else single(v) for v in (a, b, c)]
+    wide = [torch.as_tensor(v, dtype=torch.float64, device=like.device) for v in floats]
     product = wide[0] * wide[1]
     return fused_sum(product + torch.zeros_like(wide[2]), wide[2] + torch.zeros_like(product))
 

@@ -13,14 +13,35 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxqfix._settings import exact
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines.isa import VNNI, Isa
 from fxqfix.errors import UnknownNameError, UnsupportedError
 from fxqfix.qparams import QParams
 
-__all__ = ["ENGINES", "Call", "Kernel", "kernel", "table"]
+__all__ = ["ENGINES", "Call", "Exact", "Kernel", "kernel", "table"]
 
 ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
+
+
+class Exact(nn.Module):
+    """Base of the modules that compute a kernel: none of the user's switches reaches them.
+
+    Example:
+        >>> class Sums(Exact):
+        ...     def forward(self, x, w):
+        ...         return x @ w
+        >>> x = torch.full((1, 1), 4095.0)
+        >>> with torch.autocast("cpu", torch.bfloat16):
+        ...     (x @ x).item(), Sums()(x, x).item()
+        (16777216.0, 16769025.0)
+    """
+
+    def __init_subclass__(cls) -> None:
+        """Guard the forward that the class itself brings."""
+        super().__init_subclass__()
+        if "forward" in cls.__dict__:
+            cls.forward = exact(cls.__dict__["forward"])
 
 
 @dataclass(frozen=True)

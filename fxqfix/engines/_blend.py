@@ -14,9 +14,9 @@ __all__ = ["line", "weighted"]
 
 def line(size: int, target: int, align: bool, scale: float | None, fused: bool) -> Any:
     """Where each of `target` places lies among `size`: index, next index, their weights."""
-    index = torch.arange(target, dtype=torch.float32)
+    index = torch.arange(target, dtype=torch.float32, device="cpu")
     if align:
-        source = index * ((torch.tensor(float(size - 1)) / (target - 1)) if target > 1 else 0.0)
+        source = index * (single((size - 1) / (target - 1)) if target > 1 else 0.0)
     else:
         step = single(1.0 / scale) if scale else single(size / target)
         half = index + 0.5

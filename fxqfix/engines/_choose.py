@@ -40,7 +40,7 @@ def choose(values: Tensor, *, reduce_range: bool) -> QParams:
     least, most = min(low.item(), 0.0), max(high.item(), 0.0)
     top = 127 if reduce_range else 255
     scale = (most - least) / top
-    if (1.0 / torch.tensor(scale)).isinf():  # in float32
+    if (1.0 / torch.tensor(scale, dtype=torch.float32, device="cpu")).isinf():  # in float32
         scale = 0.1
     grid = QParams(scale, 0, *container_range(torch.quint8), torch.quint8)  # refuses inf and NaN
     if scale < _SMALLEST:

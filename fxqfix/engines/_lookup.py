@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxqfix.engines._arithmetic import fma, real, single, to_codes
-from fxqfix.engines._base import Call
+from fxqfix.engines._base import Call, Exact
 from fxqfix.engines._loops import result_like, tail_positions
 from fxqfix.qparams import QParams, round_native
 
@@ -24,7 +24,7 @@ __all__ = ["Lookup", "Rounding", "codes_of", "fused", "select", "vectorized"]
 Function = Callable[..., Tensor]
 
 
-class Lookup(nn.Module):
+class Lookup(Exact):
     """A function of codes, by its tables.
 
     Args:
@@ -82,7 +82,7 @@ def codes_of(call: Call, count: int = 1) -> list[Tensor]:
 def fused(codes: Tensor, source: QParams) -> Tensor:
     """Float values as the vector body has them."""
     scale = single(source.scales[0])
-    return fma(codes.float(), scale, torch.tensor(single(-(source.zero_points[0] * scale))))
+    return fma(codes.float(), scale, single(-(source.zero_points[0] * scale)))
 
 
 class Rounding:

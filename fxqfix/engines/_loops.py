@@ -45,15 +45,16 @@ def tail_positions(result: Tensor, *operands: Tensor, threads: int) -> Tensor:
     total = result.numel()
     if sizes and not _vectorized(steps):
         return torch.arange(total, device=result.device)
+    # On the CPU, where a size is known at once; no more than a loop's tail goes to the device.
     inner = sizes[0] if sizes else 1
     share = -(-total // max(1, min(threads, -(-total // _GRAIN))))
-    starts = torch.cat([torch.arange(0, total, inner), torch.arange(0, total, max(share, 1))])
-    starts = torch.unique(starts).to(result.device)
+    both = inner, max(share, 1)
+    starts = torch.unique(torch.cat([torch.arange(0, total, n, device="cpu") for n in both]))
     ends = torch.cat([starts[1:], starts.new_full((1,) if total else (0,), total)])
     left = (ends - starts) % _STEP
     before = left.cumsum(0) - left
     first = torch.repeat_interleave(ends - left - before, left)
-    return first + torch.arange(len(first), device=result.device)
+    return (first + torch.arange(len(first), device="cpu")).to(result.device)
 
 
 def _vectorized(steps: list[list[int]]) -> bool:

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from fxqfix.engines._base import Exact
 from fxqfix.engines.saturation import pairs_of_weights, saturating
 
 __all__ = ["Lost", "Walk"]
@@ -46,7 +47,7 @@ class Walk:
     mode: str = "zeros"
 
 
-class Lost(nn.Module):
+class Lost(Exact):
     """``sum (pair - clamp16(pair))`` over the pairs of raw products of each output, int32.
 
     Args:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fxqfix.engines._accumulate import EXACT, Accumulator
 from fxqfix.engines._arithmetic import fma, to_codes
-from fxqfix.engines._base import Call
+from fxqfix.engines._base import Call, Exact
 from fxqfix.engines._layout import laid_out
 from fxqfix.engines.saturation import reference_from
 
@@ -36,7 +36,7 @@ __all__ = ["Fbgemm", "Onednn", "Qnnpack", "Weighted"]
 _INT32 = 2**31 - 1
 
 
-class Weighted(nn.Module, ABC):
+class Weighted(Exact, ABC):
     """An op with a weight; subclasses requantize.
 
     Attributes:
@@ -189,7 +189,7 @@ class Qnnpack(Weighted):
     def bias_error(self) -> Tensor:
         """How far rounding moves each bias, in codes of the output."""
         if self.steps is None:
-            return torch.zeros(1)
+            return torch.zeros_like(self.multiplier)
         return (self.steps - torch.round(self.steps)).abs() * self.multiplier
 
     def largest_bias(self) -> int:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxqfix.engines._arithmetic import real, single, to_codes
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._lookup import Function, Lookup, Rounding, codes_of, vectorized
 from fxqfix.qparams import QParams, quantize_native
 
@@ -22,7 +22,7 @@ _SHARED = ("fbgemm", "onednn")
 _ALL = (*_SHARED, "qnnpack")
 
 
-class Clamp(nn.Module):
+class Clamp(Exact):
     """Codes held between two codes; the grid stays.
 
     Args:

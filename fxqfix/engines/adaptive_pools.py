@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxqfix.engines._arithmetic import fma, to_codes
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._layout import laid_out, passes_for_last, stored
 from fxqfix.engines.pools import as_qnnpack, mixed, qnnpack_multiplier
 from fxqfix.qparams import QParams, round_native, zero_point_first
@@ -27,7 +27,7 @@ _ALL = ("fbgemm", "onednn", "qnnpack")
 _POOLS: dict[int, Callable[..., Any]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 
-class AdaptiveAveragePool(nn.Module):
+class AdaptiveAveragePool(Exact):
     """Means over windows that share an image among a number of outputs."""
 
     def __init__(self, source: QParams, size: Any, dims: int, qnnpack: bool) -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxqfix.dialects.quantizer import qparams_of
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._inner import inner
 from fxqfix.engines.boundary import Quantize
 from fxqfix.engines.elementwise import Cat
@@ -28,7 +28,7 @@ _ALL = ("fbgemm", "onednn", "qnnpack")
 _MASKS = ("key_padding_mask", "attn_mask")
 
 
-class _Queries(nn.Module):
+class _Queries(Exact):
     def __init__(self, module: Any) -> None:
         super().__init__()
         self.linear, self.scale = module.linear_Q, module.q_scaling_product
@@ -38,7 +38,7 @@ class _Queries(nn.Module):
         return self.scale.mul_scalar(self.linear(x), self.factor)
 
 
-class _Mean(nn.Module):
+class _Mean(Exact):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=1)
 
@@ -47,7 +47,7 @@ def _grid(module: Any) -> QParams:
     return qparams_of(module.scale, module.zero_point, *container_range(module.dtype), module.dtype)
 
 
-class Attention(nn.Module):
+class Attention(Exact):
     """torch.ao.nn.quantized.MultiheadAttention on codes.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxqfix.engines._arithmetic import fma, single, to_codes
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._layout import laid_out
 
 __all__ = ["BatchNorm", "parameter"]
@@ -18,7 +18,7 @@ __all__ = ["BatchNorm", "parameter"]
 _ALL = ("fbgemm", "onednn", "qnnpack")
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(Exact):
     """An affine map of each channel's codes; images come out channels-last."""
 
     scale: Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fxqfix.engines._base import Call, kernel, moves_codes
+from fxqfix.engines._base import Call, Exact, kernel, moves_codes
 from fxqfix.engines.activations import Clamp
 from fxqfix.ops import TABLE
 from fxqfix.qparams import QParams, dequantize, quantize_native
@@ -12,7 +12,7 @@ from fxqfix.qparams import QParams, dequantize, quantize_native
 _ALL = ("fbgemm", "onednn", "qnnpack")
 
 
-class Quantize(nn.Module):
+class Quantize(Exact):
     """torch.quantize_per_tensor: the zero point is added before the rounding."""
 
     def __init__(self, qparams: QParams) -> None:
@@ -28,7 +28,7 @@ class Quantize(nn.Module):
         return str(self.qparams)
 
 
-class Dequantize(nn.Module):
+class Dequantize(Exact):
     """Codes back to float values."""
 
     def __init__(self, qparams: QParams) -> None:

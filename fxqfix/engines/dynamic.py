@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxqfix._settings import default_cpu
 from fxqfix.engines._accumulate import Accumulator
 from fxqfix.engines._arithmetic import fma
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._choose import choose, codes_of_batch, there_and_back
 from fxqfix.engines._inner import row_of
 from fxqfix.engines.weighted import build_linear
@@ -35,7 +36,7 @@ _ALL = ("fbgemm", "onednn", "qnnpack")
 _ANY = QParams(1.0, 0, 0, 255, torch.quint8)  # codes as they are
 
 
-class DynamicLinear(nn.Module):
+class DynamicLinear(Exact):
     """A linear layer of float values; see the module's docstring."""
 
     scale: Tensor
@@ -67,11 +68,11 @@ class DynamicLinear(nn.Module):
         sums = self.accumulate(codes).double() - self.weight_sums * int(grid.zero_points[0])
         if self.lost is not None:
             sums = sums - self.lost(codes)
-        found = self._values(sums.float(), torch.tensor(grid.scales[0], dtype=torch.float64))
+        found = self._values(sums.float(), grid.scales[0])
         return found.relu_() if self.relu else found
 
-    def _values(self, sums: Tensor, scale: Tensor) -> Tensor:
-        scale = scale.to(sums.device)
+    def _values(self, sums: Tensor, of_input: float) -> Tensor:
+        scale = torch.tensor(of_input, dtype=torch.float64, device=sums.device)
         step = there_and_back(scale) if self.engine == "onednn" else scale.float()
         if self.engine == "onednn" and self.isa.onednn != "avx2":
             found = (sums * step) * self.scale
@@ -82,7 +83,7 @@ class DynamicLinear(nn.Module):
         return found if self.bias is None else found + self.bias
 
 
-class DynamicConv(nn.Module):
+class DynamicConv(Exact):
     """A convolution of float values; see the module's docstring.
 
     Args:
@@ -101,7 +102,8 @@ class DynamicConv(nn.Module):
         call = replace(self.call, qparams=(grid,), output=grid)
         build = row_of(call).build
         assert build is not None  # no convolution only moves codes
-        return build(call)
+        with default_cpu():
+            return build(call)
 
     def forward(self, x: Tensor) -> Tensor:
         """Floats in, floats out."""

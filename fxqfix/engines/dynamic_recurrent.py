@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fxqfix.dialects.weights import packed_weight
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines.dispatch import cell_weights
 from fxqfix.engines.dynamic import build_dynamic_linear
 
@@ -74,7 +74,7 @@ def _started(x: Tensor, state: tuple[Any, ...], shape: tuple[int, ...], count: i
     return tuple(whole) or (x.new_zeros(shape),) * count
 
 
-class DynamicCell(nn.Module):
+class DynamicCell(Exact):
     """One step of torch.ao.nn.quantized.dynamic's LSTMCell, GRUCell or RNNCell."""
 
     def __init__(self, call: Call) -> None:
@@ -92,7 +92,7 @@ class DynamicCell(nn.Module):
         return found if self.kind == "LSTM" else found[0]
 
 
-class DynamicRecurrent(nn.Module):
+class DynamicRecurrent(Exact):
     """torch.ao.nn.quantized.dynamic's LSTM or GRU."""
 
     def __init__(self, call: Call) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fxqfix.engines._arithmetic import real, single, to_codes
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._lookup import Lookup, Rounding, codes_of, fused, select, vectorized
 from fxqfix.qparams import QParams, quantize_native
 
@@ -42,7 +42,7 @@ def _product(call: Call) -> Tensor:
     return to_codes(found, call.grid, relu=call.relu)
 
 
-class Qnnadd(nn.Module):
+class Qnnadd(Exact):
     """qnnpack's add of quint8: 22-bit fixed point, rounded half away from zero.
 
     Broadcasting goes to the shared kernel.
@@ -98,7 +98,7 @@ def _times(call: Call, codes: Tensor, number: float) -> Tensor:
     return sum(call.source.container) - codes if number < 0 else codes
 
 
-class Cat(nn.Module):
+class Cat(Exact):
     """Values of several grids on one: a table of codes for each input.
 
     Channels-last and along the channels: body and tail of each input's channels, and codes of the

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from fxqfix.engines._arithmetic import fma
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 
 __all__ = ["Embedding", "EmbeddingBag"]
 
 _ALL = ("fbgemm", "onednn", "qnnpack")
 
 
-class EmbeddingBag(nn.Module):
+class EmbeddingBag(Exact):
     """Sums of rows; the kernel knows no other mode."""
 
     codes: Tensor

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fxqfix.engines._arithmetic import fma, single
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._layout import laid_out, suggested
 from fxqfix.engines._lookup import Rounding
 from fxqfix.engines._sums import moments
@@ -30,7 +30,7 @@ _ALL = ("fbgemm", "onednn", "qnnpack")
 _LANES = 32  # codes in a vector; these kernels have no wider ones
 
 
-class _Norm(nn.Module):
+class _Norm(Exact):
     """What the other norms share: statistics of groups, and the parameters."""
 
     weight: Tensor | None

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._layout import suggested
 from fxqfix.qparams import quantize_native
 
@@ -17,7 +17,7 @@ __all__ = ["Pad"]
 _ALL = ("fbgemm", "onednn", "qnnpack")
 
 
-class Pad(nn.Module):
+class Pad(Exact):
     """Codes with a margin.
 
     Args:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxqfix.engines._arithmetic import real, single, to_codes
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._layout import laid_out, passes_for_last, stored, suggested_format
 from fxqfix.qparams import QParams, quantize_native, round_native
 
@@ -39,7 +39,7 @@ _AVERAGES: dict[int, Callable[..., Any]] = {3: F.avg_pool2d, 4: F.avg_pool2d, 5:
 _MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-class MaxPool(nn.Module):
+class MaxPool(Exact):
     """The largest code of each window."""
 
     def __init__(self, dims: int, options: dict[str, Any], qnnpack: bool) -> None:
@@ -85,7 +85,7 @@ def mixed(body: Tensor, tail: Tensor, lanes: int) -> Tensor:
     return torch.where(channel < channels // lanes * lanes, body, tail)
 
 
-class AveragePool2d(nn.Module):
+class AveragePool2d(Exact):
     """avg_pool2d of the shared kernels: contiguous ``rne(f(f(S * m) + zp))``.
 
     Channels-last ``rne(f(S * m)) + zp`` in whole vectors, ``rne(f(f(S * i2) + zp))`` behind them.
@@ -150,7 +150,7 @@ def _avg_pool(call: Call) -> nn.Module:
     return AveragePool2d(call.source, options_of(call, *AVERAGE), lanes_of(call))
 
 
-class QnnAveragePool2d(nn.Module):
+class QnnAveragePool2d(Exact):
     """qnnpack's: ``rne(f(S * f(s / f(s * n)))) + zp``."""
 
     def __init__(self, source: QParams, options: dict[str, Any]) -> None:
@@ -182,7 +182,7 @@ def _qnn_avg_pool(call: Call) -> nn.Module:
     return QnnAveragePool2d(call.source, options_of(call, *AVERAGE))
 
 
-class Mean(nn.Module):
+class Mean(Exact):
     """A mean of codes.
 
     Over the last axes of contiguous codes ``rne(SQ / n)``; else dequantized, averaged and

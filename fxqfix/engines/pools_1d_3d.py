@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxqfix.engines import pools
 from fxqfix.engines._arithmetic import to_codes
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._layout import stored
 from fxqfix.engines.adaptive_pools import AdaptiveAveragePool
 from fxqfix.qparams import QParams, round_native
@@ -23,7 +23,7 @@ _SHARED = ("fbgemm", "onednn")
 _ALL = (*_SHARED, "qnnpack")
 
 
-class Line(nn.Module):
+class Line(Exact):
     """A pool of images, of lines."""
 
     def __init__(self, inner: nn.Module) -> None:
@@ -67,7 +67,7 @@ def _adaptive1d(call: Call) -> nn.Module:
     return Line(AdaptiveAveragePool(call.source, size, 2, call.engine == "qnnpack"))
 
 
-class AveragePool3d(nn.Module):
+class AveragePool3d(Exact):
     """``rne(f(S * m)) + zp`` in whole vectors of channels, ``rne(f(f(S * i2) + zp))`` behind."""
 
     def __init__(self, source: QParams, options: dict[str, Any], lanes: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._inner import inner
 from fxqfix.engines.elementwise import Cat, Stack
 from fxqfix.qparams import QParams
@@ -24,7 +24,7 @@ __all__ = ["Lstm"]
 _ALL = ("fbgemm", "onednn", "qnnpack")
 
 
-class _Step(nn.Module):
+class _Step(Exact):
     """A cell, called so that FX looks into it."""
 
     def __init__(self, cell: nn.Module) -> None:
@@ -35,7 +35,7 @@ class _Step(nn.Module):
         return self.cell.forward(x, (h, c))
 
 
-class _Direction(nn.Module):
+class _Direction(Exact):
     """One direction of one layer."""
 
     def __init__(self, cell: nn.Module, grids: tuple[QParams, ...], call: Call) -> None:
@@ -51,7 +51,7 @@ class _Direction(nn.Module):
         return torch.stack(found), h, c
 
 
-class _Layer(nn.Module):
+class _Layer(Exact):
     """One layer: one or two directions."""
 
     def __init__(self, layer: Any, grids: tuple[QParams, ...], call: Call) -> None:
@@ -78,7 +78,7 @@ def _joining(call: Call, grids: tuple[QParams, ...]) -> Call:
     return replace(call, key="cat", qparams=grids, output=grids[0])
 
 
-class Lstm(nn.Module):
+class Lstm(Exact):
     """torch.ao.nn.quantized.LSTM on codes.
 
     Args:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxqfix.engines._arithmetic import to_codes
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._blend import line, weighted
 from fxqfix.engines._layout import passes_for_last, stored, suggested
 from fxqfix.qparams import QParams, round_native
@@ -38,7 +38,7 @@ class _Given:
     index: int
 
 
-class _Resize(nn.Module):
+class _Resize(Exact):
     """What both share: options of F.interpolate, some of them inputs."""
 
     def __init__(self, options: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fxqfix.engines._arithmetic import fma, real, single, to_codes
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._layout import suggested
 from fxqfix.engines._lookup import Lookup, Rounding, codes_of, fused
 
@@ -25,7 +25,7 @@ __all__ = ["PReLU"]
 _ALL = ("fbgemm", "onednn", "qnnpack")
 
 
-class PReLU(nn.Module):
+class PReLU(Exact):
     """Negative values multiplied by slopes, one or one for each channel."""
 
     slopes: Tensor

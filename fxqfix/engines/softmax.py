@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxqfix.engines._arithmetic import real, single
-from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._layout import suggested
 from fxqfix.qparams import QParams, quantize_native
 
@@ -23,7 +23,7 @@ _SHARED = ("fbgemm", "onednn")
 _ALL = (*_SHARED, "qnnpack")
 
 
-class Softmax(nn.Module):
+class Softmax(Exact):
     """In float, then quantized."""
 
     def __init__(self, source: QParams, grid: QParams, dim: int) -> None:
@@ -36,7 +36,7 @@ class Softmax(nn.Module):
         return quantize_native(found, self.grid).to(self.grid.storage)
 
 
-class QnnSoftmax(nn.Module):
+class QnnSoftmax(Exact):
     """Rows of the memory, whatever the strides say.
 
     The kernel reads rows of n codes where the axis lies densely, and stores them in the layout
@@ -82,7 +82,7 @@ def _softmax(call: Call) -> nn.Module:
     return Softmax(call.source, grid, dim)
 
 
-class Matmul(nn.Module):
+class Matmul(Exact):
     """In float, then quantized."""
 
     def __init__(self, sources: tuple[QParams, QParams], grid: QParams) -> None:

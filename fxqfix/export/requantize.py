@@ -21,7 +21,9 @@ __all__ = ["fixed_point", "int32_bias", "multipliers"]
 
 def multipliers(source: float, weights: Tensor, target: float) -> Tensor:
     """Real multipliers ``f(f(xs * ws) / os)``, float32, one per scale of the weight."""
-    return _steps(source, weights) / torch.tensor(target, dtype=torch.float32)
+    return _steps(source, weights) / torch.tensor(
+        target, dtype=torch.float32, device=weights.device
+    )
 
 
 def int32_bias(bias: Tensor, source: float, weights: Tensor) -> Tensor:

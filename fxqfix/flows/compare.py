@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fxqfix import _torch, dialects
+from fxqfix._settings import entry
 from fxqfix.dialects import Reading, pt2e
 from fxqfix.errors import DeviceError, DialectError, PairingError, UncalibratedError, counting
 from fxqfix.flows._session import Session
@@ -18,6 +19,7 @@ from fxqfix.report import Report
 __all__ = ["compare", "prepared_reading"]
 
 
+@entry
 def compare(
     prepared: nn.Module,
     converted: nn.Module | None,

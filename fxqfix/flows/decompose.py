@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxqfix import _pt2e, _torch, dialects, ops
+from fxqfix._settings import entry
 from fxqfix.dialects import Reading, decomposed, int8, pt2e
 from fxqfix.dialects._base import modules_of, scope
 from fxqfix.dialects.qconfig import qconfig_range
@@ -20,6 +21,7 @@ from fxqfix.passes import DecomposeQuantize, Pass, PinRanges, chain
 __all__ = ["declared_ranges", "to_decomposed"]
 
 
+@entry
 def to_decomposed(
     model: nn.Module, *, ranges_from: Any = None, pin_ranges: bool | str = True
 ) -> fx.GraphModule:

@@ -6,6 +6,7 @@ import torch
 from torch import fx, nn
 
 from fxqfix import dialects, engines
+from fxqfix._settings import entry
 from fxqfix.engines import ENGINES, Isa, isa_of, threads_of
 from fxqfix.engines._base import check_name
 from fxqfix.engines.dispatch import check_packed
@@ -14,6 +15,7 @@ from fxqfix.passes import EmulateEngine, chain
 __all__ = ["emulate"]
 
 
+@entry
 def emulate(
     converted: nn.Module,
     *,

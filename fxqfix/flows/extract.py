@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _rng, _torch, dialects
+from fxqfix._settings import as_given, entry
 from fxqfix.dialects import decomposed, int8
 from fxqfix.errors import DataError, FxqfixError
 from fxqfix.export import GoldenVectors, OpParameters, Parameters, Program, steps
@@ -20,6 +21,7 @@ from fxqfix.qparams import QParams, quantize
 __all__ = ["extract_parameters", "golden_vectors"]
 
 
+@entry
 def extract_parameters(model: nn.Module, *, ranges_from: Any = None) -> Parameters:
     """Read everything that a quantized model computes with, op by op, in graph order.
 
@@ -65,6 +67,7 @@ def extract_parameters(model: nn.Module, *, ranges_from: Any = None) -> Paramete
     return Parameters(ops, program.inputs, program.outputs)
 
 
+@entry
 def golden_vectors(model: nn.Module, inputs: Any, *, ranges_from: Any = None) -> GoldenVectors:
     """Run a quantized model node by node, and keep the codes of every op.
 
@@ -174,7 +177,8 @@ class _Recorder(fx.Interpreter):
             raise _not_taken(f"{len(args)} inputs", names)
         check_values(self.given, "golden_vectors", args)
         try:
-            self.run(*_torch.tree_map_tensors(Tensor.clone, tuple(args)))
+            with as_given(model=True):
+                self.run(*_torch.tree_map_tensors(Tensor.clone, tuple(args)))
         except FxqfixError:
             raise
         except Exception as error:  # a model can raise anything

@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import fx, nn
 
 from fxqfix import _pt2e, _torch
+from fxqfix._settings import entry
 from fxqfix.dialects import check_kind
 from fxqfix.errors import DialectError
 from fxqfix.passes import (
@@ -24,6 +25,7 @@ __all__ = ["freeze", "freezing"]
 M = TypeVar("M", bound=nn.Module)
 
 
+@entry
 def freeze(prepared: M) -> M:
     """Fix every qparam to the one that the fake-quants really use, and fold BatchNorm.
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fxqfix import _torch, checks, dialects
+from fxqfix._settings import entry
 from fxqfix.engines import ENGINES
 from fxqfix.engines._base import check_name
 from fxqfix.report.lint import LintReport
@@ -13,6 +14,7 @@ from fxqfix.report.lint import LintReport
 __all__ = ["lint"]
 
 
+@entry
 def lint(prepared: nn.Module, *, engine: str | None = None) -> LintReport:
     """Look at a prepared model before it is converted.
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxqfix import _rng, _torch, causes, dialects
+from fxqfix._settings import entry
 from fxqfix.errors import DataError
 from fxqfix.flows._mend import Bench
 from fxqfix.flows._session import Session
@@ -22,6 +23,7 @@ __all__ = ["repair"]
 _INHERENT = ("rounding", "bias-int32", "requantization")
 
 
+@entry
 def repair(
     prepared: nn.Module,
     converted: nn.Module,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from fxqfix import _torch, dialects
+from fxqfix._settings import entry
 from fxqfix.checks import Subject
 from fxqfix.dialects import Reading, prepared
 from fxqfix.dialects.weights import holder
@@ -26,6 +27,7 @@ _KEY = "certificate"  # in meta, as 0.1 had it; stays readable there until 0.3
 _CHOICES = {"saturation": ("warn", "island"), "averages": ("exact", "kernel")}
 
 
+@entry
 def to_int8(
     prepared: nn.Module,
     *,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fxqfix import _rng, _torch
+from fxqfix._settings import as_given
 from fxqfix.measure.discrepancy import Discrepancy, decibels, discrepancy
 from fxqfix.measure.probe import Probe
 from fxqfix.passes.insert_shadows import Probing
@@ -112,7 +113,8 @@ class Corrector:
         for name in self._after:
             _rng.set_rng_state(start)
             found = _Corrected(self._model, self._sites[name][0], self._ends)
-            found.run(*self._inputs(args, kwargs))
+            with as_given(model=True):
+                found.run(*self._inputs(args, kwargs))
             self._after[name] += found.total
         _rng.set_rng_state(state)
         for _, probe in self._ends.values():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -209,13 +210,13 @@ def _counted(reference: Tensor, actual: Tensor, grid: QParams) -> Discrepancy:
     lowest = torch.iinfo(grid.storage).min
     a, b = (t.to(torch.int32).flatten() - lowest for t in (reference, actual))
     limits = int(grid.zero_points[0]), grid.quant_min, grid.quant_max
-    weights = _of_codes(lowest, *limits).to(a.device)
-    signal = int(_histogram(a, _CODES) @ weights[:, 0])
-    energy, outside, at_low, at_high = (_histogram(b, _CODES) @ weights).tolist()
-    apart = _histogram(b - a + (_CODES - 1), 2 * _CODES - 1)
-    noise, total, differing = (apart @ _of_lsb().to(a.device)).tolist()
-    most = int((apart.nonzero() - (_CODES - 1)).abs().max())
-    scale = float(torch.tensor(grid.scales[0], dtype=torch.float32))
+    weights = _of_codes(lowest, *limits)
+    counts = _histograms((a, _CODES), (b, _CODES), (b - a + (_CODES - 1), 2 * _CODES - 1))
+    signal = int(counts[0] @ weights[:, 0])
+    energy, outside, at_low, at_high = (counts[1] @ weights).tolist()
+    noise, total, differing = (counts[2] @ _of_lsb()).tolist()
+    most = int((counts[2].nonzero() - (_CODES - 1)).abs().max())
+    scale = float(torch.tensor(grid.scales[0], dtype=torch.float32, device="cpu"))
     return Discrepancy(
         elements=a.numel(),
         differing=differing,
@@ -236,14 +237,21 @@ def _counted(reference: Tensor, actual: Tensor, grid: QParams) -> Discrepancy:
 _CODES = 256
 
 
-def _histogram(values: Tensor, bins: int) -> Tensor:
-    return torch.bincount(values, minlength=bins)
+def _histograms(*given: tuple[Tensor, int]) -> Sequence[Tensor]:
+    """How often each value occurs, on the CPU: CUDA has no products of integers."""
+    if given[0][0].device.type == "cpu":
+        return [torch.bincount(values, minlength=bins) for values, bins in given]
+    sizes = [bins for _, bins in given]  # together: each count waits for the device
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    joined = torch.cat([v + start for (v, _), start in zip(given, starts, strict=True)])
+    counts = torch.bincount(joined, minlength=sum(sizes)).cpu()
+    return [counts[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
 
 @functools.lru_cache(maxsize=4096)
 def _of_codes(lowest: int, point: int, low: int, high: int) -> Tensor:
     """Per code: its square, whether it is out of range, at or below it, at or above it."""
-    codes = torch.arange(lowest, lowest + _CODES)
+    codes = torch.arange(lowest, lowest + _CODES, device="cpu")
     flags = ((codes < low) | (codes > high), codes <= low, codes >= high)
     return torch.stack([(codes - point).square(), *(f.to(torch.int64) for f in flags)], 1)
 
@@ -251,5 +259,5 @@ def _of_codes(lowest: int, point: int, low: int, high: int) -> Tensor:
 @functools.cache
 def _of_lsb() -> Tensor:
     """Per difference of two codes: its square, its size, whether it is one."""
-    lsb = torch.arange(1 - _CODES, _CODES)
+    lsb = torch.arange(1 - _CODES, _CODES, device="cpu")
     return torch.stack([lsb.square(), lsb.abs(), (lsb != 0).to(torch.int64)], 1)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fxqfix._settings import default_cpu
 from fxqfix.measure.discrepancy import Discrepancy, discrepancy
 from fxqfix.passes._shadow_modules import Local, Snapshot, check_shape
 from fxqfix.qparams import QParams, regrid
@@ -73,4 +74,5 @@ class Probe(nn.Module):
             floor = discrepancy(prepared, nudged, grid, grid)
             self.noise_floor = floor if self.noise_floor is None else self.noise_floor + floor
         if self._attribute is not None and (now.differing or cumulative.differing):
-            self._attribute(local, converted, prepared, target)
+            with default_cpu():  # not the model's code
+                self._attribute(local, converted, prepared, target)

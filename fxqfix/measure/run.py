@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxqfix import _rng, _torch
+from fxqfix._settings import as_given, read_as_given
 from fxqfix.errors import DataError, DeviceError, FxqfixError, ModelRunError, NonFiniteError
 
 __all__ = [
@@ -124,7 +125,7 @@ def streamed(
     """
     names = [str(n.target) for n in model.graph.nodes if n.op == "placeholder"]
     tensors = values = 0
-    for index, batch in enumerate(_bar(batches_of(data, where), where, progress)):
+    for index, batch in enumerate(read_as_given(_bar(batches_of(data, where), where, progress))):
         args, kwargs = _arguments(batch, names, result)
         given = list(tensors_of([*args, *kwargs.values()]))
         check_values(model, f"{where}, batch {index}", given)
@@ -276,7 +277,8 @@ def _forward(
     copies = _torch.tree_map_tensors(Tensor.clone, (args, kwargs))
     try:
         # forward, not __call__: FX prints its own trace of an error before raising it.
-        twin.forward(*copies[0], **copies[1])
+        with as_given(model=True):
+            twin.forward(*copies[0], **copies[1])
     except FxqfixError:
         raise
     except Exception as error:  # a model can raise anything

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _pt2e, _rng
+from fxqfix._settings import entry
 from fxqfix.errors import DialectError, FxqfixError, PassError, UnsupportedError
 
 __all__ = ["Pass", "PassResult", "Rewriter", "chain", "registry"]
@@ -254,6 +255,7 @@ class Pass(ABC):
             ) from error
 
 
+@entry
 def chain(module: nn.Module, *passes: Pass, owned: bool = False) -> PassResult:
     """Run passes one after another, all on one copy of `module`: copying costs more than most.
 

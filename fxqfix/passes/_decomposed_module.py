@@ -20,11 +20,11 @@ class DecomposedFakeQuantize(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, qparams: QParams) -> None:
+    def __init__(self, qparams: QParams, device: torch.device | None = None) -> None:
         super().__init__()
         self.qparams = qparams
-        self.register_buffer("scale", torch.tensor(qparams.scales))
-        self.register_buffer("zero_point", torch.tensor(qparams.zero_points))
+        self.register_buffer("scale", torch.tensor(qparams.scales, device=device))
+        self.register_buffer("zero_point", torch.tensor(qparams.zero_points, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize x."""
@@ -51,8 +51,7 @@ def decompose_inside(rewriter: Rewriter, path: str, module: nn.Module) -> None:
     for name, inner in list(module.named_modules()):
         where = f"{path}.{name}"
         if isinstance(inner, FrozenFakeQuantize):
-            device = inner.scale.device
-            new = DecomposedFakeQuantize(inner.qparams).to(device)
+            new = DecomposedFakeQuantize(inner.qparams, inner.scale.device)
             rewriter.set_module(where, new, f"fake-quant -> decomposed {inner.qparams}")
         elif _torch.is_quantizer(inner) and not _torch.is_dynamic(inner):
             # Freezing leaves those that no forward calls, and placeholders.

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch
+from fxqfix._devices import device_of
 from fxqfix.dialects.int8 import bound
 from fxqfix.dialects.weights import WeightView
 from fxqfix.errors import UnsupportedError
@@ -82,9 +83,10 @@ def qparams_arguments(rewriter: Rewriter, qparams: QParams, name: str) -> tuple[
     low, high, dtype = qparams.quant_min, qparams.quant_max, qparams.storage
     if qparams.axis is None:
         return (qparams.scale, qparams.zero_point, low, high, dtype)
-    points = torch.tensor(qparams.zero_points)
+    device = device_of(rewriter.module)
+    points = torch.tensor(qparams.zero_points, device=device)
     points = points.float() if points.is_floating_point() else points.to(torch.int64)
-    scale = rewriter.buffer_node(f"{name}_scale", torch.tensor(qparams.scales))
+    scale = rewriter.buffer_node(f"{name}_scale", torch.tensor(qparams.scales, device=device))
     point = rewriter.buffer_node(f"{name}_zero_point", points)
     return (scale, point, qparams.axis, low, high, dtype)
 

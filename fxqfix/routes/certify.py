@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _rng, _torch, dialects
+from fxqfix._settings import as_given, entry
 from fxqfix.dialects import Reading, Tap
 from fxqfix.dialects.decomposed import NAME, is_dequantize, is_pinned
 from fxqfix.errors import FxqfixError, RouteError, UnsupportedError
@@ -37,6 +38,7 @@ from fxqfix.routes._explain import explain, float_error
 __all__ = ["Watched", "certify"]
 
 
+@entry
 def certify(
     model: nn.Module,
     route: str,
@@ -183,7 +185,10 @@ class Watched:
 
     def _wanted(self, seen: _Seen, args: tuple[Any, ...]) -> list[Tensor]:
         try:
-            with _rng.same_rng():  # what draws random numbers draws the same in every form
+            with (
+                _rng.same_rng(),
+                as_given(model=True),
+            ):  # what draws random numbers draws the same in every form
                 wanted = list(tensors_of([seen.run(*_copied(args))]))
         except Exception as error:  # a graph can raise anything
             raise cannot_run("the model", error, self._here, args) from error
@@ -240,7 +245,7 @@ class Watched:
         self, form: Deployed, args: tuple[Any, ...], wanted: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         try:
-            with _rng.same_rng():
+            with _rng.same_rng(), as_given(model=True):
                 found = list(form.run(*_copied(args)))
         except FxqfixError:
             raise

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _pt2e, _rng, _torch, dialects
+from fxqfix._settings import entry
 from fxqfix.dialects import Reading
 from fxqfix.errors import DataError, DialectError, RouteError
 from fxqfix.flows import compare, freeze, to_decomposed
@@ -28,6 +29,7 @@ __all__ = ["check", "migrate"]
 SUFFIX = ".pt2"
 
 
+@entry
 def migrate(
     model: nn.Module,
     data: Iterable[Any],
