@@ -28,6 +28,7 @@ class Exact(nn.Module):
     """Base of the modules that compute a kernel: none of the user's switches reaches them.
 
     Example:
+        >>> import torch
         >>> class Sums(Exact):
         ...     def forward(self, x, w):
         ...         return x @ w
