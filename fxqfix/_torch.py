@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -261,8 +261,9 @@ def cpu_level() -> str:
 def packed_engine(packed: Any) -> str | None:
     """The engine whose kernel a packed weight runs on, whatever engine is current.
 
-    torch keeps no name; but each kernel refuses a qint8 input in words of its own, and one engine's
-    linear takes it.
+    torch keeps no name; but each kernel refuses a qint32 input in words of its own, before it looks
+    at the weight. (qint8 is none to ask with: builds with XNNPACK take it on qnnpack, which packs
+    the weight anew and drops the one that quint8 needs.)
 
     Returns:
         "fbgemm", "onednn" or "qnnpack"; None where this torch answers in other words.
@@ -281,28 +282,14 @@ def packed_engine(packed: Any) -> str | None:
     op = "linear" if dim == 0 else f"conv{'_transpose' if transposed else ''}{dim}d"
     # No rows: onednn's dynamic linear crashes where it finds a static one's primitive of its shape.
     shape = [min(dim, 1), channels] + [1] * dim
-    probe = torch.quantize_per_tensor(torch.zeros(shape), 1.0, 0, torch.qint8)
+    probe = torch.quantize_per_tensor(torch.zeros(shape), 1.0, 0, torch.qint32)
     try:
         getattr(torch.ops.quantized, op)(probe, packed, 1.0, 0)
     except RuntimeError as error:
         said = str(error).partition("\n")[0].lower()
-        if "qint8" not in said and "quint8" not in said:
-            return None
-        named = next((e for e in ("qnnpack", "onednn", "fbgemm") if e in said), None)
-        return named or ("fbgemm" if dim == 0 else None)
-    return _linear_of_qint8() if dim == 0 else None
-
-
-@functools.cache
-def _linear_of_qint8() -> str | None:
-    """The engine whose linear takes qint8: onednn's, but qnnpack's in torch 2.6.0."""
-    codes = torch.quantize_per_tensor(torch.zeros(0, 1), 1.0, 0, torch.qint8)
-    weight = torch.quantize_per_tensor(torch.zeros(1, 1), 1.0, 0, torch.qint8)
-    for engine in sorted({"onednn", "qnnpack"} & set(torch.backends.quantized.supported_engines)):
-        with quantized_engine(engine), suppress(RuntimeError):
-            packed = torch.ops.quantized.linear_prepack(weight, None)
-            torch.ops.quantized.linear(codes, packed, 1.0, 0)
-            return engine
+        if "quint8" in said:
+            named = next((e for e in ("qnnpack", "onednn", "fbgemm") if e in said), None)
+            return named or ("fbgemm" if dim == 0 else None)
     return None
 
 

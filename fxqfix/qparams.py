@@ -230,12 +230,13 @@ def zero_point_first() -> bool:
     return bool(torch.quantize_per_tensor(half, 1.0, 1, torch.quint8).int_repr().item() == 2)
 
 
-def round_native(scaled: Tensor, zero_point: int | Tensor) -> Tensor:
+def round_native(scaled: Tensor, zero_point: int | Tensor, first: bool | None = None) -> Tensor:
     """Whole numbers from float32 values in steps of a grid, as native kernels round one by one.
 
     Args:
         scaled: Values divided by the scale, float32.
         zero_point: The grid's.
+        first: Whether the zero point is added before the rounding; None asks `zero_point_first`.
 
     Returns:
         ``rne(f(scaled + zp))``, or ``rne(scaled) + zp``: see `zero_point_first`; not clamped.
@@ -244,17 +245,18 @@ def round_native(scaled: Tensor, zero_point: int | Tensor) -> Tensor:
         >>> round_native(torch.tensor([0.75, 1.25]), 3)
         tensor([4., 4.])
     """
-    if zero_point_first():
+    if zero_point_first() if first is None else first:
         return torch.round(scaled + zero_point)
     return torch.round(scaled) + zero_point
 
 
-def quantize_native(x: Tensor, qparams: QParams) -> Tensor:
+def quantize_native(x: Tensor, qparams: QParams, first: bool | None = None) -> Tensor:
     """Integer codes by the rule of `torch.quantize_per_tensor` and `torch.quantize_per_channel`.
 
     Args:
         x: Float tensor, any shape.
         qparams: The grid; its quant_min / quant_max are ignored, as the kernels do.
+        first: Whether the zero point is added before the rounding; None asks `zero_point_first`.
 
     Returns:
         int32 codes of x's shape, clamped to the container: ``rne(f(x * f(1/scale))) + zp``, or
@@ -269,10 +271,11 @@ def quantize_native(x: Tensor, qparams: QParams) -> Tensor:
         True
     """
     scale, point = qparams.tensors(x)
+    first = zero_point_first() if first is None else first
     x = x.detach().to(torch.float32)
     if qparams.axis is not None or qparams.storage == torch.int32:
-        codes = round_native(x * (1.0 / scale), point.to(torch.float32))
-    elif not zero_point_first():
+        codes = round_native(x * (1.0 / scale), point.to(torch.float32), first)
+    elif not first:
         codes = _in_int32(torch.round(x * (1.0 / scale)), point)
     else:  # the product is exact in float64
         codes = torch.round(fused_sum(x.double() * (1.0 / scale).double(), point.double()))

@@ -17,7 +17,7 @@ from fxqfix._settings import exact
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines.isa import VNNI, Isa
 from fxqfix.errors import UnknownNameError, UnsupportedError
-from fxqfix.qparams import QParams
+from fxqfix.qparams import QParams, zero_point_first
 
 __all__ = ["ENGINES", "Call", "Exact", "Kernel", "kernel", "table"]
 
@@ -67,6 +67,8 @@ class Call:
         weight: The integer weight, or None.
         isa: The levels of the kernels.
         threads: Number of threads that the kernel runs on.
+        point_first: Whether native quantize adds the zero point before it rounds; where nothing is
+            said, as this torch has it (`fxqfix.qparams.zero_point_first`).
         in_memory_order: Whether the kernel gets its input as it lies in memory (`InMemoryOrder`).
         others: The grids of the first input wherever else the same packed weight is called.
         rereads: Of an op that writes over an input: names of the nodes that read it behind the op,
@@ -91,6 +93,7 @@ class Call:
     weight: WeightView | None = None
     isa: Isa = VNNI
     threads: int = 1
+    point_first: bool = field(default_factory=zero_point_first)
     in_memory_order: bool = False
     others: tuple[QParams | None, ...] = ()
     rereads: tuple[str, ...] = ()

@@ -3,21 +3,28 @@
 With min and max of the batch widened to contain 0, ``s = (max - min) / (qmax - qmin)`` in double
 (qmax is 127 with reduce_range, which qnnpack ignores, else 255); a scale of 0 becomes 0.1, one
 below 6.1e-5 becomes that. The zero point is ``rne(qmin - min / s)``, or from the other end of the
-range where that error bound is smaller. Codes are ``rne(fma(x, f(1 / f(s)), zp))``, on onednn
-``rne(f(f(x * i) + zp))`` with ``i = f(1 / f(1 / f(1 / s)))``, the innermost in double.
+range where that error bound is smaller.
+
+Codes are ``rne(fma(x, f(1 / f(s)), zp))``, or ``rne(f(x * f(1 / f(s)))) + zp`` where a build adds
+the zero point behind the rounding: fbgemm's kernel and native quantize, which is qnnpack's, go by
+a rule each. On onednn ``rne(f(f(x * i) + zp))`` with ``i = f(1 / f(1 / f(1 / s)))``, the innermost
+in double.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from fxqfix._torch import quantized_engine, quiet
 from fxqfix.engines._arithmetic import single
+from fxqfix.engines._base import Call
 from fxqfix.qparams import QParams, container_range, quantize_native
 
-__all__ = ["choose", "codes_of_batch", "there_and_back"]
+__all__ = ["choose", "codes_of_batch", "point_first", "there_and_back"]
 
 _SMALLEST = single(6.1e-5)
 
@@ -66,10 +73,39 @@ def there_and_back(scale: Tensor) -> Tensor:
     return 1.0 / (1.0 / scale).float()
 
 
-def codes_of_batch(x: Tensor, grid: QParams, engine: str) -> Tensor:
-    """Codes of float values, as the kernels of dynamic linear quantize their input."""
+def point_first(call: Call) -> bool:
+    """Whether the kernel of a dynamic linear adds the zero point before it rounds its input."""
+    return _fbgemm_point_first() if call.engine == "fbgemm" else call.point_first
+
+
+@functools.cache
+def _fbgemm_point_first() -> bool:
+    """Asked of fbgemm's kernel: half a step at zero point 1 gives 1, or 0.
+
+    Without fbgemm: True, as in all builds measured but 2.15.0's.
+    """
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        return True
+    options = {"dtype": torch.float32, "device": "cpu"}
+    weight = torch.quantize_per_tensor(torch.eye(3, **options), 1.0, 0, torch.qint8)
+    x = torch.tensor([[-1.0, 0.5, 254.0]], **options)
+    with quiet(), quantized_engine("fbgemm"):
+        packed = torch.ops.quantized.linear_prepack(weight, None)
+        found = torch.ops.quantized.linear_dynamic(x, packed, False)
+    return bool(found[0, 1].item() == 1.0)
+
+
+def codes_of_batch(x: Tensor, grid: QParams, engine: str, first: bool) -> Tensor:
+    """Codes of float values, as the kernels of dynamic linear quantize their input.
+
+    Args:
+        x: The batch.
+        grid: Its grid.
+        engine: Whose kernel.
+        first: Whether it adds the zero point before it rounds (`point_first`); always on onednn.
+    """
     if engine != "onednn":
-        return quantize_native(x, grid).to(grid.storage)
+        return quantize_native(x, grid, first).to(grid.storage)
     scale = torch.tensor(grid.scales[0], dtype=torch.float64, device=x.device)
     inverse = 1.0 / there_and_back(scale)
     found = torch.round(x * inverse + int(grid.zero_points[0]))

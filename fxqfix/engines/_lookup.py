@@ -3,8 +3,8 @@
 Element-wise kernels have a vector body and a scalar tail that round differently:
 
 * body: ``x = fma(s, q, f(-(zp * s)))``, the function, ``rne(f(y * f(1/os))) + zo``
-* tail: ``x = f(s * (q - zp))``, the function, ``rne(f(f(y * f(1/os)) + zo))``; where this torch
-  adds the zero point behind the rounding (`fxqfix.qparams.zero_point_first`), as in the body
+* tail: ``x = f(s * (q - zp))``, the function, ``rne(f(f(y * f(1/os)) + zo))``; where native
+  quantize adds the zero point behind the rounding (`Call.point_first`), as in the body
 """
 
 from __future__ import annotations
@@ -90,11 +90,13 @@ class Rounding:
 
     Args:
         grid: The grid of the result.
+        point_first: Whether the tail adds the zero point before it rounds.
         wide: Whether 1/os is divided in double.
     """
 
-    def __init__(self, grid: QParams, *, wide: bool = False) -> None:
+    def __init__(self, grid: QParams, point_first: bool, *, wide: bool = False) -> None:
         self.grid, self.point = grid, int(grid.zero_points[0])
+        self.point_first = point_first
         self.inverse = single(1.0 / (grid.scales[0] if wide else single(grid.scales[0])))
 
     def body(self, y: Tensor) -> Tensor:
@@ -103,7 +105,7 @@ class Rounding:
 
     def tail(self, y: Tensor) -> Tensor:
         """The zero point is added before the rounding, by some builds of torch."""
-        return to_codes(round_native(y * self.inverse, self.point), self.grid)
+        return to_codes(round_native(y * self.inverse, self.point, self.point_first), self.grid)
 
 
 def vectorized(
@@ -118,7 +120,8 @@ def vectorized(
 
     A fused relu works on the float values.
     """
-    rounding, codes = Rounding(call.grid, wide=wide), codes_of(call, count)
+    rounding = Rounding(call.grid, call.point_first, wide=wide)
+    codes = codes_of(call, count)
     sources = [call.grid_of(index) for index in range(count)]
 
     def values(reals: Callable[[Tensor, QParams], Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxqfix.engines._arithmetic import real, single, to_codes
 from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._lookup import Function, Lookup, Rounding, codes_of, vectorized
-from fxqfix.qparams import QParams, quantize_native
+from fxqfix.qparams import quantize_native
 
 __all__ = ["Clamp"]
 
@@ -50,8 +50,8 @@ class Clamp(Exact):
         return f"{self.low}, {self.high}"
 
 
-def _code(value: float, qparams: QParams) -> int:
-    return int(quantize_native(torch.tensor([float(value)]), qparams))
+def _code(value: float, call: Call) -> int:
+    return int(quantize_native(torch.tensor([float(value)]), call.source, call.point_first))
 
 
 @kernel("relu", engines=_ALL)
@@ -66,8 +66,8 @@ def _clamp(call: Call) -> nn.Module:
     if call.engine == "qnnpack" and (low is None or high is None):
         raise call.refuse("its kernel takes no clamp with one bound only")
     codes = (
-        source.container[0] if low is None else _code(low, source),
-        source.container[1] if high is None else _code(high, source),
+        source.container[0] if low is None else _code(low, call),
+        source.container[1] if high is None else _code(high, call),
     )
     return Clamp(*codes, permutes=call.engine == "qnnpack" and not call.in_memory_order)
 
@@ -102,7 +102,8 @@ def _tanh(call: Call) -> nn.Module:
 @kernel("sigmoid", engines=_SHARED)
 def _sigmoid(call: Call) -> nn.Module:
     """Its vector body dequantizes as the tail does, and the tail divides in double."""
-    x, rounding = real(codes_of(call)[0], call.source), Rounding(call.grid)
+    x = real(codes_of(call)[0], call.source)
+    rounding = Rounding(call.grid, call.point_first)
     tail = (1.0 / (1.0 + torch.exp(-x.double()).float().double())).float()
     return Lookup(call, rounding.body(torch.sigmoid(x)), rounding.tail(tail))
 

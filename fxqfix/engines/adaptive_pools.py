@@ -19,7 +19,7 @@ from fxqfix.engines._arithmetic import fma, to_codes
 from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._layout import laid_out, passes_for_last, stored
 from fxqfix.engines.pools import as_qnnpack, mixed, qnnpack_multiplier
-from fxqfix.qparams import QParams, round_native, zero_point_first
+from fxqfix.qparams import round_native
 
 __all__ = ["AdaptiveAveragePool"]
 
@@ -30,9 +30,10 @@ _POOLS: dict[int, Callable[..., Any]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive
 class AdaptiveAveragePool(Exact):
     """Means over windows that share an image among a number of outputs."""
 
-    def __init__(self, source: QParams, size: Any, dims: int, qnnpack: bool) -> None:
+    def __init__(self, call: Call, size: Any, dims: int) -> None:
         super().__init__()
-        self.source, self.qnnpack = source, qnnpack
+        self.source, self.point_first = call.source, call.point_first
+        self.qnnpack = call.engine == "qnnpack" and dims == 2
         self.size = list(size) if isinstance(size, list | tuple) else [size] * dims
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -56,9 +57,8 @@ class AdaptiveAveragePool(Exact):
         inverse = 1.0 / (1.0 / (1.0 / counts.float()))
         zero = torch.tensor(float(point), device=codes.device)
         body = torch.round(fma(centered, inverse, zero))
-        if not zero_point_first():
-            body = round_native(centered * inverse, point)
-        found = mixed(body, round_native(centered * inverse, point), 8)
+        tail = round_native(centered * inverse, point, self.point_first)
+        found = mixed(body if self.point_first else tail, tail, 8)
         return stored(to_codes(found, self.source), codes)
 
 
@@ -79,5 +79,4 @@ def _inverse(axes: list[Tensor]) -> Tensor:
 @kernel("adaptive_avg_pool2d", "adaptive_avg_pool3d", engines=_ALL)
 def _adaptive(call: Call) -> nn.Module:
     dims = int(call.key[-2])
-    qnnpack = call.engine == "qnnpack" and dims == 2
-    return AdaptiveAveragePool(call.source, call.option("output_size"), dims, qnnpack)
+    return AdaptiveAveragePool(call, call.option("output_size"), dims)

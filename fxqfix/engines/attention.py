@@ -69,7 +69,8 @@ class Attention(Exact):
         self.average = None
         if call.arguments.get("average_attn_weights", True):
             self.average, _ = inner(_Mean(), (score,), call)
-        self.grids, self.own, self.score = (q, k, v), Quantize(own), Quantize(score)
+        self.grids = q, k, v
+        self.own, self.score = (Quantize(grid, call.point_first) for grid in (own, score))
         self.more: list[Tensor] = []
         self.joins = nn.ModuleList()
         for bias, grid in ((module.bias_k, k), (module.bias_v, v)) if _has_bias(module) else ():

@@ -13,15 +13,15 @@ _ALL = ("fbgemm", "onednn", "qnnpack")
 
 
 class Quantize(Exact):
-    """torch.quantize_per_tensor: the zero point is added before the rounding."""
+    """torch.quantize_per_tensor: the zero point is added before or behind the rounding."""
 
-    def __init__(self, qparams: QParams) -> None:
+    def __init__(self, qparams: QParams, point_first: bool) -> None:
         super().__init__()
-        self.qparams = qparams
+        self.qparams, self.point_first = qparams, point_first
 
     def forward(self, x: Tensor) -> Tensor:
         """Codes of float values."""
-        return quantize_native(x, self.qparams).to(self.qparams.storage)
+        return quantize_native(x, self.qparams, self.point_first).to(self.qparams.storage)
 
     def extra_repr(self) -> str:
         """The grid."""
@@ -46,7 +46,7 @@ class Dequantize(Exact):
 
 @kernel("quantize", engines=_ALL)
 def _quantize(call: Call) -> nn.Module:
-    return Quantize(call.grid)
+    return Quantize(call.grid, call.point_first)
 
 
 @kernel("dequantize", engines=_ALL)

@@ -25,7 +25,7 @@ from fxqfix._settings import default_cpu
 from fxqfix.engines._accumulate import Accumulator
 from fxqfix.engines._arithmetic import fma
 from fxqfix.engines._base import Call, Exact, kernel
-from fxqfix.engines._choose import choose, codes_of_batch, there_and_back
+from fxqfix.engines._choose import choose, codes_of_batch, point_first, there_and_back
 from fxqfix.engines._inner import row_of
 from fxqfix.engines.weighted import build_linear
 from fxqfix.qparams import QParams, dequantize, quantize_native
@@ -52,6 +52,7 @@ class DynamicLinear(Exact):
         self.accumulate, self.lost = accumulate, lost
         self.engine, self.isa, self.relu = call.engine, call.isa, call.relu
         self.reduce_range = bool(call.arguments["reduce_range"]) and call.engine != "qnnpack"
+        self.point_first = point_first(call)
         per_channel = call.weight.qparams.axis is not None
         scale = torch.tensor(call.weight.qparams.scales, dtype=torch.float64)
         if self.engine == "onednn":
@@ -64,7 +65,7 @@ class DynamicLinear(Exact):
     def forward(self, x: Tensor) -> Tensor:
         """Floats in, floats out."""
         grid = choose(x, reduce_range=self.reduce_range)
-        codes = codes_of_batch(x.contiguous(), grid, self.engine)
+        codes = codes_of_batch(x.contiguous(), grid, self.engine, self.point_first)
         sums = self.accumulate(codes).double() - self.weight_sums * int(grid.zero_points[0])
         if self.lost is not None:
             sums = sums - self.lost(codes)
@@ -110,7 +111,7 @@ class DynamicConv(Exact):
         x = F.pad(x, self.padding, mode=self.mode) if self.padding else x
         seen = x.as_strided((x.numel(),), (1,)) if self.call.engine == "fbgemm" else x
         grid = choose(seen, reduce_range=self.reduce_range)
-        codes = quantize_native(x, grid).to(grid.storage)
+        codes = quantize_native(x, grid, self.call.point_first).to(grid.storage)
         return dequantize(self._static(grid).to(x.device)(codes), grid)
 
 

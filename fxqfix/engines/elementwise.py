@@ -117,11 +117,12 @@ class Cat(Exact):
     def _tables(call: Call, source: QParams) -> Tensor:
         """Rows: vector body, scalar tail, quantized anew; a column per code."""
         low, high = source.container
-        codes, rounding = torch.arange(low, high + 1), Rounding(call.grid)
+        codes = torch.arange(low, high + 1)
+        rounding = Rounding(call.grid, call.point_first)
         body, plain = fused(codes, source), real(codes, source)
         if call.relu:
             body, plain = body.clamp(min=0), plain.clamp(min=0)
-        anew = quantize_native(plain, call.grid).to(call.grid.storage)
+        anew = quantize_native(plain, call.grid, call.point_first).to(call.grid.storage)
         if source.same_grid(call.grid) and not call.relu:
             return torch.stack([codes.to(anew.dtype), codes.to(anew.dtype), anew])
         return torch.stack([rounding.body(body), rounding.tail(plain), anew])

@@ -39,7 +39,8 @@ class _Norm(Exact):
     def __init__(self, call: Call) -> None:
         super().__init__()
         self.source, self.grid, self.node = call.source, call.grid, call.node
-        self.eps, self.rounding = float(call.option("eps")), Rounding(call.grid)
+        self.eps = float(call.option("eps"))
+        self.rounding = Rounding(call.grid, call.point_first)
         self.threads, self.point = call.threads, int(call.source.zero_points[0])
         self.register_buffer("weight", parameter(call, "weight"))
         self.register_buffer("bias", parameter(call, "bias"))

@@ -49,7 +49,7 @@ def _pad(call: Call) -> nn.Module:
     mode, value = _filling(call)
     if mode not in ("constant", "reflect"):
         raise call.refuse(f"its kernel has no mode {mode!r}")
-    code = quantize_native(torch.tensor([float(value or 0.0)]), call.source)
+    code = quantize_native(torch.tensor([float(value or 0.0)]), call.source, call.point_first)
     return Pad(list(margin), mode, int(code))
 
 

@@ -91,9 +91,10 @@ class AveragePool2d(Exact):
     Channels-last ``rne(f(S * m)) + zp`` in whole vectors, ``rne(f(f(S * i2) + zp))`` behind them.
     """
 
-    def __init__(self, source: QParams, options: dict[str, Any], lanes: int) -> None:
+    def __init__(self, call: Call, options: dict[str, Any], lanes: int) -> None:
         super().__init__()
-        self.source, self.options, self.lanes = source, options, lanes
+        self.source, self.options, self.lanes = call.source, options, lanes
+        self.point_first = call.point_first
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes in, codes out."""
@@ -103,7 +104,7 @@ class AveragePool2d(Exact):
         m = 1.0 / divisors_of(centered, self.options).float()
         if not passes_for_last(codes):
             return laid_out(to_codes(torch.round(sums * m + point), self.source), 0)
-        tail = round_native(sums * (1.0 / (1.0 / m)), point)
+        tail = round_native(sums * (1.0 / (1.0 / m)), point, self.point_first)
         found = mixed(torch.round(sums * m) + point, tail, self.lanes)
         return stored(to_codes(found, self.source), codes)
 
@@ -147,7 +148,7 @@ AVERAGE = (
 
 @kernel("avg_pool2d", engines=_SHARED)
 def _avg_pool(call: Call) -> nn.Module:
-    return AveragePool2d(call.source, options_of(call, *AVERAGE), lanes_of(call))
+    return AveragePool2d(call, options_of(call, *AVERAGE), lanes_of(call))
 
 
 class QnnAveragePool2d(Exact):
@@ -189,9 +190,11 @@ class Mean(Exact):
     quantized. qnnpack, over the image: ``rne(f(S * f(s / f(s * n)))) + zp``.
     """
 
-    def __init__(self, source: QParams, dims: list[int], keepdim: bool, qnnpack: bool) -> None:
+    def __init__(self, call: Call, dims: list[int]) -> None:
         super().__init__()
-        self.source, self.dims, self.keepdim, self.qnnpack = source, dims, keepdim, qnnpack
+        self.source, self.dims, self.point_first = call.source, dims, call.point_first
+        self.keepdim = bool(call.option("keepdim", False))
+        self.qnnpack = call.engine == "qnnpack"
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes in, codes out."""
@@ -209,7 +212,7 @@ class Mean(Exact):
             sums = codes.long().sum(dims, keepdim=self.keepdim).float()
             return to_codes(torch.round(sums / count), self.source)
         mean = real(codes, self.source).mean(dims, keepdim=self.keepdim)
-        return quantize_native(mean, self.source).to(self.source.storage)
+        return quantize_native(mean, self.source, self.point_first).to(self.source.storage)
 
 
 @kernel("mean", engines=_ALL)
@@ -218,5 +221,4 @@ def _mean(call: Call) -> nn.Module:
     if dims is None:
         raise call.refuse("a mean over everything")
     listed = [dims] if isinstance(dims, int) else list(dims)
-    qnnpack = call.engine == "qnnpack"
-    return Mean(call.source, listed, bool(call.option("keepdim", False)), qnnpack)
+    return Mean(call, listed)

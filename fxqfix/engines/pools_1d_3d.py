@@ -15,7 +15,7 @@ from fxqfix.engines._arithmetic import to_codes
 from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._layout import stored
 from fxqfix.engines.adaptive_pools import AdaptiveAveragePool
-from fxqfix.qparams import QParams, round_native
+from fxqfix.qparams import round_native
 
 __all__ = ["AveragePool3d", "Line"]
 
@@ -53,7 +53,7 @@ def _avg_pool1d(call: Call) -> nn.Module:
         "count_include_pad": bool(call.option("count_include_pad", True)),
     }
     if call.engine != "qnnpack":
-        return Line(pools.AveragePool2d(call.source, options, pools.lanes_of(call)))
+        return Line(pools.AveragePool2d(call, options, pools.lanes_of(call)))
     if options["ceil_mode"]:
         raise call.refuse("its kernel goes wrong where ceil_mode lets windows hang over the edge")
     if options["padding"][1] and not options["count_include_pad"]:
@@ -64,15 +64,16 @@ def _avg_pool1d(call: Call) -> nn.Module:
 @kernel("adaptive_avg_pool1d", engines=_ALL)
 def _adaptive1d(call: Call) -> nn.Module:
     size = _pair(call.option("output_size"), 1)
-    return Line(AdaptiveAveragePool(call.source, size, 2, call.engine == "qnnpack"))
+    return Line(AdaptiveAveragePool(call, size, 2))
 
 
 class AveragePool3d(Exact):
     """``rne(f(S * m)) + zp`` in whole vectors of channels, ``rne(f(f(S * i2) + zp))`` behind."""
 
-    def __init__(self, source: QParams, options: dict[str, Any], lanes: int) -> None:
+    def __init__(self, call: Call, options: dict[str, Any], lanes: int) -> None:
         super().__init__()
-        self.source, self.options, self.lanes = source, options, lanes
+        self.source, self.options, self.lanes = call.source, options, lanes
+        self.point_first = call.point_first
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes in, codes out."""
@@ -80,7 +81,7 @@ class AveragePool3d(Exact):
         centered = (codes.int() - point).double()
         sums = pools.sums_of(centered, self.options).float()
         m = 1.0 / pools.divisors_of(centered, self.options).float()
-        tail = round_native(sums * (1.0 / (1.0 / m)), point)
+        tail = round_native(sums * (1.0 / (1.0 / m)), point, self.point_first)
         found = pools.mixed(torch.round(sums * m) + point, tail, self.lanes)
         last = codes.contiguous(memory_format=torch.channels_last_3d)
         return stored(to_codes(found, self.source), last)
@@ -88,4 +89,4 @@ class AveragePool3d(Exact):
 
 @kernel("avg_pool3d", engines=_ALL)
 def _avg_pool3d(call: Call) -> nn.Module:
-    return AveragePool3d(call.source, pools.options_of(call, *pools.AVERAGE), pools.lanes_of(call))
+    return AveragePool3d(call, pools.options_of(call, *pools.AVERAGE), pools.lanes_of(call))

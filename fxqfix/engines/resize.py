@@ -23,7 +23,7 @@ from fxqfix.engines._arithmetic import to_codes
 from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._blend import line, weighted
 from fxqfix.engines._layout import passes_for_last, stored, suggested
-from fxqfix.qparams import QParams, round_native
+from fxqfix.qparams import round_native
 
 __all__ = ["Bilinear", "Nearest"]
 
@@ -70,9 +70,10 @@ class Nearest(_Resize):
 class Bilinear(_Resize):
     """Four codes, weighted."""
 
-    def __init__(self, source: QParams, options: dict[str, Any]) -> None:
+    def __init__(self, call: Call, options: dict[str, Any]) -> None:
         super().__init__(options)
-        self.source, self.point = source, int(source.zero_points[0])
+        self.source, self.point = call.source, int(call.source.zero_points[0])
+        self.point_first = call.point_first
 
     def forward(self, *given: Any) -> Tensor:
         """Codes and sizes in, codes out."""
@@ -94,7 +95,7 @@ class Bilinear(_Resize):
             found = torch.cat(
                 [weighted(x[:, :vectors], lines, 1), weighted(x[:, vectors:], lines, 0)], 1
             )
-        rounded = round_native(found - self.point, self.point)
+        rounded = round_native(found - self.point, self.point, self.point_first)
         return (stored if last else suggested)(to_codes(rounded, self.source), codes)
 
 
@@ -128,4 +129,4 @@ def _interpolate(call: Call) -> nn.Module:
         return Nearest(options)
     if options["mode"] != "bilinear":
         raise call.refuse(f"no exact arithmetic for mode {options['mode']!r}")
-    return Bilinear(call.source, options)
+    return Bilinear(call, options)

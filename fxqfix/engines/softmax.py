@@ -26,14 +26,15 @@ _ALL = (*_SHARED, "qnnpack")
 class Softmax(Exact):
     """In float, then quantized."""
 
-    def __init__(self, source: QParams, grid: QParams, dim: int) -> None:
+    def __init__(self, call: Call, dim: int) -> None:
         super().__init__()
-        self.source, self.grid, self.dim = source, grid, dim
+        self.source, self.grid, self.dim = call.source, call.grid, dim
+        self.point_first = call.point_first
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes in, codes out."""
         found = torch.softmax(real(codes, self.source), self.dim)
-        return quantize_native(found, self.grid).to(self.grid.storage)
+        return quantize_native(found, self.grid, self.point_first).to(self.grid.storage)
 
 
 class QnnSoftmax(Exact):
@@ -79,20 +80,21 @@ def _softmax(call: Call) -> nn.Module:
     grid = call.grid
     if call.engine == "qnnpack" and (grid.scales[0], grid.zero_points[0]) == (1 / 256, 0):
         return QnnSoftmax(call.source, dim)
-    return Softmax(call.source, grid, dim)
+    return Softmax(call, dim)
 
 
 class Matmul(Exact):
     """In float, then quantized."""
 
-    def __init__(self, sources: tuple[QParams, QParams], grid: QParams) -> None:
+    def __init__(self, call: Call) -> None:
         super().__init__()
-        self.sources, self.grid = sources, grid
+        self.sources, self.grid = (call.grid_of(0), call.grid_of(1)), call.grid
+        self.point_first = call.point_first
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Codes in, codes out."""
         found = torch.matmul(real(a, self.sources[0]), real(b, self.sources[1]))
-        return quantize_native(found, self.grid).to(self.grid.storage)
+        return quantize_native(found, self.grid, self.point_first).to(self.grid.storage)
 
 
 @kernel(
@@ -101,4 +103,4 @@ class Matmul(Exact):
     inexact="float sums are in the order of torch's own; 0 of 3.3 M differed",
 )
 def _matmul(call: Call) -> nn.Module:
-    return Matmul((call.grid_of(0), call.grid_of(1)), call.grid)
+    return Matmul(call)
