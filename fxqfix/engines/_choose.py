@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,13 +87,13 @@ def _fbgemm_point_first() -> bool:
     """
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         return True
-    options = {"dtype": torch.float32, "device": "cpu"}
-    weight = torch.quantize_per_tensor(torch.eye(3, **options), 1.0, 0, torch.qint8)
-    x = torch.tensor([[-1.0, 0.5, 254.0]], **options)
+    # Whatever the user's default dtype and device are.
+    one = torch.ones(1, 1, dtype=torch.float32, device="cpu")
+    x = torch.tensor([[-1.0], [0.5], [254.0]], dtype=torch.float32, device="cpu")
+    ops: Any = torch.ops.quantized
     with quiet(), quantized_engine("fbgemm"):
-        packed = torch.ops.quantized.linear_prepack(weight, None)
-        found = torch.ops.quantized.linear_dynamic(x, packed, False)
-    return bool(found[0, 1].item() == 1.0)
+        packed = ops.linear_prepack(torch.quantize_per_tensor(one, 1.0, 0, torch.qint8), None)
+        return bool(ops.linear_dynamic(x, packed, False)[1].item() == 1.0)
 
 
 def codes_of_batch(x: Tensor, grid: QParams, engine: str, first: bool) -> Tensor:

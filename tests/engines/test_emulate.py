@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,11 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import fxqfix
 from fxqfix._torch import quantized_engine, quiet
+from fxqfix.dialects.weights import WeightView
+from fxqfix.engines import Call, row_of
+from fxqfix.engines.dynamic import build_dynamic_linear
 from fxqfix.errors import DialectError, UnknownNameError, UnsupportedError
+from fxqfix.qparams import QParams
 from tests.engines.harness import ENGINES
 from tests.engines.nets import NETS, SHAPES
 
@@ -105,6 +110,22 @@ def test_it_needs_no_engine() -> None:
     assert "quantized." not in emulated.code
     with quantized_engine("qnnpack"):
         assert torch.equal(emulated(x), wanted)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_ties_follow_the_rule_that_a_call_carries(first: bool) -> None:
+    """Wherever the emulated model runs: that of the build that made it."""
+    grid, ties = QParams(1.0, 1, 0, 255, torch.quint8), torch.tensor([0.5, 1.5, 2.5])
+    call = Call("q", "onednn", "quantize", output=grid, point_first=first)
+    build = row_of(call).build
+    assert build is not None
+    assert build(call)(ties).tolist() == ([2, 2, 4] if first else [1, 3, 3])
+    weight = WeightView(
+        torch.ones(1, 1, dtype=torch.int8), replace(grid, zero_point=0, dtype=torch.qint8)
+    )
+    call = Call("fc", "qnnpack", "linear_dynamic", weight=weight, point_first=first)
+    found = build_dynamic_linear(call)(torch.tensor([[-1.0], [0.5], [1.5], [254.0]]))
+    assert found.flatten().tolist() == ([-1, 1, 1, 254] if first else [-1, 0, 2, 254])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
