@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx, nn
 
 from fxqfix.dialects import int8
@@ -30,7 +31,10 @@ def row_of(call: Call) -> Kernel:
     defect, row = find(call), table().get((call.engine, call.key))
     reason = ""
     if defect is not None and not defect.emulated and defect.present is not False:
-        reason = f"{call.engine}'s kernel is wrong ({defect.name}): {defect.condition}"
+        reason = (
+            f"{call.engine}'s kernel is wrong in torch {torch.__version__} ({defect.name}): "
+            f"{defect.condition}"
+        )
     elif row is None:
         reason = f"{call.engine} has no exact arithmetic for {call.key!r}"
     elif UNKNOWN in (call.isa.cpu, call.isa.aten, getattr(call.isa, call.engine, "")):

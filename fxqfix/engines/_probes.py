@@ -5,6 +5,7 @@ True where the kernel is wrong on this machine.
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from typing import Any, cast
@@ -279,6 +280,30 @@ def writes_over() -> bool:
         packed = ops.conv2d_prepack(weight, None, [1, 1], [0, 0], [1, 1], 1)
         ops.conv2d_add(x, added, packed, 1 / 8, 100)
     return _far(added, before)
+
+
+@functools.cache
+def xnnpack_takes(op: str) -> bool:
+    """Whether "add" (on qnnpack) or "mul" (on any engine) of qint8 is XNNPACK's in this build.
+
+    Its kernels raise where they broadcast a contiguous tensor to a channels-last one; torch's own
+    don't.
+    """
+    if "qnnpack" not in torch.backends.quantized.supported_engines:
+        return False
+    x, y = (
+        torch.quantize_per_tensor(
+            torch.zeros(shape, dtype=torch.float32, device="cpu"), 1.0, 0, torch.qint8
+        )
+        for shape in ((2, 3, 2, 2), (2, 3, 1, 1))
+    )
+    ops: Any = torch.ops.quantized
+    with _torch.quiet(), _torch.quantized_engine("qnnpack"):
+        try:
+            getattr(ops, op)(x.contiguous(memory_format=torch.channels_last), y, 1.0, 0)
+        except RuntimeError:
+            return True
+    return False
 
 
 def _refuses(engine: str, prepack: str, *options: Any) -> bool:

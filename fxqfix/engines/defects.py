@@ -194,6 +194,11 @@ def _clips_slopes(call: Call) -> bool:
     return not low <= point + round(1 / weight.q_scale()) <= high
 
 
+def _both_signed(call: Call) -> bool:
+    dtypes = [None if q is None else q.dtype for q in call.qparams]
+    return dtypes == [torch.qint8, torch.qint8]
+
+
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
 DEFECTS: tuple[Defect, ...] = (
@@ -466,5 +471,29 @@ DEFECTS: tuple[Defect, ...] = (
         lambda call: bool(call.rereads),
         _probes.writes_over,
         certain=False,
+    ),
+    Defect(
+        "signed-add",
+        ("qnnpack",),
+        ("add",),
+        "two qint8 tensors, in builds of torch with XNNPACK",
+        "XNNPACK's kernel rounds in its own way (up to 23% of the codes by 1), and raises where it "
+        "broadcasts a contiguous tensor to a channels-last one",
+        "quint8 activations, another engine, or a float island",
+        _both_signed,
+        lambda: _probes.xnnpack_takes("add"),
+        cure="island",
+    ),
+    Defect(
+        "signed-mul",
+        ("fbgemm", "onednn", "qnnpack"),
+        ("mul",),
+        "two qint8 tensors, in builds of torch with XNNPACK, on any engine",
+        "XNNPACK's kernel reads a contiguous tensor beside a channels-last one as it lies in "
+        "memory: off by up to 255 codes; it raises where it broadcasts the one to the other",
+        "quint8 activations, or a float island",
+        _both_signed,
+        lambda: _probes.xnnpack_takes("mul"),
+        cure="island",
     ),
 )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fxqfix import _torch
+from fxqfix.engines import _probes
 from fxqfix.engines._base import Call
 from fxqfix.engines.isa import Isa, isa_of
 
@@ -23,8 +24,9 @@ def dispatch(call: Call) -> str:
     Returns:
         "fbgemm", "onednn" or "qnnpack". x86 takes onednn for a convolution where the CPU has
         AVX512-VNNI (whatever caps say), groups <= 100, no weight has a zero point and there is no
-        output padding; else fbgemm. qnnpack's own kernels without weights take quint8 only; all
-        else runs on those that fbgemm and onednn share.
+        output padding; else fbgemm. qnnpack's own kernels without weights take quint8 only (in
+        builds with XNNPACK its add takes qint8 too); all else runs on those that fbgemm and onednn
+        share.
 
     Source:
         torch's should_use_onednn_quant; measured in tests/engines.
@@ -35,7 +37,7 @@ def dispatch(call: Call) -> str:
         'fbgemm'
     """
     if call.engine == "qnnpack" and call.weight is None and not _all_quint8(call):
-        return "fbgemm"
+        return "qnnpack" if _signed_sum(call) else "fbgemm"
     if call.engine != "x86":
         return call.engine
     symmetric = call.weight is not None and not any(call.weight.qparams.zero_points)
@@ -60,6 +62,13 @@ def placed(call: Call, engine: str, isa: str | Isa) -> Call:
     there = replace(call, engine=engine, isa=isa_of(isa, "placed"))
     found = dispatch(there)
     return there if found == engine else replace(there, engine=found)
+
+
+def _signed_sum(call: Call) -> bool:
+    """Whether two qint8 tensors are added, which XNNPACK does for qnnpack, where a build has it."""
+    signed = [q is not None and q.dtype == torch.qint8 for q in call.qparams]
+    two = call.key == "add" and len(signed) == 2 and all(signed)
+    return two and _probes.xnnpack_takes("add")
 
 
 def _all_quint8(call: Call) -> bool:
