@@ -263,7 +263,8 @@ def _check(prepared: Reading, converted: Reading, pairs: list[Pair]) -> None:
             where="compare",
             found=f"none of {[p.converted.site.name for p in weights][:5]} is like its partner",
             expected="the prepared weights, quantized",
-            remedy="pass the prepared model and what was converted from it",
+            remedy="pass the prepared model and what was converted from it; these may be two "
+            "checkpoints",
         )
 
 

@@ -3,12 +3,14 @@
 The order matters, because a code counts for the first cause that explains it:
 
 1. what touches few codes and says most: codes out of range, overwritten values, train mode,
-   folding, an op that stays in float, ties;
-2. other qparams: no rule at all (`uncalibrated`), another site's, an older range's, another rule's
-   for the same range, and last what an observer moved from there. These add up: each corrects what
-   those before it do too (`not-lowered` included), and what two of them need together goes to the
-   later one;
-3. the engine's own arithmetic, judged with all qparams corrected;
+   folding, an op that stays in float, the fractions of zero points, a bias that the kernel rounds,
+   ties;
+2. other qparams: no rule at all (`uncalibrated`), another site's or the kernel's own, an older
+   range's, another rule's for the same range, what an observer moved from there; and last, on all
+   of these qparams, other values of weights and biases. These add up: each corrects what those
+   before it do too (`not-lowered` included), and what two of them need together goes to the later
+   one;
+3. the engine's own arithmetic, judged with all of these corrected;
 4. codes that agree on the same inputs: those that the prepared model has from computing in float
    right here, and then `upstream`, which is the rest of them;
 5. `unexplained`: everything that is left.
@@ -28,6 +30,7 @@ from fxqfix.causes import (
     moving_observer,
     not_lowered,
     observer_only,
+    other_weights,
     range_lost,
     requantization,
     rounding,
@@ -37,6 +40,7 @@ from fxqfix.causes import (
     uncalibrated,
     unexplained,
     upstream,
+    zero_point_cut,
 )
 from fxqfix.causes._base import Attribution, Cause, attribute
 from fxqfix.causes._emulated import Emulated
@@ -53,13 +57,15 @@ _ORDER = (
     dropout_training,
     bn_folding,
     not_lowered,
+    zero_point_cut,
+    bias_int32,
     rounding,
     uncalibrated,
     shared_qparams,
     stale_qparams,
     scale_formula,
     moving_observer,
-    bias_int32,
+    other_weights,
     int16_saturation,
     kernel_defect,
     requantization,

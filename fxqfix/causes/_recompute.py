@@ -10,12 +10,15 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch
+from fxqfix.dialects._base import modules_of
+from fxqfix.dialects._constants import bias_node, reader
 from fxqfix.dialects._modes import drops, in_eval
 from fxqfix.dialects._writes import Overwrite
 from fxqfix.dialects.weights import WeightView, holder
@@ -78,6 +81,17 @@ class Recompute:
     def own_weights(self) -> dict[str, tuple[WeightView, WeightView]]:
         """The weights that this site's own region uses."""
         return {path: self.weights[path] for path in self._paths if path in self.weights}
+
+    @cached_property
+    def _bias_nodes(self) -> dict[str, str]:
+        """Path of a functional op's weight's fake-quant -> node of the op's bias."""
+        modules, found = modules_of(self.cutter.graph_module), dict[str, str]()
+        for node in self._region.graph.nodes:
+            if node.op == "call_module" and str(node.target) in self.own_weights:
+                bias = bias_node(reader(node, modules))
+                if bias is not None:
+                    found[str(node.target)] = bias.name
+        return found
 
     @cached_property
     def own_inner(self) -> dict[str, QParams]:
@@ -197,9 +211,10 @@ class Recompute:
             for value, pair in zip(local.inputs, local.codes, strict=True)
         ]
         grids = {n: (q, self.native) for n, q in self.own_inner.items()} if inner else {}
+        biases = {node: weights[path].bias for path, node in self._bias_nodes.items()}
         run = self._reading(reads) if reads else self._interpreter
         try:
-            return run.compute(inputs, modules, grids, wide=True)
+            return run.compute(inputs, modules, grids, wide=True, biases=biases)
         finally:
             for shell in self._shells.values():
                 shell.empty()
@@ -210,6 +225,7 @@ class _Region(fx.Interpreter):
 
     _swapped: Mapping[str, Callable[..., Any]]
     _grids: Mapping[str, tuple[QParams, bool]]
+    _biases: Mapping[str, Tensor | None]
     _is_wide: bool
     spared: frozenset[str] = frozenset()  # in-place ops that get copies to write on
 
@@ -230,6 +246,7 @@ class _Region(fx.Interpreter):
         grids: Mapping[str, tuple[QParams, bool]],
         *,
         wide: bool,
+        biases: Mapping[str, Tensor | None] = MappingProxyType({}),
     ) -> Tensor:
         """Run the region.
 
@@ -238,8 +255,10 @@ class _Region(fx.Interpreter):
             modules: Path -> what to call there instead.
             grids: Node name -> grid to round its value to, and whether as a kernel does.
             wide: Whether it runs in float64.
+            biases: Node name -> bias to read there; None for its own.
         """
         self._swapped, self._grids, self._is_wide = modules, grids, wide
+        self._biases = biases
         try:
             result: Tensor = self.run(*inputs)
             return result
@@ -247,8 +266,9 @@ class _Region(fx.Interpreter):
             self.env, self.args_iter = {}, iter(())  # the batch's tensors
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run a node; round its value where a grid is given."""
-        value = super().run_node(n)
+        """Run a node, or take the bias in its place; round its value where a grid is given."""
+        bias = self._biases.get(n.name)
+        value = super().run_node(n) if bias is None else bias.detach().double()
         return _rounded(value, *self._grids[n.name]) if n.name in self._grids else value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -305,8 +325,9 @@ class _Shell:
         return called
 
     def _put(self, name: str, own: Any, given: Tensor | None) -> None:
-        if isinstance(own, Tensor):
-            value = (own if given is None else given).detach().double()
+        value = own if given is None else given
+        if isinstance(value, Tensor):
+            value = value.detach().double()
             setattr(holder(self._copy), name, nn.Parameter(value, requires_grad=False))
 
     def empty(self) -> None:

@@ -32,6 +32,8 @@ class Held:
         observing: Whether its observer still moves.
         calibrated: Whether it ever saw data.
         observed: Whether there is an observer to follow at all; fixed qparams have none.
+        picked: Why this quantizer has no say in the converted grid (a kernel works it out of its
+            input's, two calls of a module have one); "" where it has.
     """
 
     used: QParams
@@ -42,6 +44,7 @@ class Held:
     observing: bool
     calibrated: bool
     observed: bool
+    picked: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def explain(held: Held, target: QParams, inputs: Sequence[QParams] = ()) -> tupl
         return ()
     if not held.calibrated:
         return (Step("uncalibrated", target, "its observer never saw data (min=inf, max=-inf)"),)
+    if held.picked and not _alike(target, held.given):
+        return (Step("shared-qparams", target, held.picked),)
     if held.source.startswith("buffers") and _alike(target, held.given):
         return (Step("stale-qparams", target, f"{held.source} don't follow its min/max any more"),)
     if _alike(target, held.given):

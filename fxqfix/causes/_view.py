@@ -18,6 +18,7 @@ from torch import Tensor
 from fxqfix.causes._emulated import Emulated
 from fxqfix.causes._recompute import Reads, Recompute
 from fxqfix.causes._steps import Held, Step, explain
+from fxqfix.causes._values import differs, settled, swapped
 from fxqfix.dialects import Site
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Defect
@@ -55,6 +56,7 @@ class View:
         emulated: The converted op in its engine's integers; None where it has none.
         held: What a prepared quantizer holds: that of a weight by its module's path, the site's own
             by "".
+        picked: Why the converted grid is not this site's quantizer's choice, "" where it is.
         loose: By node: sites that this one is computed from and that the prepared model leaves in
             float.
         left: Mask of the codes that no cause before the present one explained.
@@ -74,6 +76,7 @@ class View:
     defect: Defect | None = None
     emulated: Emulated | None = None
     held: Callable[[str], Held | None] = field(default=lambda _: None)
+    picked: str = ""
     loose: Mapping[str, Site] = field(default_factory=dict)
     _corrected: set[str] = field(default_factory=set, init=False)
     _quantized: set[str] = field(default_factory=set, init=False)
@@ -108,6 +111,11 @@ class View:
     def converted(self) -> Tensor:
         """The site's value in float64 with the converted weights."""
         return self.recomputed({path: b for path, (_, b) in self.weights.items()})
+
+    @cached_property
+    def theirs(self) -> WeightView:
+        """For a weight site, the converted weight."""
+        return WeightView(self.raw, self.target)
 
     @property
     def weights(self) -> Mapping[str, tuple[WeightView, WeightView]]:
@@ -146,6 +154,18 @@ class View:
             return None
         without = self.emulated.codes(self.local, without=effect)
         return mine & (without != self.raw) if without is not None else None
+
+    @cached_property
+    def _unbiased(self) -> Tensor:
+        found = self.owed_to("bias-int32")
+        if found is None or self.emulated is None or self.local is None:
+            return self.raw
+        without = self.emulated.codes(self.local, without="bias-int32")
+        return self.raw if without is None else torch.where(found, without, self.raw)
+
+    def unbiased(self, grid: QParams) -> Tensor:
+        """The converted codes on a grid, as they are where the kernel doesn't round the bias."""
+        return regrid(self._unbiased, self.target, grid)
 
     def recomputed(self, weights: Mapping[str, WeightView], **options: Any) -> Tensor:
         """The site's value in float64 with these weights; the float32 value where that fails."""
@@ -187,7 +207,8 @@ class View:
         found = self.held(path)
         if found is None:
             found = Held(mine, None, None, None, "the prepared model", False, True, False)
-        return explain(replace(found, used=mine), theirs, inputs)
+        picked = "" if path else self.picked
+        return explain(replace(found, used=mine, picked=picked), theirs, inputs)
 
     def corrected_by(self, cause: str) -> Tensor:
         """Mask of the codes that agree once this cause is corrected, and those corrected before.
@@ -197,18 +218,29 @@ class View:
         """
         self._corrected.add(cause)
         value, grid = self._stepped()
-        raw = self.raw if grid is self.target else regrid(self.raw, self.target, grid)
-        return self.agrees(value, grid, raw)
+        found = self.agrees(value, grid, self.unbiased(grid))
+        others = self._with_other_values
+        if others and "other-weights" not in self._corrected:
+            # Both ways round, or what two differences make together would be put on the first.
+            back = {path: others.get(path, mine) for path, (mine, _) in self.weights.items()}
+            found = found & self.agrees(self.recomputed(back), self.grid, self.expected)
+        return found
+
+    @cached_property
+    def _with_other_values(self) -> dict[str, WeightView]:
+        """The prepared weights with the converted model's values on their own grids."""
+        step = min(self.target.scales)
+        pairs = self.weights.items()
+        return {path: swapped(*pair) for path, pair in pairs if differs(*pair, step)}
 
     def _stepped(self) -> tuple[Tensor, QParams]:
         (_, _, own), *others = self.all_steps
-        weights = {}
+        weights, step = {}, min(self.target.scales)
         for (path, (mine, theirs)), (_, _, steps) in zip(self.weights.items(), others, strict=True):
             done = self._done(steps)
-            weights[path] = theirs if len(done) == len(steps) else mine
-            if 0 < len(done) < len(steps) and mine.values is not None:
-                grid = done[-1].reached
-                weights[path] = replace(mine, codes=quantize(mine.values, grid), qparams=grid)
+            grid = done[-1].reached if done else mine.qparams
+            grid = theirs.qparams if len(done) == len(steps) else grid
+            weights[path] = settled(mine, theirs, grid, step, self._corrected)
         done = self._done(own)
         grid = self.grid if not done else done[-1].reached
         value = self.recomputed(weights, floats="not-lowered" in self._corrected)
@@ -263,8 +295,10 @@ class View:
         own_error = ((self.value.double() - self.exact).abs().max() / scale).clamp(max=_MOST)
         terms = scaled.abs() + point.abs() + 2.0 * self._bias(scale) + 1.0
         width = _ROUNDINGS * _HALF_UNIT * terms + own_error
-        low = torch.round(scaled - width) + point
-        high = torch.round(scaled + width) + point
+        # A whole zero point is added to the rounded steps, a fraction is rounded with them.
+        whole = torch.floor(point)
+        low = torch.round(scaled + (point - whole) - width) + whole
+        high = torch.round(scaled + (point - whole) + width) + whole
         low, high = (t.clamp(qparams.quant_min, qparams.quant_max) for t in (low, high))
         return (codes >= low) & (codes <= high)
 

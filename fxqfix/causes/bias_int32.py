@@ -18,12 +18,15 @@ class BiasInt32(Cause):
     """The accumulator starts from ``rne(bias / (input scale * weight scale))``, an int32.
 
     Looks at ops with a weight and a bias that run on qnnpack. Counterfactual: the converted op in
-    its engine's integers gives the codes found, and other ones once the bias is not rounded.
+    its engine's integers gives the codes found, and the prepared op's once the bias is not rounded.
+    Where something else has to be corrected too, the code goes to that cause, which is asked later
+    and sees the codes of the bias that is not rounded.
     """
 
     def explains(self, view: View) -> Tensor | None:
         """Codes that the engine's integers give only because the bias is rounded."""
-        return view.owed_to(self.name)
+        found = view.owed_to(self.name)
+        return None if found is None else found & (view.unbiased(view.grid) == view.expected)
 
     def evidence(self, view: View) -> str:
         """How far a bias moves, in output codes."""

@@ -1,4 +1,4 @@
-"""shared-qparams: the converted op keeps its input's qparams, the prepared one had its own."""
+"""shared-qparams: the kernel or the conversion picks the grid; the prepared op had its own."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ __all__ = ["CAUSE", "SharedQParams"]
 
 @dataclass(frozen=True)
 class SharedQParams(OtherQParams):
-    """An int8 kernel hands its input's qparams on (cat: its first input's); the model had others.
+    """The converted op has one grid to give, whatever the site's own quantizer holds.
 
-    Looks for converted qparams that are those of an input of the op and that the site's own
-    quantizer gives by no rule. Counterfactual: the prepared op with the converted qparams; the
-    codes that then agree, within float32 rounding, are explained.
+    An int8 kernel hands its input's qparams on (cat: its first input's), or works its own out of
+    them (addition and multiplication with a number; sigmoid and its like have a fixed one); a
+    module that is called several times converts to one module with one output grid. Looks for
+    converted qparams that come from there and that the site's own quantizer gives by no rule.
+    Counterfactual: the prepared op with the converted qparams; the codes that then agree, within
+    float32 rounding, are explained.
     """
 
 
 CAUSE = SharedQParams(
     name="shared-qparams",
-    summary="the converted op keeps an input's qparams where the prepared model had others",
+    summary="the kernel or the conversion picks the grid; the prepared model had another one",
     repair="to_decomposed",
-    advice="let the op share its input's observer, or convert with to_int8 or to_decomposed",
+    advice="convert with fxqfix.to_int8 or fxqfix.to_decomposed, which keep each site's own grid",
 )

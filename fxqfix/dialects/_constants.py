@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from fxqfix import ops
 from fxqfix.dialects.int8 import fetch
 
-__all__ = ["constant", "constants", "reader", "role"]
+__all__ = ["bias_node", "bias_of", "constant", "constants", "reader", "role"]
 
 
 def constants(graph_module: fx.GraphModule) -> frozenset[fx.Node]:
@@ -63,3 +63,24 @@ def role(node: fx.Node, user: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     places = {"weighted": ("", "weight", "bias"), "embedding": ("weight",)}.get(family, ())
     named = dict(zip(user.args, places, strict=False)) if user.op == "call_function" else {}
     return named.get(node) or "constant"
+
+
+def bias_of(user: fx.Node, graph_module: fx.GraphModule) -> Tensor | None:
+    """The float bias that a convolution or linear of constants takes; None without one.
+
+    One that is quantized is a site of its own.
+    """
+    node = bias_node(user)
+    if node is None or node not in constants(graph_module):
+        return None
+    value = constant(graph_module, node)
+    return value if value.is_floating_point() else None
+
+
+def bias_node(user: fx.Node) -> fx.Node | None:
+    """The argument of a convolution or linear that is its bias; None without one."""
+    found = ops.match_node(user, {}) if user.op == "call_function" else None
+    if found is None or found.spec.family != "weighted":
+        return None
+    given = user.args[2] if len(user.args) > 2 else user.kwargs.get("bias")
+    return given if isinstance(given, fx.Node) else None

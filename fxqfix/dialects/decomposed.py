@@ -24,7 +24,7 @@ from fxqfix.dialects._base import (
     scope,
     unique,
 )
-from fxqfix.dialects._constants import constant, constants, reader, role
+from fxqfix.dialects._constants import bias_of, constant, constants, reader, role
 from fxqfix.dialects.int8 import fetch
 from fxqfix.dialects.quantizer import qparams_of
 from fxqfix.dialects.site import Site
@@ -323,9 +323,10 @@ def _weight(
     )
 
     def view() -> WeightView:
+        bias = bias_of(user, graph_module)
         if value.is_floating_point():
-            return WeightView(quantize(value, qparams), qparams, None, value)
-        return WeightView(value, qparams)
+            return WeightView(quantize(value, qparams), qparams, bias, value)
+        return WeightView(value, qparams, bias)
 
     return Tap(site, user, node, view, origins=_pt2e.origins(node))
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from fxqfix import _torch, ops
 from fxqfix._observers import answers
 from fxqfix.dialects._base import Reading, Tap, modules_of, op_name, scope, unique
+from fxqfix.dialects._constants import bias_of
 from fxqfix.dialects.quantizer import QuantizerState, read_quantizer
 from fxqfix.dialects.site import Site
 from fxqfix.dialects.weights import WeightView, holder, prepared_weight
@@ -113,7 +114,8 @@ def _quantizer_tap(
         )
         view = None
         if used is not None:
-            view = lambda: WeightView(quantize(value, used), used, None, value)  # noqa: E731
+            bias = bias_of(user, graph_module)
+            view = lambda: WeightView(quantize(value, used), used, bias, value)  # noqa: E731
         return Tap(site, user, producer, view, quantizer=node)
     site = Site(
         name=unique(producer.name, taken),

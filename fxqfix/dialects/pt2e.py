@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxqfix import _torch
 from fxqfix.dialects._base import (
@@ -24,7 +24,7 @@ from fxqfix.dialects._base import (
     scope,
     unique,
 )
-from fxqfix.dialects._constants import constant, constants, reader, role
+from fxqfix.dialects._constants import bias_of, constant, constants, reader, role
 from fxqfix.dialects._conv_bn import ConvBatchNorm, conv_batch_norms
 from fxqfix.dialects.prepared import qparams_fields, where
 from fxqfix.dialects.quantizer import QuantizerState, read_quantizer
@@ -128,8 +128,5 @@ class _Work:
 
     def _view(self, producer: fx.Node, user: fx.Node, used: QParams, folded: bool) -> WeightView:
         value = constant(self.graph_module, producer)
-        bias = user.args[2] if len(user.args) > 2 else None
-        known: Tensor | None = None
-        if isinstance(bias, fx.Node) and bias in self.constants and bias is not producer:
-            known = constant(self.graph_module, bias)
-        return WeightView(quantize(value, used), used, known, value, folded)
+        bias = bias_of(user, self.graph_module)
+        return WeightView(quantize(value, used), used, bias, value, folded)

@@ -42,7 +42,9 @@ class _Walk:
             nodes = (tap.producer, *(node for node, _ in tap.repeats))
             views |= dict.fromkeys(nodes, tap.weight()) if tap.weight is not None else {}
         self.held = {n: view for n, view in views.items() if n.op == "call_module"}
-        self.weights = {n: view for n, view in views.items() if n not in self.held}
+        # Each op takes its own bias.
+        loose = views.keys() - self.held.keys()
+        self.weights = {n: replace(views[n], bias=None) for n in views if n in loose}
         self.sizes = sizes_of(reading.graph_module)
         self.steps: list[Step] = []
         self.names: dict[fx.Node, str] = {}  # of the step whose value a node has

@@ -8,13 +8,16 @@ from typing import Any
 
 from torch import fx
 
-from fxqfix import _torch
+from fxqfix import _torch, ops
 from fxqfix.causes import Held
-from fxqfix.dialects import Reading, Tap
+from fxqfix.dialects import Reading, Tap, int8
+from fxqfix.dialects._arguments import output_arguments
+from fxqfix.dialects._base import modules_of
+from fxqfix.dialects.prepared import shared_calls
 from fxqfix.dialects.quantizer import buffers_of, read_quantizer
 from fxqfix.dialects.weights import weight_quantizer
 
-__all__ = ["holdings", "weight_node"]
+__all__ = ["holdings", "picked", "weight_node"]
 
 
 def weight_node(tap: Tap) -> fx.Node:
@@ -60,3 +63,31 @@ def _held(reading: Reading, tap: Tap) -> Held | None:
         calibrated=state.calibrated,
         observed=hasattr(observer, "min_val"),
     )
+
+
+def picked(reading: Reading) -> Callable[[Tap], str]:
+    """A function from a converted value to why no quantizer chose its grid, "" where one did.
+
+    Args:
+        reading: The converted model; int8 kernels only have grids of their own.
+    """
+    if reading.dialect != int8.NAME:
+        return lambda tap: ""
+    modules = modules_of(reading.graph_module)
+    # By name: shadows are woven into a copy.
+    shared = shared_calls(reading.graph_module).values()
+    calls = {node.name: len(nodes) for nodes in shared for node in nodes[:-1]}  # the last one's
+
+    def why(tap: Tap) -> str:
+        node, match = tap.kernel, ops.match_node(tap.kernel, modules)
+        if match is None or match.key == "quantize":
+            return ""
+        if node.name in calls:
+            return f"{node.target} is called {calls[node.name]} times and has one output grid"
+        if tap.inherited:
+            return f"the kernel of {match.key} works it out of its input's grid"
+        own = node.op == "call_module" or any(v is not None for v in output_arguments(node))
+        fixed = match.spec.output == "fixed" and not own
+        return f"the kernel of {match.key} has one grid only" if fixed else ""
+
+    return why

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx, nn
 
 from fxqfix import _rng, _torch, dialects
@@ -243,9 +244,23 @@ def _change(mine: Tap, theirs: Tap) -> str:
     """What is put in place of what."""
     a, b = mine.site.used, theirs.site.used
     if a is None or b is None or a.same_grid(b):
-        return "codes and bias, on the same grid" if mine.site.kind == "weight" else "range"
+        return _values(mine, theirs) if mine.site.kind == "weight" else "range"
     found, wanted = qparams_text(a), qparams_text(b)
     if found == wanted:  # the last bits of a scale
         apart = [(x, y) for x, y in zip(a.scales, b.scales, strict=True) if x != y]
         return f"scale {apart[0][0]:.9g} -> {apart[0][1]:.9g}"
     return f"{found} -> {wanted}"
+
+
+def _values(mine: Tap, theirs: Tap) -> str:
+    """What differs of a weight on the same grid: its codes, the bias of its op, or both."""
+    if mine.weight is None or theirs.weight is None:
+        return "codes and bias, on the same grid"
+    one, other = mine.weight(), theirs.weight()
+    count = int((one.codes.int() != other.codes.int()).sum())
+    codes = f"{count} of {one.codes.numel()} codes" if count else ""
+    held = [bias for bias in (one.bias, other.bias) if bias is not None]
+    same = not held or (len(held) == 2 and torch.equal(*held))
+    return " and ".join(filter(None, (codes, "" if same and codes else "bias"))) + (
+        ", on the same grid" if codes else ""
+    )

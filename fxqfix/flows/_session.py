@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,7 @@ from fxqfix.dialects import Reading, Site, Tap, decomposed, int8
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.quantizer import read_quantizer
 from fxqfix.dialects.weights import WeightView
-from fxqfix.flows._holdings import holdings, weight_node
+from fxqfix.flows._holdings import holdings, picked, weight_node
 from fxqfix.measure import Corrector, Probe, Run, discrepancy, run
 from fxqfix.pairing import Pair, Pairing
 from fxqfix.passes import EmulateEngine, FoldBatchNorm, FreezeQParams, InsertShadows
@@ -56,6 +56,7 @@ class Session:
             if tap not in paired and tap.site.used is not None
         } | self._overwritten()
         self.floats = self._floats()
+        self.picked = picked(self.converted)
         self.corrector = None
         if self.culprits:
             self.corrector = Corrector(self.converted.graph_module, self.culprits)
@@ -162,6 +163,7 @@ class Session:
             "defect": defect,
             "emulated": emulated,
             "loose": loose,
+            "picked": self.picked(p.converted),
         }
         held = holdings(self.reading, p.prepared)
 
@@ -199,7 +201,7 @@ class Session:
             isa=str(self.isa) if self.isa is not None else "",
             threads=self.threads,
             batches=result.batches,
-            notes=(*_notes(self.reading), *result.notes),
+            notes=(*_notes(self.reading), *_other_weights(rows), *result.notes),
             corrected=self.corrector.results() if self.corrector is not None else None,
         )
 
@@ -307,6 +309,17 @@ def _note(site: Site) -> str:
     if not site.calibrated:
         return f"never saw data (min=inf, max=-inf): conversion bakes {site.baked}"
     return "" if site.quantizes else site.source
+
+
+def _other_weights(rows: Iterable[Row]) -> Iterator[str]:
+    """A line where the values of weights or biases are not the prepared model's."""
+    names = [row.name for row in rows if "other-weights" in row.causes]
+    if names:
+        yield (
+            f"at {names[0]!r}{f' and {len(names) - 1} more rows' if names[1:] else ''} the "
+            "converted weights or biases have other values than the prepared ones: these may be "
+            "two checkpoints"
+        )
 
 
 def _notes(reading: Reading) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import fx, nn
 from torch.ao.quantization import (
@@ -26,7 +27,7 @@ from torch.ao.quantization import (
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
 import fxqfix
-from fxqfix._torch import quantized_engine
+from fxqfix._torch import quantized_engine, quiet
 from fxqfix.passes import FreezeQParams
 from tests.faults.plants import PLANTS, Plot
 from tests.faults.zoo import base
@@ -247,6 +248,25 @@ def kernel_defect() -> Fault:
     return Fault(frozen, converted, data(0.5), ("clip",), "qnnpack")
 
 
+def zero_point_cut() -> Fault:
+    """A table with float zero points: the decomposed op cuts them off."""
+    pytest.importorskip("torchao")
+    from tests.dialects import pt2e_nets as nets
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(40, 16), nn.Linear(16, 8)).eval()
+    ids = torch.arange(40).reshape(4, 10)
+    own = nets._xnnpack_quantizer
+    with quiet():
+        xnnpack = own.XNNPACKQuantizer().set_global(own.get_symmetric_quantization_config())
+    both = [nets.embedding_quantizer.EmbeddingQuantizer(), xnnpack]
+    quantizer = nets.tq.ComposableQuantizer(both)
+    prepared = nets.prepare_pt2e(torch.export.export(net, (ids,)).module(), quantizer)
+    prepared(ids)
+    frozen = fxqfix.freeze(prepared)
+    return Fault(frozen, nets.convert_pt2e(prepared), [ids], ("embedding",))
+
+
 def _native(frozen: fx.GraphModule) -> fx.GraphModule:
     """The decomposed model with its first quantize done by torch.quantize_per_tensor."""
     converted = fxqfix.to_decomposed(frozen, pin_ranges=False)
@@ -292,6 +312,7 @@ INJECTORS: dict[str, Callable[[], Fault]] = {
     "requantization": requantization,
     "kernel-defect": kernel_defect,
     "inplace-lost": inplace_lost,
+    "zero-point-cut": zero_point_cut,
     **{
         name: _plant(name)
         for name in (
@@ -302,6 +323,7 @@ INJECTORS: dict[str, Callable[[], Fault]] = {
             "not-lowered",
             "fake-quant-off",
             "observer-only",
+            "other-weights",
         )
     },
 }

@@ -255,6 +255,28 @@ def uncalibrated_observer(plot: Plot, place: int) -> None:
     plot.name("uncalibrated", plot.base.consumers(taps), *_names(taps))
 
 
+# ------------------------------------------------------------------------- other values
+
+
+def other_weights(plot: Plot, place: int) -> None:
+    """Convert another weight: one of its channels is zero."""
+    path, node, tap = plot.base.weighted[place]
+    theirs: Any = plot.baked.get_submodule(path)
+    with torch.no_grad():
+        theirs.weight[-1] = 0.0
+    plot.name("other-weights", {tap.site.name, f"{node}.weight"}, f"{node}.weight")
+
+
+def other_bias(plot: Plot, place: int) -> None:
+    """Convert another bias, a few codes away."""
+    path, node, tap = plot.base.weighted[place]
+    theirs: Any = plot.baked.get_submodule(path)
+    with torch.no_grad():
+        own = theirs.bias if theirs.bias is not None else torch.zeros(theirs.weight.shape[0])
+        theirs.bias = nn.Parameter(own + 3.0 * _used(tap).scales[0])
+    plot.name("other-weights", {tap.site.name, f"{node}.weight"}, f"{node}.weight")
+
+
 # ----------------------------------------------------------------------------- in float
 
 
@@ -461,6 +483,8 @@ PLANTS = {
     "moving-observer": Plant("moving-observer", moving_observer, _sites, _ALL),
     "moving-weight": Plant("moving-observer", moving_weight, _weights),
     "scale-formula": Plant("scale-formula", scale_formula, _weights, _ALL),
+    "other-weights": Plant("other-weights", other_weights, _weights, _ALL),
+    "other-bias": Plant("other-weights", other_bias, _weights, _ALL),
     "shared-qparams": Plant(
         "shared-qparams", shared_qparams, lambda found: len(_alone(found)), _ALL
     ),

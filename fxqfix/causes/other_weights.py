@@ -1,0 +1,67 @@
+"""other-weights: the converted weights, or biases, are not those of the prepared model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxqfix.causes._base import Cause
+from fxqfix.causes._values import bias_apart, of_its_own
+from fxqfix.causes._view import View
+
+__all__ = ["CAUSE", "OtherWeights"]
+
+
+@dataclass(frozen=True)
+class OtherWeights(Cause):
+    """The values differ, not the grid: another checkpoint, a lost bias, a channel set to zero.
+
+    Looks for weight codes that are no rounding of the prepared weight on the converted grid, and
+    for another bias. Counterfactual: the prepared op with the converted weights and biases; the
+    codes that then agree, within float32 rounding, and did not with the converted qparams alone,
+    are explained.
+    """
+
+    def explains(self, view: View) -> Tensor | None:
+        """Codes that the prepared op gives too once it has the converted weights and biases."""
+        if view.weight is not None:
+            return of_its_own(view.weight, view.theirs)
+        if not self._found(view):
+            return None
+        return view.corrected_by(self.name)
+
+    def evidence(self, view: View) -> str:
+        """How many weight codes are other values, and how far a bias is off."""
+        if view.weight is None:
+            return f"{'; '.join(self._found(view))}: these may be two checkpoints"
+        own = of_its_own(view.weight, view.theirs)
+        return f"{_codes(own)}: these may be two checkpoints"
+
+    def _found(self, view: View) -> list[str]:
+        found, step = [], min(view.target.scales)
+        for path, (mine, theirs) in view.weights.items():
+            own = of_its_own(mine, theirs)
+            if bool(own.any()):
+                found.append(f"weight of {path!r}: {_codes(own)}")
+            if apart := bias_apart(mine, theirs, step):
+                lost = mine.bias is not None and (theirs.bias is None or not theirs.bias.any())
+                what = "lost, a difference of" if lost else "off by"
+                found.append(
+                    f"bias of {path!r}: {what} up to {apart:.3g} ({apart / step:.3g} codes)"
+                )
+        return found
+
+
+def _codes(own: Tensor) -> str:
+    count = int(torch.count_nonzero(own))
+    return f"{count} of {own.numel()} codes are no rounding of the prepared weight"
+
+
+CAUSE = OtherWeights(
+    name="other-weights",
+    summary="the values of weights or biases are not those of the prepared model",
+    repair="restore-qparams",
+    advice="compare the models of one checkpoint; fxqfix.repair puts the prepared weights back",
+)

@@ -1,0 +1,52 @@
+"""zero-point-cut: a zero point that is a fraction is cut off by the conversion's quantize op."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxqfix.causes._base import Cause
+from fxqfix.causes._values import cut
+from fxqfix.causes._view import View
+
+__all__ = ["CAUSE", "ZeroPointCut"]
+
+
+@dataclass(frozen=True)
+class ZeroPointCut(Cause):
+    """A weight with float zero points (an embedding's) is rounded in another order.
+
+    The fake-quant rounds ``w / scale + zero_point``. The decomposed quantize op rounds
+    ``w / scale``, adds the zero point and cuts the sum off. Counterfactual, for the weight and for
+    what reads it: the prepared weight quantized so.
+    """
+
+    def explains(self, view: View) -> Tensor | None:
+        """Codes that the prepared weight has too once its zero points are cut off."""
+        if view.weight is not None:
+            return cut(view.weight, view.theirs)
+        if not any(bool(cut(*pair).any()) for pair in view.weights.values()):
+            return None
+        return view.corrected_by(self.name)
+
+    def evidence(self, view: View) -> str:
+        """How many codes have their zero points cut."""
+        pairs = {"": (view.weight, view.theirs)} if view.weight is not None else view.weights
+        found = {path: cut(*pair) for path, pair in pairs.items()}
+        return "; ".join(
+            f"{f'weight of {path!r}: ' if path else ''}{int(torch.count_nonzero(mask))} of "
+            f"{mask.numel()} codes have the fraction of their zero point cut off"
+            for path, mask in found.items()
+            if bool(mask.any())
+        )
+
+
+CAUSE = ZeroPointCut(
+    name="zero-point-cut",
+    summary="the conversion cuts the fraction of a float zero point off; the fake-quant rounds it",
+    repair="",
+    advice="use an observer with whole zero points (torch.per_channel_affine or symmetric), or "
+    "judge by the converted model",
+)
