@@ -18,6 +18,7 @@ from torch import fx
 from fxqfix.dialects import Reading, Tap, parents, pt2e
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects._writes import overwrites, twins
+from fxqfix.dialects.quantizer import LEAVES_FLOAT
 from fxqfix.errors import PairingError
 from fxqfix.qparams import dequantize
 
@@ -218,6 +219,8 @@ def _unpaired(
     names = {n.name for n in converted.graph_module.graph.nodes}
     left: list[tuple[Tap, str, str]] = []
     for tap in (t for t in prepared.taps if t not in done):
+        if tap.site.used is None and tap.site.source.startswith(LEAVES_FLOAT):
+            continue  # embedding indices, masks: no site
         reason = "no site of the converted model has its name or its inputs"
         if tap.site.used is None:
             reason = f"not quantized to integers: {tap.site.source}"

@@ -41,7 +41,7 @@ class Recompute:
         cutter: Of the prepared graph, frozen, BatchNorm folded; uses of values that an in-place op
             has overwritten read its result there.
         end: The node whose value the site quantizes.
-        site: The node that quantizes it.
+        site: The node that quantizes it; None for an output of the model.
         weights: Module path -> (prepared, converted) weight, for the pairs of weights.
         unfolded: The same graph before BatchNorm was folded.
         inner: Node name -> qparams of values that only the converted model quantizes, inside what
@@ -55,7 +55,7 @@ class Recompute:
 
     cutter: Cutter
     end: fx.Node
-    site: fx.Node
+    site: fx.Node | None
     weights: Mapping[str, tuple[WeightView, WeightView]]
     unfolded: fx.GraphModule
     inner: Mapping[str, QParams] = field(default_factory=dict)

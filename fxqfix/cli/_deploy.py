@@ -9,6 +9,7 @@ from pathlib import Path
 from fxqfix.cli import _output
 from fxqfix.cli._target import models
 from fxqfix.report import Certificate
+from fxqfix.report.verdict import exit_code
 from fxqfix.routes import find
 from fxqfix.routes.migrate import check
 
@@ -76,7 +77,7 @@ def _migrate(args: argparse.Namespace) -> int:
         engine=given.engine,
     )
     print(done)
-    return 0 if done.ok else 1
+    return exit_code([done])
 
 
 def _certify(args: argparse.Namespace) -> int:
@@ -90,4 +91,5 @@ def _certify(args: argparse.Namespace) -> int:
     )
     _output.write(args.output, found, _CERTIFICATE)
     print(found)
-    return 0 if found.ok and (found.exact or not args.fail_on_difference) else 1
+    code = exit_code([found])
+    return 1 if args.fail_on_difference and code == 0 and not found.exact else code

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fxqfix.cli import _output
 from fxqfix.cli._target import models
 from fxqfix.report import frame, html, json_, text
+from fxqfix.report.verdict import exit_code
 
 __all__ = ["compare", "inspect", "lint"]
 
@@ -74,9 +75,8 @@ def _compare(args: argparse.Namespace) -> int:
     render = text.table if args.format else text.render
     _output.write(args.output, report, _REPORT)
     print(render(report, fmt=args.format or "simple", sort=args.sort, limit=args.limit))
-    # Where nothing was compared, nothing was shown to be equal.
-    equal = bool(report.rows) and report.exact
-    return 1 if args.fail_on_difference and not equal else 0
+    code = exit_code([report])
+    return 1 if args.fail_on_difference and code == 0 and not report.exact else code
 
 
 def _inspect(args: argparse.Namespace) -> int:

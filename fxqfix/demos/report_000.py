@@ -187,7 +187,7 @@ def _show(out: TextIO, name: str, codes: Tensor, expected: Tensor | None = None)
 
 def _why(out: TextIO, report: Report) -> None:
     weight, output = report.row("conv.weight"), report.row("conv").cumulative
-    ran, baked = weight.prepared, weight.converted
+    ran, baked = weight.grids
     paragraph(
         out,
         f"The fused fake-quant kernel ran {weight.name} with scale {ran.scales[0]:.6g}, zero point "

@@ -121,7 +121,7 @@ def run(out: TextIO) -> Report:
 
 
 def _saw(out: TextIO, row: Row, data: Tensor, converted: Any) -> None:
-    by_hand = manual_codes(data, row.prepared, clamped=False)
+    by_hand = manual_codes(data, row.grids[0], clamped=False)
     stub = converted.quant(data).int_repr().int()
     where = by_hand != stub
     print("1. What they saw: round(x / scale) + zero_point against QuantStub", file=out)
@@ -132,12 +132,13 @@ def _saw(out: TextIO, row: Row, data: Tensor, converted: Any) -> None:
 
 
 def _why(out: TextIO, row: Row, larger: Tensor, counts: str) -> None:
-    (low, high), top = row.converted.container, row.prepared.quant_max
+    declared, held = row.grids
+    (low, high), top = held.container, declared.quant_max
     paragraph(
         out,
-        f"Quantizing ends in a clamp to [quant_min, quant_max], here {row.prepared.range_text}; "
+        f"Quantizing ends in a clamp to [quant_min, quant_max], here {declared.range_text}; "
         "the formula by hand has none.",
-        f"The converted model clamps to its container, {row.converted.range_text}: the same at "
+        f"The converted model clamps to its container, {held.range_text}: the same at "
         f"the low end, since both begin at {low}, but not at the high end.",
         f"1.5 * x gives the codes {shorten(larger[larger > top])}, which the prepared model holds "
         f"at {top} and the container only at {high}.",
@@ -149,12 +150,12 @@ def _why(out: TextIO, row: Row, larger: Tensor, counts: str) -> None:
 def _after(out: TextIO, prepared: nn.Module, row: Row, batches: list[Tensor]) -> None:
     from fxqfix import to_decomposed
 
-    decomposed = to_decomposed(prepared)
+    decomposed, grid = to_decomposed(prepared), row.grids[0]
     for name, x in zip(("x", "1.5 * x"), batches, strict=True):
         (codes,) = quantized_codes(decomposed, x).values()
-        by_hand = manual_codes(x, row.prepared)
+        by_hand = manual_codes(x, grid)
         same_values = torch.equal(
-            calls(decomposed, x), (by_hand - row.prepared.zero_points[0]) * row.prepared.scales[0]
+            calls(decomposed, x), (by_hand - grid.zero_points[0]) * grid.scales[0]
         )
         print(
             f"   {name:8} {differing(codes, by_hand)} of {codes.numel()} codes differ from the "

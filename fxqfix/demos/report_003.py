@@ -183,14 +183,14 @@ def _saw(out: TextIO, found: list[Case]) -> None:
 
 
 def _why(out: TextIO, report: Report, above: list[int]) -> None:
-    first = report.rows[0]
+    declared, converted = report.rows[0].grids
     paragraph(
         out,
         "fbgemm's default qconfig has reduce_range: the prepared model holds every activation in "
-        f"{first.prepared.range_text}.",
+        f"{declared.range_text}.",
         "convert_fx writes quantize_per_tensor(x, scale, zero_point, dtype), which has no place "
-        f"for the range, so the converted model goes to {first.converted.range_text}.",
-        f"Codes above {first.prepared.quant_max}, net by net: {', '.join(map(str, above))}.",
+        f"for the range, so the converted model goes to {converted.range_text}.",
+        f"Codes above {declared.quant_max}, net by net: {', '.join(map(str, above))}.",
         f"Causes in the table's net: {causes(report)}.",
     )
 

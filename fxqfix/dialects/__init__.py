@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 from torch import fx, nn
 
+from fxqfix import _torch, ops
 from fxqfix._settings import entry
 from fxqfix.dialects import decomposed, int8, prepared, pt2e, reference
-from fxqfix.dialects._base import Reading, Tap, parents
+from fxqfix.dialects._base import Reading, Tap, modules_of, parents
 from fxqfix.dialects.site import Inspection, Site
 from fxqfix.dialects.trace import call, check_kind, trace
+from fxqfix.dialects.weights import int8_weight
 from fxqfix.errors import DialectError
+from fxqfix.inserted import FloatIsland, InMemoryOrder
 
 __all__ = [
     "DIALECTS",
@@ -72,7 +77,7 @@ def read(model: nn.Module, where: str = "inspect") -> Reading:
     graph_module = trace(model)
     for dialect in DIALECTS:
         if dialect.matches(graph_module):
-            return dialect.read(graph_module)
+            return _with_nested(dialect.read(graph_module))
     raise DialectError(
         f"{type(model).__name__} holds no observer, fake-quant, quantize op or quantized kernel",
         where=where,
@@ -101,7 +106,7 @@ def read_prepared(model: nn.Module, where: str, *, settled: bool = True) -> Read
     if pt2e.matches(graph_module):
         return pt2e.read(graph_module)
     if prepared.matches(graph_module):
-        return prepared.read(graph_module, settled=settled)
+        return _with_nested(prepared.read(graph_module, settled=settled))
     raise DialectError(
         "only prepared models are checked",
         where=where,
@@ -110,6 +115,37 @@ def read_prepared(model: nn.Module, where: str, *, settled: bool = True) -> Read
         remedy="pass what prepare_fx, prepare_qat_fx, prepare_pt2e or prepare_qat_pt2e returned, "
         "before its conversion",
     )
+
+
+def _with_nested(reading: Reading) -> Reading:
+    """A reading with what is quantized inside of modules that the graph calls as a whole."""
+    nested = tuple(_nested(reading.graph_module))
+    return replace(reading, unsupported=(*reading.unsupported, *nested)) if nested else reading
+
+
+def _nested(graph_module: fx.GraphModule) -> Iterator[tuple[Site, str]]:
+    """Sites of nested graphs (standalone modules), and modules that quantize where none looks."""
+    modules = modules_of(graph_module)
+    for node in graph_module.graph.nodes:
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        if module is None or _torch.is_quantizer(module) or ops.match_node(node, modules):
+            continue
+        reason = f"inside {node.target!r}, which the graph calls as a whole"
+        dialect = None
+        if isinstance(module, fx.GraphModule):
+            dialect = next((d for d in DIALECTS if d.matches(module)), None)
+            for site in dialect.read(module).inspection if dialect is not None else ():
+                yield replace(site, name=f"{node.name}.{site.name}"), reason
+        if dialect is None and any(map(_quantizes, module.modules())):
+            place = str(node.target), type(module).__name__
+            yield Site(node.name, "activation", *place, source="closed module"), reason
+
+
+def _quantizes(module: nn.Module) -> bool:
+    """Whether a module observes, fake-quantizes or computes with integer weights."""
+    if isinstance(module, FloatIsland | InMemoryOrder):
+        return False
+    return _torch.is_quantizer(module) or int8_weight(module) is not None
 
 
 @entry

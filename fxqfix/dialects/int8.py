@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxqfix import _torch, ops
 from fxqfix.dialects._arguments import arguments, bound, fetch, output_arguments
@@ -27,6 +27,7 @@ __all__ = [
     "NAME",
     "arguments",
     "bound",
+    "constant_weight",
     "declare",
     "declared",
     "fetch",
@@ -76,10 +77,50 @@ def read(graph_module: fx.GraphModule) -> Reading:
             weight = None
         if weight is not None:
             taps.append(_weight_tap(node, weight, graph_module, modules, taken))
-        if node in qparams and node not in holds.values():
+        if _is_constant(node):
+            taps.append(_constant_tap(node, graph_module, modules, taken))
+        elif node in qparams and node not in holds.values():
             tap = _value_tap(node, qparams, graph_module, modules, taken)
             taps.append(_held(tap, holds, qparams))
     return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Whether a node quantizes a parameter or a buffer that an op takes: ``x * self.gain``."""
+    source = node.all_input_nodes[0] if node.all_input_nodes else node
+    return node.target is torch.quantize_per_tensor and source.op == "get_attr"
+
+
+def constant_weight(graph_module: fx.GraphModule, node: fx.Node) -> WeightView:
+    """The integer weight that a native quantize op makes of a constant.
+
+    Args:
+        graph_module: A reference or int8 model.
+        node: A quantize op of it that reads a parameter or a buffer.
+    """
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: fetch(graph_module, n))
+    target: Any = node.target
+    value = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+    found = tensor_weight(target(*args, **kwargs))
+    return replace(found, values=None if value is None else value.detach())
+
+
+def _constant_tap(
+    node: fx.Node, graph_module: fx.GraphModule, modules: Modules, taken: set[str]
+) -> Tap:
+    """The weight that an op without packed weights takes; as in prepared models, named for it."""
+    source, user = node.all_input_nodes[0], next(iter(node.users), node)
+    weight = constant_weight(graph_module, node)
+    site = Site(
+        name=unique(f"{user.name}.weight", taken),
+        kind="weight",
+        module=scope(user, graph_module),
+        op=op_name(user, modules),
+        used=weight.qparams,
+        source="graph",
+        shape=tuple(weight.codes.shape),
+    )
+    return Tap(site, user, source, lambda: weight, quantizer=node)
 
 
 def _value_tap(

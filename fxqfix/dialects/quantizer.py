@@ -16,8 +16,18 @@ from fxqfix._observers import Answers, fused_qparams, light_copy
 from fxqfix.errors import NonFiniteError
 from fxqfix.qparams import QParams
 
-__all__ = ["QuantizerState", "buffers_of", "observing", "qparams_of", "read_quantizer"]
+__all__ = [
+    "LEAVES_FLOAT",
+    "QuantizerState",
+    "buffers_of",
+    "observing",
+    "qparams_of",
+    "read_quantizer",
+]
 
+
+# How the source of a site begins whose observer declares float32: nothing becomes quantized there.
+LEAVES_FLOAT = "placeholder for torch.float32"
 
 _PER_CHANNEL = {
     torch.per_channel_affine,

@@ -197,6 +197,34 @@ def refuses_zero_points() -> bool:
     return _refuses("onednn", "conv2d_prepack", weight, None, [1, 1], [0, 0], [1, 1], 1)
 
 
+_PACKING = ("fbgemm", "onednn", "qnnpack")  # engines with packed weights of their own
+
+
+def refuses_signed_conv() -> bool:
+    return all(
+        _refuses_signed(e, "conv2d", (2, 2, 1, 1), [1, 1], [0, 0], [1, 1], 1) for e in _PACKING
+    )
+
+
+def refuses_signed_linear() -> bool:
+    return all(_refuses_signed(engine, "linear", (2, 2)) for engine in ("fbgemm", "qnnpack"))
+
+
+def _refuses_signed(engine: str, name: str, shape: tuple[int, ...], *options: Any) -> bool:
+    """Whether a kernel refuses qint8 activations, where this torch has the engine."""
+    if engine not in torch.backends.quantized.supported_engines:
+        return True
+    ops: Any = torch.ops.quantized
+    x, weight = (torch.quantize_per_tensor(_noise(*shape), 1 / 16, 0, torch.qint8) for _ in "xw")
+    with _torch.quantized_engine(engine):
+        packed = getattr(ops, f"{name}_prepack")(weight, None, *options)
+        try:
+            getattr(ops, name)(x, packed, 1.0, 0)
+        except RuntimeError:
+            return True
+    return False
+
+
 def refuses_output_padding() -> bool:
     weight, one = torch.quantize_per_tensor(_noise(2, 2, 3, 3), 1 / 16, 0, torch.qint8), [1, 1]
     options = [2, 2], [0, 0], one, one, 1

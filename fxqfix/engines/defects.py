@@ -159,6 +159,10 @@ def _zero_points(call: Call) -> bool:
     return call.weight is not None and any(call.weight.qparams.zero_points)
 
 
+def _signed(call: Call) -> bool:
+    return bool(call.qparams) and call.qparams[0] is not None and call.source.storage == torch.int8
+
+
 def _unknown_padding(call: Call) -> bool:
     known = call.option("padding_mode", "zeros") in ("zeros", "reflect")
     return not known or isinstance(call.option("padding"), str)
@@ -388,6 +392,28 @@ DEFECTS: tuple[Defect, ...] = (
         "symmetric weights, another engine, or a float island",
         _zero_points,
         _probes.refuses_zero_points,
+        cure="island",
+    ),
+    Defect(
+        "signed-activations",
+        ("fbgemm", "onednn", "qnnpack"),
+        ("conv1d", "conv2d", "conv3d", *_TRANSPOSED),
+        "qint8 activations",
+        "raises",
+        "quint8 activations, or a float island",
+        _signed,
+        _probes.refuses_signed_conv,
+        cure="island",
+    ),
+    Defect(
+        "signed-activations-linear",
+        ("fbgemm", "qnnpack"),
+        ("linear",),
+        "qint8 activations",
+        "raises",
+        "quint8 activations, engine onednn, or a float island",
+        _signed,
+        _probes.refuses_signed_linear,
         cure="island",
     ),
     Defect(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -43,7 +44,8 @@ def certify(own: Reading, result: Reading, engine: str) -> Int8Certificate:
         weights=tuple(w for p in weights if (w := _weight(p, own)) is not None),
         routed=tuple(_routed(result.graph_module)),
         saturating=tuple(_saturating(result.graph_module, engine)),
-        unchecked=tuple(_unchecked(own, result, pairing, engine)),
+        unchecked=tuple(_unchecked(own, result, pairing)),
+        **_wrong_kernels(result.graph_module, engine),
     )
 
 
@@ -113,9 +115,16 @@ def _saturating(graph_module: fx.GraphModule, engine: str) -> Iterator[Saturatin
             yield Saturating(node.name, pairs, up.high)
 
 
-def _unchecked(
-    own: Reading, result: Reading, pairing: Pairing, engine: str
-) -> Iterator[tuple[str, str]]:
+def _wrong_kernels(graph_module: fx.GraphModule, engine: str) -> dict[str, Any]:
+    """Ops that run on a wrong kernel, and those of which the graph can't tell."""
+    found: dict[str, Any] = {"defects": (), "possible": ()}
+    for node, defect in defects_of(graph_module, engine, unlikely=True).items():
+        reason = f"{defect.name}: {defect.condition}; way round: {defect.way_round}"
+        found["defects" if defect.certain else "possible"] += ((node.name, reason),)
+    return found
+
+
+def _unchecked(own: Reading, result: Reading, pairing: Pairing) -> Iterator[tuple[str, str]]:
     for tap, side, reason in pairing.unpaired:
         yield tap.site.name, f"{side} model: {reason}"
     for reading in (own, result):
@@ -130,6 +139,3 @@ def _unchecked(
             result.graph_module.get_submodule(str(node.target))
         ):
             yield node.name, "torch's conversion left it in float, on its quantized weight"
-    for node, defect in defects_of(result.graph_module, engine, unlikely=True).items():
-        known = "" if defect.certain else "possible, the graph can't tell: "
-        yield node.name, f"{known}{defect.name}: {defect.condition}; way round: {defect.way_round}"

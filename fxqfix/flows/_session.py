@@ -16,10 +16,12 @@ from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.quantizer import read_quantizer
 from fxqfix.dialects.weights import WeightView
 from fxqfix.flows._holdings import holdings, picked, weight_node
+from fxqfix.flows._outputs import Outputs
 from fxqfix.measure import Corrector, Probe, Run, discrepancy, run
 from fxqfix.pairing import Pair, Pairing
 from fxqfix.passes import EmulateEngine, FoldBatchNorm, FreezeQParams, InsertShadows
 from fxqfix.passes._region import Cutter, functional_uses
+from fxqfix.passes._weave import returned
 from fxqfix.passes.insert_shadows import Probing
 from fxqfix.qparams import QParams
 from fxqfix.report import Coverage, Report, Row, Uncovered
@@ -41,6 +43,7 @@ class Session:
     shares: dict[str, Attribution] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.taps = {tap.node: tap for tap in self.reading.activations}
         self.frozen = FreezeQParams(uncalibrated=True)(self.reading.graph_module).graph_module
         self.folded: fx.GraphModule = FoldBatchNorm()(self.frozen).graph_module
         uses = tuple(functional_uses(self.folded))
@@ -57,10 +60,10 @@ class Session:
         } | self._overwritten()
         self.floats = self._floats()
         self.picked = picked(self.converted)
+        self.outputs = self._outputs()
         self.corrector = None
         if self.culprits:
             self.corrector = Corrector(self.converted.graph_module, self.culprits)
-        self.taps = {tap.node: tap for tap in self.reading.activations}
         self.sites = {tap.node.name: tap.site for tap in self.reading.taps}
         self.calls: dict[str, engines.Call] = {}  # by node: shadows are woven into a copy
         self.writers: dict[str, engines.Call] = {}  # by the node that reads what they wrote over
@@ -103,6 +106,21 @@ class Session:
             )
         return found
 
+    def _outputs(self) -> Outputs:
+        """What is known of the values that the models return."""
+        mine = returned(self.reading.graph_module.graph)
+        native = self.converted.dialect != decomposed.NAME
+        wide = self.weights, self.frozen, self.inner, native, self.floats
+        tails = [Recompute(self.cutter, n, None, *wide) for n in returned(self.folded.graph)]
+        return Outputs(
+            tails=tuple(tails),
+            grids=tuple(self.inner.get(tail.end.name) for tail in tails),
+            inputs=tuple(
+                tuple(t.site.name for t in dialects.parents([n], self.taps)) for n in mine
+            ),
+            attribute=self.attribute,
+        )
+
     def _overwritten(self) -> dict[str, QParams]:
         """In-place ops whose result is read in float behind them, with their converted grids."""
         ops = {use.op.name for use in self.cutter.uses}
@@ -128,7 +146,13 @@ class Session:
 
     def run(self, data: Iterable[Any], noise_floor: bool, progress: bool | None) -> Run:
         """Weave the twin graph and stream the data through it."""
-        weave = InsertShadows(self.reading.graph_module, self.probe, noise_floor, self.frozen)
+        weave = InsertShadows(
+            self.reading.graph_module,
+            self.probe,
+            noise_floor,
+            self.frozen,
+            outputs=lambda: self.outputs.probe,
+        )
         twin = weave(self.converted.graph_module).graph_module
         if self.corrector is not None:
             self.corrector.start()
@@ -194,6 +218,7 @@ class Session:
             row = self._weight_row(p) if p.prepared.site.kind == "weight" else self._row(p)
             if row is not None:
                 rows.append(row)
+        rows += self.outputs.rows()
         return Report(
             rows=tuple(rows),
             coverage=self._coverage({r.name for r in rows}),
@@ -201,9 +226,33 @@ class Session:
             isa=str(self.isa) if self.isa is not None else "",
             threads=self.threads,
             batches=result.batches,
-            notes=(*_notes(self.reading), *_other_weights(rows), *result.notes),
+            notes=(
+                *_notes(self.reading),
+                *_other_weights(rows),
+                *self._rounding(),
+                *result.notes,
+            ),
             corrected=self.corrector.results() if self.corrector is not None else None,
         )
+
+    def _between(self) -> list[tuple[Tap, str]]:
+        """Converted sites inside of what is one float computation for the prepared model.
+
+        They are compared with what reads them: the cause requantization rounds there too.
+        """
+        return [
+            (tap, tap.producer.name)
+            for tap, side, _ in self.pairing.unpaired
+            if side == "converted"
+            and tap.producer.name in self.inner
+            and tap.producer.name in self.nodes
+        ]
+
+    def _rounding(self) -> list[str]:
+        """Where only the converted model rounds, in a sentence."""
+        names = ", ".join(name for _, name in self._between())
+        said = f"only the converted model rounds at {names}: compared with what reads it"
+        return [said] if names else []
 
     def _row(self, p: Pair) -> Row | None:
         site = p.prepared.site
@@ -281,9 +330,14 @@ class Session:
             )
             for p in skipped
         ]
+        if self.outputs.probe.problem:
+            problem = self.outputs.probe.problem
+            unsupported.append(Uncovered("outputs", "converted", problem))
+        inner = {tap for tap, _ in self._between()}
+        unpaired = [(t, side, r) for t, side, r in self.pairing.unpaired if t not in inner]
         return Coverage(
             paired=tuple((p.prepared.site.name, p.converted.site.name, p.how) for p in paired),
-            unpaired=tuple(Uncovered(t.site.name, s, r) for t, s, r in self.pairing.unpaired),
+            unpaired=tuple(Uncovered(t.site.name, side, r) for t, side, r in unpaired),
             unsupported=tuple(unsupported),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -101,7 +102,8 @@ def _judge(bench: Bench, model: fx.GraphModule, data: Iterable[Any]) -> tuple[Re
     sessions, twins = [], []
     for reading in (bench.theirs, dialects.read(model)):
         session = Session(bench.mine, reading, pair(bench.mine, reading), True, bench.engine)
-        twin = InsertShadows(bench.mine.graph_module, session.probe, True)
+        outputs = partial(getattr, session.outputs, "probe")
+        twin = InsertShadows(bench.mine.graph_module, session.probe, outputs=outputs)
         twins.append(twin(reading.graph_module).graph_module)
         sessions.append(session)
     both: Any = _SideBySide(*twins)

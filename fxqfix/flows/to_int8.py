@@ -59,7 +59,7 @@ def to_int8(
 
     Raises:
         UnknownNameError: This torch has no such engine, or one of the choices is none.
-        DialectError: The model is not a prepared one.
+        DialectError: The model is not a prepared one, or torch's conversion quantizes none of it.
         UncalibratedError: It never saw data.
         NonFiniteError: It holds NaN or inf qparams.
         TraceError: An eager model can't be traced.
@@ -153,8 +153,20 @@ def convert_with_islands(
         engine: The engine, which is in force.
         islands_saturation: Whether ops that can saturate at 16 bits stay in float too.
     """
-    reasons = _islands(dialects.read(frozen), engine, islands_saturation=islands_saturation)
-    return dialects.trace(convert_by_torch(FloatIslands(reasons)(frozen).graph_module))
+    own = dialects.read(frozen)
+    reasons = _islands(own, engine, islands_saturation=islands_saturation)
+    converted = dialects.trace(convert_by_torch(FloatIslands(reasons)(frozen).graph_module))
+    if not any(dialect.matches(converted) for dialect in dialects.DIALECTS):
+        kinds = sorted({str(t.site.used.dtype) for t in own.activations if t.site.used is not None})
+        raise DialectError(
+            "torch's conversion left all ops in float: its backend config has none of their dtypes",
+            where="to_int8",
+            found=f"activations of dtype {', '.join(kinds) or 'none'} for engine {engine}",
+            expected="torch.quint8 activations and torch.qint8 weights, as a rule",
+            remedy="prepare with the engine's default qconfig mapping, or call "
+            "fxqfix.to_decomposed(prepared), which takes every dtype",
+        )
+    return converted
 
 
 def _frozen(model: nn.Module) -> nn.Module:

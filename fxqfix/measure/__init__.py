@@ -2,6 +2,7 @@
 
 from fxqfix.measure.culprits import Corrector, Culprit
 from fxqfix.measure.discrepancy import Discrepancy, decibels, discrepancy, float_discrepancy
+from fxqfix.measure.outputs import OutputProbe, Returned
 from fxqfix.measure.probe import Probe
 from fxqfix.measure.run import (
     Run,
@@ -18,7 +19,9 @@ __all__ = [
     "Corrector",
     "Culprit",
     "Discrepancy",
+    "OutputProbe",
     "Probe",
+    "Returned",
     "Run",
     "batches_of",
     "cannot_run",

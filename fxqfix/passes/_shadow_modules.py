@@ -14,7 +14,18 @@ from fxqfix import _rng, _torch
 from fxqfix.errors import PairingError
 from fxqfix.qparams import QParams, dequantize, quantize
 
-__all__ = ["NUDGE", "Clone", "Later", "Local", "Nudge", "Settle", "Shadow", "Snapshot", "Streams"]
+__all__ = [
+    "NUDGE",
+    "Clone",
+    "Later",
+    "Local",
+    "Nudge",
+    "Settle",
+    "Shadow",
+    "Snapshot",
+    "Streams",
+    "Tail",
+]
 
 # The noise floor's nudge: about 17 float32 steps, what reordered float arithmetic may well do.
 NUDGE = 1e-6
@@ -89,12 +100,11 @@ def _as_laid_out(codes: Tensor, prepared: Snapshot) -> Tensor:
     return codes.contiguous(memory_format=prepared.layout)
 
 
-class Shadow(nn.Module):
-    """The prepared op on the converted model's own inputs: codes in, `Local` out.
+class _Part(nn.Module):
+    """A part of the prepared model on the converted model's codes.
 
     Args:
-        region: The prepared graph's computation between the site's inputs and the site.
-        qparams: The site's qparams in the prepared model.
+        region: The prepared graph's computation between the part's inputs and its end.
         sources: Per input the snapshots of the converted and of the prepared value; None for a
             float input. The codes are the converted ones; the layout is the prepared one's, since
             the order in which a pool or a norm sums up depends on it.
@@ -102,25 +112,20 @@ class Shadow(nn.Module):
     """
 
     def __init__(
-        self,
-        region: fx.GraphModule,
-        qparams: QParams,
-        sources: tuple[Source | None, ...],
-        mutates: bool,
+        self, region: fx.GraphModule, sources: tuple[Source | None, ...], mutates: bool
     ) -> None:
         super().__init__()
-        self.region, self.qparams, self.mutates = region, qparams, mutates
+        self.region, self.mutates = region, mutates
         self.sources = sources  # a tuple, so that nn.Module does not own them twice
 
-    def forward(self, *inputs: Any) -> Local:
-        """Dequantize the inputs, run the region, quantize its result."""
+    def computed(self, inputs: tuple[Any, ...]) -> tuple[Any, Any, Any, Any]:
+        """What `Local` begins with: values and codes of the inputs, their integers, the value."""
         codes, values = self.floats(inputs)
         given = tuple(_clone(v) for v in values) if self.mutates else values
-        value = self.region(*given)
         raw = tuple(
             None if source is None else x for x, source in zip(inputs, self.sources, strict=True)
         )
-        return Local(values, codes, raw, value, quantize(value, self.qparams))
+        return values, codes, raw, self.region(*given)
 
     def floats(
         self, inputs: tuple[Any, ...]
@@ -135,6 +140,41 @@ class Shadow(nn.Module):
             for value, pair in zip(inputs, codes, strict=True)
         )
         return codes, values
+
+
+class Shadow(_Part):
+    """The prepared op on the converted model's own inputs: codes in, `Local` out.
+
+    Args:
+        region: See `_Part`.
+        qparams: The site's qparams in the prepared model.
+        sources: See `_Part`.
+        mutates: See `_Part`.
+    """
+
+    def __init__(
+        self,
+        region: fx.GraphModule,
+        qparams: QParams,
+        sources: tuple[Source | None, ...],
+        mutates: bool,
+    ) -> None:
+        super().__init__(region, sources, mutates)
+        self.qparams = qparams
+
+    def forward(self, *inputs: Any) -> Local:
+        """Dequantize the inputs, run the region, quantize its result."""
+        found = self.computed(inputs)
+        return Local(*found, quantize(found[-1], self.qparams))
+
+
+class Tail(_Part):
+    """What the prepared model computes behind its last sites, up to one of its outputs."""
+
+    def forward(self, *inputs: Any) -> Local:
+        """Dequantize the inputs and run the region; its value stands in for the codes too."""
+        found = self.computed(inputs)
+        return Local(*found, found[-1])
 
 
 class Later(nn.Module):

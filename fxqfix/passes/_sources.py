@@ -14,13 +14,12 @@ from fxqfix.dialects.weights import (
     effective_weight,
     holder,
     reference_weight,
-    tensor_weight,
     weight_quantizer,
 )
 from fxqfix.passes._frozen import FrozenFakeQuantize
 from fxqfix.qparams import quantize
 
-__all__ = ["constant_weight", "options_of", "weight_of"]
+__all__ = ["options_of", "weight_of"]
 
 
 def weight_of(
@@ -38,13 +37,6 @@ def weight_of(
         return None
     codes = quantize(effective_weight(module), quantizer.qparams)
     return WeightView(codes, quantizer.qparams, getattr(holder(module), "bias", None))
-
-
-def constant_weight(graph_module: fx.GraphModule, node: fx.Node) -> WeightView:
-    """The integer weight that a native quantize op makes of a constant."""
-    given = [int8.fetch(graph_module, a) if isinstance(a, fx.Node) else a for a in node.args]
-    target: Any = node.target
-    return tensor_weight(target(*given))
 
 
 def options_of(graph_module: fx.GraphModule, node: fx.Node, module: nn.Module | None) -> Any:

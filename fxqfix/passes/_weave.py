@@ -22,10 +22,20 @@ from fxqfix.passes._shadow_modules import (
     Snapshot,
     Source,
     Streams,
+    Tail,
 )
 from fxqfix.qparams import QParams
 
-__all__ = ["PREFIX", "TAG", "Branch", "ProbeFactory", "Probing", "Weaver"]
+__all__ = [
+    "PREFIX",
+    "TAG",
+    "Branch",
+    "OutputFactory",
+    "ProbeFactory",
+    "Probing",
+    "Weaver",
+    "returned",
+]
 
 PREFIX = "fxqfix_"  # of every module that is added to the converted model
 TAG = "fxqfix_stream"  # in node.meta of every node that is added
@@ -57,6 +67,9 @@ class Probing:
 
 
 ProbeFactory = Callable[[Probing], nn.Module]
+# What it makes takes four lists: what the converted model returns, what the prepared one returns,
+# the records of the tails, and what the nudged one returns.
+OutputFactory = Callable[[], nn.Module]
 
 
 class Branch:
@@ -102,6 +115,15 @@ class Branch:
                 snapshot = self.snapshots[here] = Snapshot(here.prepared.site.used)
                 self.codes[here] = weaver.module(name, snapshot, (self._env[node],), self.name)
 
+    def finish(self, weaver: Weaver) -> list[fx.Node]:
+        """Copy the nodes that are left; what the model returns, in order."""
+        for node in self._todo:
+            if node.op != "output" and node not in self._env:
+                if self.random:
+                    weaver.switch(self.name)
+                self._env[node] = self._copy(weaver, node)
+        return [self._env[node] for node in returned(self.model.graph)]
+
     def value(self, name: str) -> fx.Node:
         """The copy of a node that has been copied."""
         return next(copied for node, copied in self._env.items() if node.name == name)
@@ -138,6 +160,7 @@ class Weaver:
         probe: Makes the probe of a site, or None.
         loose: Nodes of the prepared model that should quantize and don't.
         uses: Uses in `frozen` of values that an in-place op has overwritten, as they were.
+        outputs: Makes the probe of what the models return, or None.
     """
 
     rewriter: Rewriter
@@ -147,6 +170,7 @@ class Weaver:
     probe: ProbeFactory | None
     loose: frozenset[str] = frozenset()
     uses: tuple[Overwrite, ...] = ()
+    outputs: OutputFactory | None = None
     _stream: str = "converted"
     _inputs: dict[fx.Node, fx.Node] = field(default_factory=dict)
     _stand_ins: dict[fx.Node, str] = field(default_factory=dict)
@@ -168,6 +192,8 @@ class Weaver:
             self._begin(inputs)
         for node in nodes:
             with graph.inserting_before(node):
+                if node.op == "output" and self.outputs is not None:
+                    self._end(self.outputs)
                 if node.op != "placeholder":
                     self.switch("converted")
             for p in sites.get(node, ()):
@@ -224,6 +250,25 @@ class Weaver:
         probe = self.probe(Probing(p, shadow, snapshot, loose, self._origins(region)))
         self.module(f"probe_{name}", probe, (local, codes, *known), "shadow")
 
+    def _end(self, factory: OutputFactory) -> None:
+        """Run every branch to its end, and compare what the models return."""
+        given = [branch.finish(self) for branch in self.branches]
+        ends = returned(self.frozen.graph)
+        tails = {end: self._tail(end) for end in dict.fromkeys(ends)}
+        args = (returned(self.rewriter.graph), given[0], [tails[n] for n in ends], *given[1:])
+        self.module("probe_outputs", factory(), args, "shadow")
+
+    def _tail(self, end: fx.Node) -> fx.Node | None:
+        """The record of an output on the converted model's codes; None where one is not known."""
+        region = self._cutter.region(end)
+        if any(n.op != "placeholder" and n not in self._codes for n in region.inputs):
+            return None
+        if self._random:
+            self.switch(f"shadow_{end.name}")
+        sources, nodes = self._sources(region, "converted")
+        tail = Tail(region.module(self.frozen), sources, region.mutates)
+        return self.module(f"tail_{end.name}", tail, nodes, "shadow")
+
     def _origins(self, region: Region) -> tuple[str, ...]:
         """Names of the converted nodes that stand for the inputs of a region."""
         return tuple(self._stand_ins[n] for n in region.inputs)
@@ -243,6 +288,13 @@ class Weaver:
         self, region: Region, used: QParams, side: str
     ) -> tuple[Shadow, tuple[fx.Node, ...]]:
         """The prepared op on the codes of one model, and the nodes that it takes them from."""
+        sources, nodes = self._sources(region, side)
+        return Shadow(region.module(self.frozen), used, sources, region.mutates), nodes
+
+    def _sources(
+        self, region: Region, side: str
+    ) -> tuple[tuple[Source | None, ...], tuple[fx.Node, ...]]:
+        """Where a region takes the codes of one model from: the snapshots, and the nodes."""
         sources: list[Source | None] = []
         nodes = []
         for node in region.inputs:
@@ -254,8 +306,7 @@ class Weaver:
             codes, found = known.converted if side == "converted" else known.prepared
             sources.append((codes, known.prepared[0]))
             nodes.append(found)
-        module = region.module(self.frozen)
-        return Shadow(module, used, tuple(sources), region.mutates), tuple(nodes)
+        return tuple(sources), tuple(nodes)
 
     def module(self, name: str, module: nn.Module, args: tuple[Any, ...], stream: str) -> fx.Node:
         """Add a module under a free name and append its call."""
@@ -280,6 +331,17 @@ class Weaver:
     def _switch_node(self, stream: str) -> None:
         path = f"{PREFIX}streams"
         self.tag(self.rewriter.graph.create_node("call_module", path, (stream,)), "rng")
+
+
+def returned(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that a graph returns, in the order of its containers.
+
+    Args:
+        graph: The graph.
+    """
+    found: list[fx.Node] = []
+    fx.map_arg(next(n for n in graph.nodes if n.op == "output").args, found.append)
+    return found
 
 
 def _placeholders(graph_module: fx.GraphModule) -> list[fx.Node]:

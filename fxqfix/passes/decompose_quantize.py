@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._decomposed_module import decompose_inside
 from fxqfix.passes._forms import Emit, emit_float, quantize_node
 from fxqfix.passes._frozen import FrozenFakeQuantize
-from fxqfix.passes._sources import constant_weight, options_of, weight_of
+from fxqfix.passes._sources import options_of, weight_of
 from fxqfix.qparams import quantize
 
 __all__ = ["DecomposeQuantize"]
@@ -74,17 +74,33 @@ class DecomposeQuantize(Pass):
         found = ops.match_node(node, work.modules)
         if module is not None and _torch.is_quantizer(module):
             _fake_quant(work.rewriter, node, module)
+        elif isinstance(module, fx.GraphModule) and found is None:
+            self._nested(work, str(node.target), module)
         elif found is not None and found.spec.family == "boundary":
             self._boundary(work, node, found)
         elif found is not None:
             self._op(work, node, found, module)
+
+    def _nested(self, work: _Work, path: str, module: fx.GraphModule) -> None:
+        """A graph that is called as a whole (a standalone module): decomposed where it stands."""
+        if not any(map(_torch.is_quantizer, module.modules())):
+            if int8.matches(module):
+                raise UnsupportedError(
+                    "a nested int8 graph can't be decomposed",
+                    where=f"{self.name}, module {path!r}",
+                    found="a standalone module that was converted",
+                    remedy="pass the prepared model, in which nested graphs are decomposed too",
+                )
+            return
+        nested = replace(self, ranges={})(module).graph_module
+        work.rewriter.set_module(path, nested, "nested graph -> decomposed")
 
     def _boundary(self, work: _Work, node: fx.Node, found: ops.Match) -> None:
         source = node.all_input_nodes[0]
         if found.key != "quantize":
             value = source  # stubs and dequantize: already float
         elif source.op == "get_attr":
-            weight = constant_weight(work.rewriter.graph_module, node)
+            weight = int8.constant_weight(work.rewriter.graph_module, node)
             value = Emit(work.rewriter, node.name, (), {}, None, weight).weight_node()
         elif node in work.taps:
             value = self._site(work, node, source)

@@ -21,7 +21,15 @@ from fxqfix.errors import PassError
 from fxqfix.pairing import pair
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._region import functional_uses
-from fxqfix.passes._weave import PREFIX, TAG, Branch, ProbeFactory, Probing, Weaver
+from fxqfix.passes._weave import (
+    PREFIX,
+    TAG,
+    Branch,
+    OutputFactory,
+    ProbeFactory,
+    Probing,
+    Weaver,
+)
 from fxqfix.passes.freeze_qparams import FreezeQParams
 
 __all__ = ["InsertShadows", "Probing", "hold"]
@@ -38,6 +46,7 @@ class InsertShadows(Pass):
         noise_floor: Whether to weave in the nudged prepared model as well.
         frozen: What freeze-qparams made of `prepared`, where the caller has it: shadows run its
             modules.
+        outputs: Makes the module that compares what the models return; see `OutputFactory`.
 
     Raises:
         PairingError: The models don't belong together.
@@ -54,6 +63,7 @@ class InsertShadows(Pass):
     probe: ProbeFactory | None = field(default=None, repr=False)
     noise_floor: bool = True
     frozen: fx.GraphModule | None = field(default=None, repr=False)
+    outputs: OutputFactory | None = field(default=None, repr=False)
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Weave prepared, nudged and shadow branches into the copy of the converted graph."""
@@ -67,7 +77,8 @@ class InsertShadows(Pass):
         branches = [Branch("prepared", hold(copy.deepcopy(traced)), pairs, nudged=False)]
         if self.noise_floor:
             branches.append(Branch("nudged", hold(copy.deepcopy(traced)), pairs, nudged=True))
-        Weaver(rewriter, frozen, pairs, branches, self.probe, loose, tuple(uses)).weave()
+        probes = self.probe, loose, tuple(uses), self.outputs
+        Weaver(rewriter, frozen, pairs, branches, *probes).weave()
 
     def _own(self, traced: fx.GraphModule) -> fx.GraphModule:
         """The frozen graph, as a copy where uses of overwritten values are going to be changed."""

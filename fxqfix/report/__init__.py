@@ -12,14 +12,17 @@ from fxqfix.report.int8_certificate import (
 from fxqfix.report.lint import LintReport
 from fxqfix.report.migration import Migration
 from fxqfix.report.repair import Mend, Refusal, Repair
+from fxqfix.report.verdict import ALLOWED, Judged, Verdict
 
 __all__ = [
+    "ALLOWED",
     "Certificate",
     "Certified",
     "CheckedRange",
     "CheckedWeight",
     "Coverage",
     "Int8Certificate",
+    "Judged",
     "LintReport",
     "Mend",
     "Migration",
@@ -30,4 +33,5 @@ __all__ = [
     "Row",
     "Saturating",
     "Uncovered",
+    "Verdict",
 ]

@@ -11,6 +11,7 @@ from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.qparams import QParams
 from fxqfix.report import json_, text
 from fxqfix.report.findings import counted
+from fxqfix.report.verdict import Judged, disallowed
 
 __all__ = ["Certificate", "Certified"]
 
@@ -26,6 +27,8 @@ class Certified:
         found: Against the decomposed graph. For a site on the same inputs; for an output at the
             end of the whole model. Of a float value `differing` counts values whose bits differ.
         causes: Cause -> codes; they add up to all that differ. Empty for outputs.
+        shown_by: Of an output: name of the record in `sites` that has it on the same inputs, ""
+            where none has.
 
     Example:
         >>> Certified("conv", "conv2d", None, Discrepancy(elements=8)).found.exact
@@ -37,6 +40,7 @@ class Certified:
     grid: QParams | None
     found: Discrepancy
     causes: Mapping[str, int] = field(default_factory=dict)
+    shown_by: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for json."""
@@ -48,11 +52,12 @@ class Certified:
             "grid": grid,
             "found": self.found.to_dict(),
             "causes": causes,
+            "shown_by": self.shown_by,
         }
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Judged):
     """What a deployed form was seen to compute, beside the decomposed graph on the same data.
 
     Attributes:
@@ -68,10 +73,11 @@ class Certificate:
         unchecked: (name, why) of what could not be looked at.
 
     Example:
-        >>> seen = Certified("output 0", "", None, Discrepancy(elements=8))
-        >>> certificate = Certificate("export", {"torch": "2.13.0"}, 1, (), (seen,), 0, 0, ())
-        >>> certificate.ok, certificate.exact, certificate.differing
-        (True, True, 0)
+        >>> site = Certified("fc", "linear", None, Discrepancy(elements=8))
+        >>> seen = Certified("output 0", "", None, Discrepancy(elements=8), shown_by="fc")
+        >>> certificate = Certificate("export", {"torch": "2.13.0"}, 1, (site,), (seen,), 0, 0, ())
+        >>> certificate.verdict, certificate.exact, certificate.differing
+        ('ok', True, 0)
     """
 
     route: str
@@ -120,25 +126,51 @@ class Certificate:
 
     @property
     def exact(self) -> bool:
-        """Whether every code of every site and every bit of the outputs is the graph's."""
-        return all(r.found.exact for r in (*self.sites, *self.outputs))
+        """Whether all was looked at, and every code and every bit of the outputs is the graph's."""
+        return not self.left_out and all(r.found.exact for r in (*self.sites, *self.outputs))
 
     @property
-    def ok(self) -> bool:
-        """Whether no code leaves its range, and what differs is one code and explained.
+    def faults(self) -> tuple[str, ...]:
+        """Codes out of range or more than one apart, and causes that `ALLOWED` does not list."""
+        bad = disallowed("Certificate", self.causes)
+        found = [f"{name}: {count} codes" for name, count in bad.items()]
+        if self.out_of_range:
+            found.append(f"{self.out_of_range} codes out of range")
+        if self.max_lsb > 1:
+            found.append(f"codes are up to {self.max_lsb} apart on the same inputs")
+        apart = [o.name for o in self.outputs if not o.found.exact and self._shown(o) is not None]
+        if apart and all(site.found.exact for site in self.sites):
+            found.append(f"{', '.join(apart)} differs, and no site does on the same inputs")
+        return tuple(found)
 
-        Outputs that differ are explained by the sites; where no site could be looked at, they may
-        not differ.
-        """
-        judged = bool(self.sites) or self.exact
-        return judged and not self.out_of_range and self.max_lsb <= 1 and not self.unexplained
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What could not be looked at, outputs that differ for no site that was looked at."""
+        found = [f"{name}: {reason}" for name, reason in self.unchecked]
+        if not any(site.found.elements for site in self.sites):
+            found.append("no site was looked at")
+        if not self.outputs:
+            found.append("no output was looked at")
+        found += [
+            f"{o.name}: {o.found.differing} of {o.found.elements} values differ, and no site that "
+            "was looked at shows why"
+            for o in self.outputs
+            if not o.found.exact and self._shown(o) is None
+        ]
+        return tuple(found)
+
+    def _shown(self, output: Certified) -> Certified | None:
+        """The record that has an output on the same inputs."""
+        return next((s for s in self.sites if s.name == output.shown_by), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for json."""
         return {
             "route": self.route,
+            "verdict": self.verdict,
             "ok": self.ok,
             "exact": self.exact,
+            "reasons": list(self.reasons),
             "versions": dict(self.versions),
             "batches": self.batches,
             "differing": self.differing,
@@ -163,11 +195,11 @@ class Certificate:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        verdict = "exact" if self.exact else "ok" if self.ok else "NOT what the graph computes"
+        verdict = "exact" if self.exact else _VERDICTS[self.verdict]
         packages = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         batches = counted(self.batches, "batch", "es")
         yield f"certify: route {self.route}, {packages}; {batches}: {verdict}"
-        yield from (f"- {o.name}: {_counted(o)}" for o in self.outputs)
+        yield from (f"- {o.name}: {_counted(o)}{self._set_off(o)}" for o in self.outputs)
         codes = sum(s.found.elements for s in self.sites if s.grid is not None)
         yield f"- sites, on the same inputs: {self.differing:,} of {codes:,} codes differ, " + (
             f"by at most {self.max_lsb}; {self.out_of_range:,} out of range"
@@ -180,8 +212,29 @@ class Certificate:
             yield "\n" + text.listing(headers, [_cells(s) for s in self.sites])
         if self.notes:
             yield "\nnotes:\n" + "\n".join(f"- {note}" for note in self.notes)
+        if self.faults:
+            yield "\nnot ok:\n" + "\n".join(f"- {fault}" for fault in self.faults)
         if self.unchecked:
             yield "\nnot checked:\n" + text.listing(("name", "reason"), self.unchecked)
+
+    def _set_off(self, output: Certified) -> str:
+        """Of an output that differs: what it is once the sites before it get the right codes."""
+        shown = self._shown(output)
+        if output.found.exact:
+            return ""
+        if shown is None:
+            return "; no site that was looked at shows why"
+        if shown.found.exact:
+            return "; given the decomposed graph's codes it is equal"
+        left = ", ".join(f"{name} {count}" for name, count in shown.causes.items())
+        return f"; given the decomposed graph's codes {shown.found.differing:,} differ ({left})"
+
+
+_VERDICTS = {
+    "ok": "ok",
+    "not ok": "NOT what the graph computes",
+    "not judged": "not judged, since not all could be checked",
+}
 
 
 def _counted(output: Certified) -> str:

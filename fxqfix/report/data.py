@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from fxqfix.errors import DataError, UnknownNameError, counting
 from fxqfix.measure.culprits import Culprit
 from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.qparams import QParams
+from fxqfix.report.verdict import Judged, disallowed
 
 if TYPE_CHECKING:
     import pandas
@@ -75,16 +76,17 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Row:
-    """One paired site.
+    """One paired site, or one output of the model.
 
     Attributes:
-        name: The site's name in the prepared model.
-        kind: "activation" or "weight".
+        name: The site's name in the prepared model; "output" and its number for an output.
+        kind: "activation", "weight" or "output". Of an output `differing` counts values whose bits
+            differ.
         module: Module path.
         op: Key of the op table.
         kernel: What computes the value in the converted model, e.g. "quantized.conv2d_relu".
-        prepared: The qparams that the prepared model uses.
-        converted: The qparams that the converted model holds.
+        prepared: The qparams that the prepared model uses; None for an output, which is no site.
+        converted: The qparams that the converted model holds; None for an output.
         local: Given the same inputs: what this op adds. None where there is nothing to re-compute.
         cumulative: Against the prepared model's own value.
         noise_floor: The prepared model against itself, every pre-quantize value scaled by
@@ -117,8 +119,8 @@ class Row:
     module: str
     op: str
     kernel: str
-    prepared: QParams
-    converted: QParams
+    prepared: QParams | None
+    converted: QParams | None
     local: Discrepancy | None
     cumulative: Discrepancy
     noise_floor: Discrepancy | None = None
@@ -136,6 +138,21 @@ class Row:
         """Copy the mappings: plain dicts pickle, so that reports come back from workers."""
         object.__setattr__(self, "causes", dict(self.causes))
         object.__setattr__(self, "evidence", dict(self.evidence))
+
+    @property
+    def grids(self) -> tuple[QParams, QParams]:
+        """The prepared and the converted qparams.
+
+        Raises:
+            UnknownNameError: The row is a float output, which has none.
+        """
+        if self.prepared is None or self.converted is None:
+            raise UnknownNameError(
+                "a float output has no qparams",
+                where=f"row {self.name!r}",
+                remedy="ask the rows of the sites that it is computed from, row.inputs",
+            )
+        return self.prepared, self.converted
 
     @property
     def noise_floor_db(self) -> float:
@@ -159,22 +176,39 @@ class Row:
 
     @property
     def exact(self) -> bool:
-        """True where nothing differs, locally and cumulatively."""
-        return self.cumulative.exact and (self.local is None or self.local.exact)
+        """True where no value and no integer differs, locally and cumulatively."""
+        return self._same_values and self.shift == 0
+
+    @property
+    def shift(self) -> int:
+        """By how much the converted integers are higher where values are equal: another zero point.
+
+        0 where the containers differ (quint8, qint8), whose integers can't be the same. Of several
+        channels the largest shift.
+        """
+        mine, theirs = self.prepared, self.converted
+        if mine is None or theirs is None or mine.storage != theirs.storage:
+            return 0
+        points = zip(mine.zero_points, theirs.zero_points, strict=False)
+        return int(max((b - a for a, b in points), key=abs, default=0))
 
     @property
     def off_grid(self) -> bool:
         """True where values differ and no code does: the converted grid is another one."""
         codes = self.cumulative.differing + (self.local.differing if self.local else 0)
-        return codes == 0 and not self.exact
+        return codes == 0 and not self._same_values
+
+    @property
+    def _same_values(self) -> bool:
+        return self.cumulative.exact and (self.local is None or self.local.exact)
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Judged):
     """The result of a comparison.
 
     Attributes:
-        rows: One row per paired site, in graph order.
+        rows: One row per paired site, in graph order, then one per output of the model.
         coverage: What was compared, and what not and why.
         engine: The quantized engine that the converted model ran on.
         batches: Batches read.
@@ -221,8 +255,40 @@ class Report:
 
     @property
     def exact(self) -> bool:
-        """True where every paired site is equal to the bit and no site is left out."""
-        return all(row.exact for row in self.rows) and not self.coverage.unpaired
+        """True where all was looked at, and every code and every output bit is equal."""
+        return all(row.exact for row in self.rows) and not self.left_out
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Codes out of range, causes that `ALLOWED` does not list, values on another grid."""
+        outside = [row for row in self.rows if _out_of_range(row)]
+        shifted = [row for row in self.rows if row.shift and not row.differing]
+        off_grid = [row for row in self.rows if row.off_grid]
+        found = [
+            f"{name}: {count} codes" for name, count in disallowed("Report", self.causes).items()
+        ]
+        if outside:
+            found.append(f"{sum(map(_out_of_range, outside))} codes out of range{_at(outside)}")
+        if off_grid:
+            found.append(f"values on another grid{_at(off_grid)}")
+        if shifted:
+            found.append(f"values equal, codes shifted by {shifted[0].shift}{_at(shifted)}")
+        return tuple(found)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Sites without a row, outputs that were not compared, codes whose cause was not asked."""
+        gone = (*self.coverage.unpaired, *self.coverage.unsupported)
+        found = [f"{site.name} ({site.side}): {site.reason}" for site in gone]
+        sites = [row for row in self.rows if row.kind != "output"]
+        if not any(row.cumulative.elements for row in sites):
+            found.append("no site was compared")
+        elif not any(row.kind == "output" for row in self.rows):
+            found.append("no output of the model was compared")
+        unasked = sum(row.differing - sum(row.causes.values()) for row in self.rows)
+        if unasked > 0:
+            found.append(f"{unasked} codes differ whose cause was not asked for")
+        return tuple(found)
 
     @property
     def causes(self) -> dict[str, int]:
@@ -357,6 +423,16 @@ class Report:
         if n is not None:
             counting(n, "Report.culprits", "n counts sites")
         return self.corrected[:n]
+
+
+def _out_of_range(row: Row) -> int:
+    return max(row.cumulative.out_of_range, row.local.out_of_range if row.local else 0)
+
+
+def _at(rows: Sequence[Row]) -> str:
+    """Where, for a sentence."""
+    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+    return f" at {', '.join(row.name for row in rows[:3])}{more}"
 
 
 def _share(found: Discrepancy) -> float:

@@ -100,10 +100,12 @@ def render_inspection(inspection: Inspection) -> str:
 
 
 def _body(report: Report) -> Iterator[str]:
-    colour = "good" if report.rows and report.exact else "bad"
+    colour = "good" if report.ok or report.exact else "bad"
     yield f"<h1>{TITLE}</h1>"
     yield f'<p><strong class="{colour}">{escape(text.verdict(report))}</strong><br>'
     yield f"engine {escape(report.engine or 'unknown')}, batches read: {report.batches}</p>"
+    if reasons := text.reasons(report):
+        yield f"<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in reasons)}</ul>"
     if report.rows:
         yield "<h2>Sites</h2>"
         yield from _sites(report)

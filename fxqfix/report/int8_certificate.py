@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fxqfix.report import json_, text
+from fxqfix.report.verdict import Judged
 
 __all__ = ["CheckedRange", "CheckedWeight", "Int8Certificate", "Routed", "Saturating"]
 
@@ -109,7 +110,7 @@ class Saturating:
 
 
 @dataclass(frozen=True)
-class Int8Certificate:
+class Int8Certificate(Judged):
     """What was checked on the int8 model that `to_int8` returned.
 
     Attributes:
@@ -119,12 +120,14 @@ class Int8Certificate:
         weights: One record per quantized weight.
         routed: Ops that go round a wrong kernel.
         saturating: Ops whose int16 sums can saturate on CPUs without VNNI.
-        unchecked: (name, why) of what could not be checked, or is known and not cured.
+        unchecked: (name, why) of what could not be checked.
+        defects: (name, why) of ops that run on a kernel that is known to be wrong.
+        possible: (name, why) of ops that may run on one: the graph can't tell.
 
     Example:
         >>> certificate = Int8Certificate("fbgemm", "2.13.0", (), (), (), (), ())
-        >>> certificate.ok, certificate.to_dict()["engine"]
-        (True, 'fbgemm')
+        >>> certificate.verdict, certificate.left_out
+        ('not judged', ('no range and no weight was checked',))
     """
 
     engine: str
@@ -134,16 +137,33 @@ class Int8Certificate:
     routed: tuple[Routed, ...]
     saturating: tuple[Saturating, ...]
     unchecked: tuple[tuple[str, str], ...]
+    defects: tuple[tuple[str, str], ...] = ()
+    possible: tuple[tuple[str, str], ...] = ()
 
     @property
-    def ok(self) -> bool:
-        """Whether every range is held on its grid and every weight is the frozen one."""
-        ranges = all(r.held and r.same_grid for r in self.ranges)
-        return ranges and all(w.equal for w in self.weights)
+    def exact(self) -> bool:
+        """False: no output was computed. `certify` and `compare` run the model."""
+        return False
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Ranges that are not held or on another grid, weights that differ, wrong kernels."""
+        ranges = [r for r in self.ranges if not (r.held and r.same_grid)]
+        found = [f"{r.site}: range {_range_text(r)}" for r in ranges]
+        found += [f"{w.site}: {_weight_text(w)}" for w in self.weights if not w.equal]
+        return (*found, *(f"{name}: {reason}" for name, reason in self.defects))
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What could not be checked, and what the graph can't tell."""
+        found = tuple(f"{name}: {reason}" for name, reason in (*self.unchecked, *self.possible))
+        nothing = not self.ranges and not self.weights
+        return (*found, "no range and no weight was checked") if nothing else found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for json."""
-        return {"ok": self.ok, **asdict(self)}
+        judged = {"verdict": self.verdict, "ok": self.ok, "exact": self.exact}
+        return {**judged, "reasons": list(self.reasons), **asdict(self)}
 
     def to_json(self) -> str:
         """The same as JSON text."""
@@ -157,7 +177,7 @@ class Int8Certificate:
         clamps = sum(r.clamped for r in self.ranges)
         held = sum(r.held for r in self.ranges)
         equal = sum(w.equal for w in self.weights)
-        verdict = "ok" if self.ok else "NOT as declared"
+        verdict = "NOT as declared" if self.faults else self.verdict
         yield f"to_int8: {self.engine}, torch {self.torch}: {verdict}"
         yield f"- ranges held: {held} of {len(self.ranges)}, {clamps} by a clamp"
         yield f"- weights equal, code for code: {equal} of {len(self.weights)}"
@@ -174,14 +194,17 @@ class Int8Certificate:
         saturating = [(s.node, s.pairs, s.highest) for s in self.saturating]
         headers = ("node", "pairs of weights", "input codes up to")
         yield from _section("int16 saturation possible without VNNI", headers, saturating)
-        yield from _section("not checked, or not cured", ("name", "reason"), self.unchecked)
+        heads = ("name", "reason")
+        yield from _section("runs on a kernel that is wrong", heads, self.defects)
+        yield from _section("may run on a kernel that is wrong", heads, self.possible)
+        yield from _section("not checked", heads, self.unchecked)
 
 
 def _range_text(record: CheckedRange) -> str:
     if not record.same_grid:
         return "on another grid"
     if not record.held:
-        return "NO"
+        return "NOT held"
     return "clamp" if record.clamped else "by itself"
 
 

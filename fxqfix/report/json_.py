@@ -43,7 +43,9 @@ def to_json(report: Report) -> str:
         >>> from_json(to_json(Report(rows=(), engine="x86"))).engine
         'x86'
     """
-    data = {"format": FORMAT, **_fields(report, "engine", "isa", "threads", "batches", "notes")}
+    said = _fields(report, "verdict", "ok", "exact", "reasons")
+    own = _fields(report, "engine", "isa", "threads", "batches", "notes")
+    data = {"format": FORMAT, **said, **own}
     data["coverage"] = asdict(report.coverage)
     data["rows"] = [_row(row) for row in report.rows]
     if report.corrected is not None:
@@ -203,7 +205,9 @@ def _read_row(data: dict[str, Any]) -> Row:
         **{
             **data,
             **{name: _read_discrepancy(data[name]) for name in (*streams, "cumulative")},
-            **{name: _read_qparams(data[name]) for name in ("prepared", "converted")},
+            **{
+                name: data[name] and _read_qparams(data[name]) for name in ("prepared", "converted")
+            },
             "causes": {cause: int(count) for cause, count in data["causes"].items()},
             "inputs": tuple(data["inputs"]),
             "problems": tuple(data.get("problems", ())),

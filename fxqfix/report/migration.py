@@ -11,6 +11,7 @@ from fxqfix.report import json_, text
 from fxqfix.report.certificate import Certificate
 from fxqfix.report.data import Report
 from fxqfix.report.findings import counted
+from fxqfix.report.verdict import Judged
 
 __all__ = ["Migration"]
 
@@ -18,7 +19,7 @@ _LOAD = "import torch.ao.quantization.quantize_fx (registers the ops), then torc
 
 
 @dataclass(frozen=True)
-class Migration:
+class Migration(Judged):
     """A .pt2 file, and what it was seen to compute.
 
     Attributes:
@@ -35,8 +36,8 @@ class Migration:
 
     Example:
         >>> certificate = Certificate("export", {"torch": "2.13.0"}, 1, (), (), 0, 0, ())
-        >>> Migration("model.pt2", 1024, True, 3, 2, certificate, Discrepancy(elements=8)).ok
-        True
+        >>> Migration("model.pt2", 1024, True, 3, 2, certificate, Discrepancy(elements=8)).verdict
+        'not judged'
     """
 
     path: str
@@ -50,15 +51,30 @@ class Migration:
     notes: tuple[str, ...] = ()
 
     @property
-    def ok(self) -> bool:
+    def exact(self) -> bool:
         """Whether the certificate is, and the file gives every bit of the trained model."""
-        return self.certificate.ok and (self.trained is None or not self.trained.differing)
+        return self.certificate.exact and not self.reasons
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Those of the certificate, and outputs that are not the trained model's."""
+        apart = self.trained.differing if self.trained is not None else 0
+        said = (f"{apart} outputs are not those of freeze(prepared)",) if apart else ()
+        return (*said, *self.certificate.faults)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the certificate left out."""
+        return self.certificate.left_out
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for json."""
         return {
             "path": self.path,
+            "verdict": self.verdict,
             "ok": self.ok,
+            "exact": self.exact,
+            "reasons": list(self.reasons),
             "size": self.size,
             "dynamic_batch": self.dynamic_batch,
             "sites": self.sites,
@@ -78,7 +94,7 @@ class Migration:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        verdict = "ok" if self.ok else "NOT what was trained"
+        verdict = "NOT what was trained" if self.faults else self.verdict
         batch = "any batch size" if self.dynamic_batch else "the first batch's sizes only"
         yield f"migrate: {self.path}, {self.size:,} bytes, {batch}: {verdict}"
         parts = f"{counted(self.sites, 'site')} and {counted(self.weights, 'weight')}"

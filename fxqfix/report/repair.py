@@ -7,6 +7,7 @@ from typing import Any
 
 from fxqfix.report import text
 from fxqfix.report.data import Report
+from fxqfix.report.verdict import Judged
 
 __all__ = ["Mend", "Refusal", "Repair"]
 
@@ -52,7 +53,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Repair:
+class Repair(Judged):
     """A converted model mended.
 
     Attributes:
@@ -73,6 +74,23 @@ class Repair:
     refused: tuple[Refusal, ...] = ()
     before: Report | None = field(default=None, repr=False)
     after: Report | None = field(default=None, repr=False)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the comparison afterwards is."""
+        return self.after is not None and self.after.exact
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Those of the comparison afterwards."""
+        return self.after.faults if self.after is not None else ()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the comparison afterwards left out; without data there is none."""
+        if self.after is None:
+            return ("no data: the model that is returned was not compared",)
+        return self.after.left_out
 
     @property
     def modified(self) -> bool:
@@ -96,7 +114,8 @@ class Repair:
         if self.before is None or self.after is None:
             return done + left
         before, after = (_local(r) for r in (self.before, self.after))
-        return f"{done}{left}; codes that differ on the same inputs: {before:,} -> {after:,}"
+        codes = f"codes that differ on the same inputs: {before:,} -> {after:,}"
+        return f"{done}{left}; {codes}; {'exact' if self.exact else self.verdict}"
 
 
 def _local(report: Report) -> int:

@@ -30,6 +30,7 @@ __all__ = [
     "inspection_table",
     "listing",
     "notes",
+    "reasons",
     "render",
     "render_inspection",
     "table",
@@ -99,14 +100,19 @@ def _kernel(row: Row) -> str:
 
 
 def _range(row: Row) -> str:
-    pair = [q.range_text for q in (row.prepared, row.converted)]
+    if row.prepared is None or row.converted is None:
+        return "float"
+    grids = row.prepared, row.converted
+    pair = [q.range_text for q in grids]
     if row.prepared.storage != row.converted.storage:
-        kinds = (str(q.dtype).removeprefix("torch.") for q in (row.prepared, row.converted))
+        kinds = (str(q.dtype).removeprefix("torch.") for q in grids)
         pair = [f"{text} {kind}" for text, kind in zip(pair, kinds, strict=True)]
     return " -> ".join(dict.fromkeys(pair))
 
 
 def _grid(row: Row) -> str:
+    if row.prepared is None or row.converted is None:
+        return "-"
     if row.prepared.same_grid(row.converted):
         return grid_text(row.prepared)
     digits = digits_apart(row.prepared, row.converted)
@@ -222,17 +228,29 @@ def verdict(report: Report) -> str:
 
     Example:
         >>> verdict(Report(rows=()))
-        'nothing was compared'
+        'not judged, nothing was compared'
     """
-    left_out = len(report.coverage.unpaired) + len(report.coverage.unsupported)
     wrong = sum(not row.exact for row in report.rows)
     if not report.rows:
-        return "nothing was compared"
-    if wrong:
-        return f"not exact, differs in {wrong} of {counted(len(report.rows), 'row')}"
-    if left_out:
-        return f"exact where compared, {counted(left_out, 'site')} left out"
-    return "exact"
+        return "not judged, nothing was compared"
+    if report.exact:
+        return "exact"
+    gone = len(report.coverage.unpaired) + len(report.coverage.unsupported)
+    said = f"differs in {wrong} of {counted(len(report.rows), 'row')}"
+    found = [report.verdict, said if wrong else "exact where compared"]
+    return ", ".join([*found, f"{counted(gone, 'site')} left out"] if gone else found)
+
+
+def reasons(report: Report) -> list[str]:
+    """Why a report is not ok: its faults, or what it could not look at; coverage lists sites.
+
+    Example:
+        >>> reasons(Report(rows=()))
+        ['no site was compared']
+    """
+    gone = len(report.coverage.unpaired) + len(report.coverage.unsupported)
+    sites = [f"{counted(gone, 'site')} left out, see coverage"] if gone else []
+    return [*report.faults, *sites, *report.left_out[gone:]]
 
 
 def evidence(report: Report) -> Iterator[tuple[str, int, int, str]]:
@@ -295,6 +313,11 @@ def notes(report: Report) -> list[str]:
         named = ", ".join(f"{row.name} ({_grid(row)})" for row in rows[:3])
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
         found.append(f"on another grid, where no code differs but values do: {named}{more}")
+    shifted = [row for row in report.rows if row.shift and not row.differing]
+    if shifted:
+        named = ", ".join(f"{row.name} (by {row.shift})" for row in shifted[:3])
+        more = f" and {len(shifted) - 3} more" if len(shifted) > 3 else ""
+        found.append(f"another zero point, so that equal values have other codes: {named}{more}")
     return found
 
 
@@ -318,7 +341,7 @@ def render(
 
     Example:
         >>> print(render(Report(rows=(), engine="fbgemm", batches=1)).splitlines()[0])
-        fxqfix report: engine fbgemm, 1 batch, 0 rows: nothing was compared
+        fxqfix report: engine fbgemm, 1 batch, 0 rows: not judged, nothing was compared
     """
     rows = counted(len(report.rows), "row")
     size = f"{counted(report.batches, 'batch', 'es')}, {rows}"
@@ -334,6 +357,7 @@ def render(
         *_left_out("unsupported", report.coverage.unsupported),
     ]
     sections = {
+        "verdict": [f"- {reason}" for reason in reasons(report)],
         "causes": causes(report),
         "culprits": [f"- {line}" for line in culprits(report)],
         "problems": [f"- {line}" for line in problems(report)],

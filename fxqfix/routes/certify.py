@@ -324,16 +324,20 @@ class Watched:
             versions={name: metadata.version(name) for name in names},
             batches=self.result.batches,
             sites=tuple(self._certified()),
-            outputs=tuple(
-                Certified(f"output {i}", "", self._grid(node), self.sums[f"output {i}"])
-                for i, node in enumerate(outputs)
-            ),
+            outputs=tuple(self._shown(f"output {i}", node) for i, node in enumerate(outputs)),
             narrow=len(narrow),
             pinned=pinned,
             kernels=kernels,
             notes=(*self.result.notes, *self.notes),
             unchecked=tuple(self.unchecked.items()),
         )
+
+    def _shown(self, name: str, node: fx.Node) -> Certified:
+        """The record of an output, with the name of the one that has it on the same inputs."""
+        source = node.all_input_nodes[0] if is_dequantize(node) else node
+        site = next((t.site.name for t in self.sites if t.node is source), "")
+        shown_by = node.name if node in self.ends else site
+        return Certified(name, "", self._grid(node), self.sums[name], shown_by=shown_by)
 
     def _certified(self) -> Iterator[Certified]:
         rows = [(t.site.name, t.site.op, t.site.used) for t in self.sites]

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from fxqfix import dialects
-from fxqfix.dialects import parents
 from fxqfix.engines import ENGINES
 from fxqfix.errors import DialectError
 from fxqfix.flows.compare import compare
@@ -40,7 +39,7 @@ def _certify(
     deployed = to_int8(frozen, engine=engine)
     report = compare(frozen, deployed, data, engine=engine, noise_floor=False, progress=progress)
     rows = [r for r in report.rows if r.kind == "activation"]
-    narrow = [r.name for r in rows if r.prepared.is_narrow]
+    narrow = [r.name for r in rows if r.prepared is not None and r.prepared.is_narrow]
     kernels = Counter(r.kernel for r in rows if r.kernel.startswith("quantized."))
     apart = (*report.coverage.unpaired, *report.coverage.unsupported)
     checked = certificate_of(deployed)
@@ -48,16 +47,12 @@ def _certify(
         route=f"int8:{engine}",
         versions={"torch": torch.__version__},
         batches=report.batches,
-        sites=tuple(
-            Certified(r.name, r.op, r.prepared, r.local, _local(r.causes))
-            for r in rows
-            if r.local is not None
-        ),
-        outputs=tuple(_outputs(frozen, report)),
+        sites=tuple(_records(report)),
+        outputs=tuple(_outputs(report)),
         narrow=len(narrow),
         pinned=sum(c.held for c in checked.ranges if c.site in narrow),
         kernels=tuple(kernels.items()),
-        notes=report.notes,
+        notes=(*report.notes, *(f"{name}: {reason}" for name, reason in checked.possible)),
         unchecked=tuple((u.name, u.reason) for u in apart) + checked.unchecked,
     )
 
@@ -66,15 +61,19 @@ def _local(causes: Any) -> dict[str, int]:
     return {name: count for name, count in causes.items() if name != "upstream"}
 
 
-def _outputs(frozen: nn.Module, report: Report) -> Iterable[Certified]:
-    """The rows of the sites that the model returns, against the prepared model's own values."""
-    reading = dialects.read(frozen)
-    taps = {t.node: t for t in reading.activations}
-    output = next(n for n in reading.graph_module.graph.nodes if n.op == "output")
-    names = [t.site.name for t in parents(output.all_input_nodes, taps)]
-    rows = {r.name: r for r in report.rows}
-    for index, name in enumerate(n for n in names if n in rows):
-        yield Certified(f"output {index}", name, rows[name].prepared, rows[name].cumulative)
+def _records(report: Report) -> Iterable[Certified]:
+    """The sites and the outputs, on the same inputs."""
+    for row in report.rows:
+        if row.kind != "weight" and row.local is not None:
+            yield Certified(row.name, row.op, row.prepared, row.local, _local(row.causes))
+
+
+def _outputs(report: Report) -> Iterable[Certified]:
+    """The outputs, against the prepared model's own values."""
+    for row in report.rows:
+        if row.kind == "output":
+            shown_by = row.name if row.local is not None else ""
+            yield Certified(row.name, row.op, None, row.cumulative, shown_by=shown_by)
 
 
 ROUTES = tuple(

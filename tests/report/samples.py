@@ -79,13 +79,21 @@ def sample() -> Report:
 
 
 def exact_sample() -> Report:
-    """Two rows that are equal to the bit."""
+    """Two sites and an output that are equal to the bit."""
     same = apart(64, 0)
     rows = (
         Row("x", "activation", "", "input", "quantize_per_tensor", WIDE, WIDE, same, same, same),
         Row("relu", "activation", "r", "relu", "quantized.relu", WIDE, WIDE, same, same, same),
+        output(same, "relu"),
     )
-    return Report(rows, Coverage(tuple((r.name, r.name, "name") for r in rows)), "x86", 1)
+    return Report(rows, Coverage(tuple((r.name, r.name, "name") for r in rows[:2])), "x86", 1)
+
+
+def output(found: Discrepancy, *inputs: str) -> Row:
+    """The row of an output."""
+    return Row(
+        "output 0", "output", "", "output", "", None, None, found, found, found, inputs=inputs
+    )
 
 
 def hostile() -> Report:

@@ -75,10 +75,19 @@ def test_origin_is_where_the_error_was_born() -> None:
     ]
 
 
-def test_exact_needs_every_prepared_site() -> None:
+def test_exact_needs_every_site_and_every_output() -> None:
     exact = samples.exact_sample()
     assert exact.exact
-    assert not replace(exact, coverage=SAMPLE.coverage).exact
+    assert exact.verdict == "ok"
+    for less in (
+        replace(exact, coverage=SAMPLE.coverage),
+        replace(exact, rows=exact.rows[:2]),  # no output
+        replace(exact, rows=exact.rows[2:]),  # no site
+        Report(rows=()),
+    ):
+        assert not less.exact
+        assert less.verdict == "not judged"
+        assert less.left_out
     assert not SAMPLE.exact
     assert SAMPLE.unexplained == 0
     assert SAMPLE.coverage.ratio == 5 / 6

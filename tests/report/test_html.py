@@ -59,7 +59,8 @@ def test_page_shows_sites_causes_evidence_and_coverage(tmp_path: Path) -> None:
     found = Page(report.to_html(tmp_path / "report.html"))
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == report.to_html()
     for text in (
-        "not exact, differs in 4 of 5 rows",
+        "not ok, differs in 4 of 5 rows, 2 sites left out",
+        "stale-qparams: 13 codes",
         "[0,127] -> [0,255]",
         "range-lost 56, upstream 38, rounding 1",
         "1 code sits on a tie",

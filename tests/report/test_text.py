@@ -189,14 +189,18 @@ EXACT = samples.exact_sample()
 @pytest.mark.parametrize(
     ("report", "expected"),
     [
-        (Report(rows=()), "nothing was compared"),
+        (Report(rows=()), "not judged, nothing was compared"),
         (EXACT, "exact"),
-        (replace(EXACT, coverage=Coverage(unpaired=GONE)), "exact where compared, 1 site left out"),
+        (
+            replace(EXACT, coverage=Coverage(unpaired=GONE)),
+            "not judged, exact where compared, 1 site left out",
+        ),
         (
             replace(EXACT, coverage=Coverage((), GONE, GONE)),
-            "exact where compared, 2 sites left out",
+            "not judged, exact where compared, 2 sites left out",
         ),
-        (SAMPLE, "not exact, differs in 4 of 5 rows"),
+        (replace(EXACT, rows=EXACT.rows[:2]), "not judged, exact where compared"),
+        (SAMPLE, "not ok, differs in 4 of 5 rows, 2 sites left out"),
     ],
 )
 def test_verdict(report: Report, expected: str) -> None:

@@ -1,0 +1,136 @@
+"""What the models return, compared: a row per output, and why its values differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fxqfix.causes import Attribution, Recompute
+from fxqfix.dialects.weights import WeightView
+from fxqfix.measure import OutputProbe, Returned
+from fxqfix.passes._shadow_modules import Local
+from fxqfix.qparams import QParams
+from fxqfix.report import Row
+
+__all__ = ["Outputs"]
+
+# What float32 may do to a sum, in half units of its last place, beside what the shadow shows.
+_ROUNDINGS, _HALF_UNIT = 8, 2.0**-24
+
+
+@dataclass
+class Outputs:
+    """The outputs of one comparison.
+
+    Attributes:
+        tails: Computes each value that the model returns anew, from the last sites on.
+        grids: Of each value the grid that the converted model rounds it to, which no site has.
+        inputs: Names of the sites that each is computed from.
+        attribute: Whether causes are wanted.
+    """
+
+    tails: tuple[Recompute, ...]
+    grids: tuple[QParams | None, ...]
+    inputs: tuple[tuple[str, ...], ...]
+    attribute: bool
+    shares: dict[str, Attribution] = field(default_factory=dict)
+
+    @cached_property
+    def probe(self) -> OutputProbe:
+        """The probe, one for all outputs."""
+        return OutputProbe(self._attribute if self.attribute else None)
+
+    def rows(self) -> list[Row]:
+        """A row per tensor that the models return."""
+        return [self._row(f"output {i}", sums) for i, sums in enumerate(self.probe.found)]
+
+    def _row(self, name: str, sums: Returned) -> Row:
+        share = self.shares.get(name, Attribution())
+        return Row(
+            name=name,
+            kind="output",
+            module="",
+            op="output",
+            kernel="",
+            prepared=None,
+            converted=None,
+            local=sums.local,
+            cumulative=sums.cumulative,
+            noise_floor=sums.noise_floor,
+            causes=dict(share.counts),
+            evidence=dict(share.evidence),
+            inputs=self.inputs[sums.end],
+            problems=tuple(share.problems),
+            either=sums.either,
+        )
+
+    def _attribute(
+        self, name: str, sums: Returned, local: Local, converted: Tensor, prepared: Tensor
+    ) -> None:
+        share = self.shares.setdefault(name, Attribution())
+        here = converted != local.value
+        left = here | (converted != prepared)
+
+        def take(cause: str, mask: Tensor, evidence: str) -> None:
+            nonlocal left
+            if count := int(torch.count_nonzero(left & mask)):
+                share.counts[cause] = share.counts.get(cause, 0) + count
+                share.evidence.setdefault(cause, evidence)
+            left = left & ~mask
+
+        take("upstream", ~here, "equal on the same inputs; see report.origin(name)")
+        if bool(left.any()):
+            try:
+                masks = self._local(sums.end, local, converted)
+            except (RuntimeError, TypeError, ValueError) as error:  # user code runs inside
+                said = str(error).strip().partition("\n")[0]
+                problem = f"causes could not be computed here: {said}"
+                share.problems += [problem] if problem not in share.problems else []
+                masks = {}
+            for cause, (mask, evidence) in masks.items():
+                take(cause, mask, evidence)
+        take("unexplained", left, "")
+
+    def _local(self, end: int, local: Local, found: Tensor) -> dict[str, tuple[Tensor, str]]:
+        """Cause -> what it explains of the values that differ on the same inputs, and why."""
+        tail, value = self.tails[end], local.value
+        mine = {path: a for path, (a, _) in tail.own_weights.items()}
+        theirs = {path: b for path, (_, b) in tail.own_weights.items()}
+        exact = tail.exact(local, mine)
+        width = float((exact - value.double()).abs().max()) if value.numel() else 0.0
+        width += _ROUNDINGS * _HALF_UNIT * float(exact.abs().max() if value.numel() else 0.0)
+
+        def near(wanted: Tensor, reach: float = 0.0) -> Tensor:
+            return (found.double() - wanted).abs() <= width + reach
+
+        masks = {
+            "bn-folding": (tail.folded(local) == found, "BatchNorm is folded in the last op"),
+            "rounding": (near(exact), f"float32 sums in another order, at most {width:.2g} apart"),
+        }
+        converted = exact if _same(mine, theirs) else tail.exact(local, theirs)
+        if converted is not exact:
+            names = ", ".join(theirs)
+            masks["upstream"] = near(converted), f"the codes of the weight of {names} differ"
+        if tail.own_floats:
+            names = ", ".join(name for name, _ in tail.own_floats.values())
+            said = f"the converted model does not quantize {names}"
+            masks["not-lowered"] = near(tail.exact(local, theirs, floats=True)), said
+        grids = [g for g in (*tail.own_inner.values(), self.grids[end]) if g is not None]
+        if grids:
+            rounded = near(tail.exact(local, theirs, inner=True))
+            if all(g.same_grid(grids[0]) for g in grids):  # a kernel may round a tie to either side
+                rounded |= near(converted, 0.5 * max(grids[0].scales) * (1 + 2 * _HALF_UNIT))
+            names = ", ".join(tail.own_inner) or tail.end.name
+            masks["requantization"] = rounded, f"{names!r} is rounded to {grids[-1]}"
+        return masks
+
+
+def _same(mine: Mapping[str, WeightView], theirs: Mapping[str, WeightView]) -> bool:
+    return all(
+        a.qparams.same_grid(theirs[path].qparams) and torch.equal(a.codes, theirs[path].codes)
+        for path, a in mine.items()
+    )

@@ -1,0 +1,116 @@
+"""The streaming probe of what the models return: a discrepancy per output, bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxqfix.measure.discrepancy import Discrepancy, float_discrepancy
+from fxqfix.measure.run import tensors_of
+from fxqfix.passes._shadow_modules import Local, check_shape
+
+__all__ = ["OutputProbe", "Returned"]
+
+# (name, its sums, its record, converted, prepared) of an output that differs.
+Attribute = Callable[[str, "Returned", Local, Tensor, Tensor], None]
+
+
+@dataclass
+class Returned:
+    """The sums of one output.
+
+    Attributes:
+        end: Which of the values that the model returns it is, or is a part of.
+        local: Against the prepared tail on the converted model's codes; None where there is none.
+        cumulative: Against the prepared model's own output.
+        noise_floor: The nudged prepared model against the prepared model.
+        either: Values that differ locally or cumulatively.
+    """
+
+    end: int
+    local: Discrepancy | None = None
+    cumulative: Discrepancy = field(default_factory=Discrepancy)
+    noise_floor: Discrepancy | None = None
+    either: int = 0
+
+
+class OutputProbe(nn.Module):
+    """Adds up the discrepancies of what the models return, over batches.
+
+    Args:
+        attribute: Called for each output of a batch that differs; None to skip causes.
+
+    Attributes:
+        found: One record per tensor that is returned.
+        problem: Why outputs could not be compared, "" where all were.
+    """
+
+    def __init__(self, attribute: Attribute | None) -> None:
+        super().__init__()
+        self._attribute = attribute
+        self.found: list[Returned] = []
+        self.problem = ""
+
+    def forward(
+        self,
+        converted: list[Any],
+        prepared: list[Any],
+        local: list[Local | None],
+        nudged: list[Any] | None = None,
+    ) -> None:
+        """Take what the models return for one batch."""
+        theirs, mine = list(_tensors(converted)), list(_tensors(prepared))
+        floors = list(_tensors(nudged or []))
+        if len(theirs) != len(mine):
+            self.problem = f"the prepared model returns {len(mine)} tensors, the converted one "
+            self.problem += str(len(theirs))
+            return
+        places = list(self._places(prepared, local))
+        if not self.found:
+            self.found = [Returned(end) for end, _ in places]
+        for i, (sums, (_, record)) in enumerate(zip(self.found, places, strict=True)):
+            floor = floors[i] if floors else None
+            self._add(f"output {i}", sums, record, theirs[i], mine[i], floor)
+
+    def _places(
+        self, prepared: list[Any], local: list[Local | None]
+    ) -> Iterator[tuple[int, Local | None]]:
+        """The end and the record of each tensor; an end that gives several has no record."""
+        for end, (value, record) in enumerate(zip(prepared, local, strict=True)):
+            for _ in _tensors([value]):
+                yield end, record if isinstance(value, Tensor) else None
+
+    def _add(
+        self,
+        name: str,
+        sums: Returned,
+        record: Local | None,
+        converted: Tensor,
+        prepared: Tensor,
+        nudged: Tensor | None,
+    ) -> None:
+        check_shape(name, prepared, converted)
+        now = float_discrepancy(prepared, converted)
+        sums.cumulative += now
+        differs = prepared != converted
+        if record is not None:
+            here = float_discrepancy(record.value, converted)
+            sums.local = here if sums.local is None else sums.local + here
+            differs = differs | (record.value != converted)
+        count = int(torch.count_nonzero(differs))
+        sums.either += count
+        if nudged is not None:
+            floor = float_discrepancy(prepared, nudged)
+            sums.noise_floor = floor if sums.noise_floor is None else sums.noise_floor + floor
+        if count and record is not None and self._attribute is not None:
+            self._attribute(name, sums, record, converted, prepared)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors that are returned, dequantized."""
+    for leaf in tensors_of(values):
+        yield leaf.dequantize() if leaf.is_quantized else leaf
