@@ -144,7 +144,7 @@ def inspected(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.mark.parametrize(("target", "engine"), [("pair", None), ("pair_as_dict", "qnnpack")])
 def test_compare_prints_the_report(run, compared, target: str, engine: str | None) -> None:
-    assert run("compare", f"my_models:{target}") == (0, f"{samples.sample()}\n", "")
+    assert run("compare", f"my_models:{target}") == (1, f"{samples.sample()}\n", "")
     (call,) = compared
     assert isinstance(call["prepared"], torch.nn.ReLU)
     assert (call["converted"], len(call["data"]), call["engine"]) == (None, 1, engine)
@@ -161,7 +161,7 @@ def test_compare_sorts_limits_and_formats(run, compared) -> None:
 def test_compare_writes_the_file(run, compared, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"out.{suffix}"
     code, out, err = run("compare", "my_models:pair", "--output", str(path))
-    assert (code, err) == (0, f"fxqfix: wrote {path}\n")
+    assert (code, err) == (1, f"fxqfix: wrote {path}\n")
     assert out == f"{samples.sample()}\n"
     report = samples.sample()
     expected = {
@@ -173,22 +173,26 @@ def test_compare_writes_the_file(run, compared, tmp_path: Path, suffix: str) -> 
     assert path.read_text(encoding="utf-8") == expected[suffix.lower()]
 
 
+_SITE, *_REST = samples.exact_sample().rows
+_ROUNDED = replace(_SITE, local=samples.apart(64, 1), causes={"rounding": 1}, either=1)
+ROUNDED = replace(samples.exact_sample(), rows=(_ROUNDED, *_REST))
 LEFT_OUT = Coverage(unpaired=(Uncovered("a", "prepared", "why"),))
 
 
 @pytest.mark.parametrize(
-    ("report", "code"),
+    ("report", "code", "strict"),
     [
-        (samples.sample(), 1),
-        (samples.exact_sample(), 0),
-        (replace(samples.exact_sample(), coverage=LEFT_OUT), 1),
-        (Report(rows=()), 1),
+        (samples.sample(), 1, 1),
+        (samples.exact_sample(), 0, 0),
+        (ROUNDED, 0, 1),
+        (replace(samples.exact_sample(), coverage=LEFT_OUT), 2, 2),
+        (Report(rows=()), 2, 2),
     ],
 )
-def test_fail_on_difference(run, monkeypatch, report: Report, code: int) -> None:
+def test_exit_codes_of_compare(run, monkeypatch, report: Report, code: int, strict: int) -> None:
     monkeypatch.setattr(fxqfix, "compare", lambda *_, **__: report, raising=False)
-    assert run("compare", "my_models:pair")[0] == 0
-    assert run("compare", "my_models:pair", "--fail-on-difference")[0] == code
+    assert run("compare", "my_models:pair")[0] == code
+    assert run("compare", "my_models:pair", "--fail-on-difference")[0] == strict
 
 
 # --- inspect -------------------------------------------------------------------------------------
@@ -226,7 +230,7 @@ def test_migrate_writes_and_certifies(run, tmp_path: Path) -> None:
     assert "its outputs against freeze(prepared): 0 of 32 values differ" in out
     assert "certify: route export, torch" in out
     assert "2 batches: exact" in out
-    assert "the old conversion, against the prepared model: not exact" in out
+    assert "the old conversion, against the prepared model: not ok" in out
     assert "- range-lost: " in out
     program: Any = torch.export.load(tmp_path / "model.pt2")
     assert program.module()(torch.rand(7, 8)).shape == (7, 4)
@@ -250,17 +254,22 @@ def test_certify_prints_and_writes(run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ok", "exact", "code", "strict"),
-    [(True, True, 0, 0), (True, False, 0, 1), (False, False, 1, 1)],
+    ("verdict", "exact", "code", "strict"),
+    [
+        ("ok", True, 0, 0),
+        ("ok", False, 0, 1),
+        ("not ok", False, 1, 1),
+        ("not judged", False, 2, 2),
+    ],
 )
 def test_exit_codes_of_certify_and_migrate(
-    run, monkeypatch, ok: bool, exact: bool, code: int, strict: int
+    run, monkeypatch, verdict: str, exact: bool, code: int, strict: int
 ) -> None:
     given: list[dict[str, Any]] = []
 
     def result(*_: Any, **options: Any) -> Any:
         given.append(options)
-        return types.SimpleNamespace(ok=ok, exact=exact)
+        return types.SimpleNamespace(verdict=verdict, exact=exact)
 
     for name in ("certify", "migrate"):
         monkeypatch.setattr(fxqfix, name, result)

@@ -1,7 +1,7 @@
 """The result of a comparison, and its renderings: one file per rendering."""
 
 from fxqfix.report.certificate import Certificate, Certified
-from fxqfix.report.data import Coverage, Report, Row, Uncovered
+from fxqfix.report.data import Report
 from fxqfix.report.int8_certificate import (
     CheckedRange,
     CheckedWeight,
@@ -12,6 +12,7 @@ from fxqfix.report.int8_certificate import (
 from fxqfix.report.lint import LintReport
 from fxqfix.report.migration import Migration
 from fxqfix.report.repair import Mend, Refusal, Repair
+from fxqfix.report.rows import Coverage, Row, Uncovered
 from fxqfix.report.verdict import ALLOWED, Judged, Verdict
 
 __all__ = [

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import networkx as nx
 
-from fxqfix.report.data import Report, Row
+from fxqfix.report.data import Report
 from fxqfix.report.dot import graph
+from fxqfix.report.rows import Row
 
 __all__ = ["Origin", "origin"]
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import networkx as nx
 
 from fxqfix.measure import decibels
-from fxqfix.report.data import Report, Row
+from fxqfix.report.data import Report
+from fxqfix.report.rows import Row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,7 +12,8 @@ from fxqfix._extras import require
 from fxqfix.dialects.site import Inspection, Site
 from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.qparams import QParams
-from fxqfix.report.data import Report, Row
+from fxqfix.report.data import Report
+from fxqfix.report.rows import Row
 
 if TYPE_CHECKING:
     import pandas

@@ -7,8 +7,9 @@ from html import escape
 
 from fxqfix.dialects.site import Inspection
 from fxqfix.report import text
-from fxqfix.report.data import Report, Row
+from fxqfix.report.data import Report
 from fxqfix.report.findings import culprits, kernels, problems
+from fxqfix.report.rows import Row
 
 __all__ = ["page", "render", "render_inspection"]
 

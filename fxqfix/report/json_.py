@@ -20,7 +20,8 @@ from fxqfix.errors import DataError
 from fxqfix.measure.culprits import Culprit
 from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.qparams import QParams
-from fxqfix.report.data import Coverage, Report, Row, Uncovered
+from fxqfix.report.data import Report
+from fxqfix.report.rows import Coverage, Row, Uncovered
 
 __all__ = ["FORMAT", "dumps", "from_json", "inspection_to_json", "to_json"]
 

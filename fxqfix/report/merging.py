@@ -8,7 +8,8 @@ from dataclasses import replace
 from fxqfix.errors import PairingError
 from fxqfix.measure.culprits import Culprit
 from fxqfix.measure.discrepancy import Discrepancy
-from fxqfix.report.data import Report, Row
+from fxqfix.report.data import Report
+from fxqfix.report.rows import Row
 
 __all__ = ["merged"]
 

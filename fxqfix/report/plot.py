@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from fxqfix._extras import require
-from fxqfix.report.data import Report, Row
+from fxqfix.report.data import Report
+from fxqfix.report.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

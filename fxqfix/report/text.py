@@ -16,8 +16,9 @@ from tabulate import tabulate, tabulate_formats
 from fxqfix.dialects.site import Inspection, closest, digits_apart, grid_text
 from fxqfix.errors import UnknownNameError, counting
 from fxqfix.measure import decibels
-from fxqfix.report.data import Coverage, Report, Row, Uncovered
+from fxqfix.report.data import Report
 from fxqfix.report.findings import counted, culprits, kernels, problems
+from fxqfix.report.rows import Coverage, Row, Uncovered
 
 __all__ = [
     "COLUMNS",

@@ -1,0 +1,191 @@
+"""Which nodes of an int8 graph carry quantized tensors, and on which grid; no data is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxqfix import ops
+from fxqfix.dialects._arguments import arguments, bound, fetch, output_arguments
+from fxqfix.dialects._base import Modules, modules_of
+from fxqfix.dialects.quantizer import qparams_of
+from fxqfix.dialects.weights import tensor_weight
+from fxqfix.qparams import QParams, container_range
+
+__all__ = ["ROUNDS_SCALE", "propagate", "scalar"]
+
+ROUNDS_SCALE = "gelu"  # its kernel hands on the input's qparams with the scale in float32
+
+
+def propagate(
+    graph_module: fx.GraphModule, given: Mapping[fx.Node, QParams] | None = None
+) -> dict[fx.Node, QParams]:
+    """The qparams of every node that carries a quantized tensor, in graph order.
+
+    Args:
+        graph_module: An int8 model.
+        given: The qparams of placeholders that quantized tensors come in by.
+    """
+    modules = modules_of(graph_module)
+    known: dict[fx.Node, QParams] = dict(given or {})
+    tuples: dict[fx.Node, Any] = {}
+    for node in graph_module.graph.nodes:
+        found = ops.match_node(node, modules)
+        qparams: Any
+        if found is not None and found.key == "quantize":
+            qparams = _quantize_args(node, graph_module, modules)
+        elif found is not None and found.spec.output == "tuple":
+            qparams = _closed_outputs(node, found, modules, known)
+        elif found is not None and found.key == "getitem" and node.args[0] in tuples:
+            qparams = tuples[node.args[0]][node.args[1]]
+        else:
+            qparams = _output(node, found, graph_module, modules, known)
+        if isinstance(qparams, QParams):
+            known[node] = qparams
+        elif qparams is not None:
+            tuples[node] = qparams
+    return known
+
+
+def _closed_outputs(
+    node: fx.Node,
+    found: ops.Match,
+    modules: Modules,
+    known: Mapping[fx.Node, QParams],
+) -> Any:
+    """The grids of what a closed int8 module (LSTM, attention) returns, nested as it returns them.
+
+    None where it returns floats.
+    """
+    source = next((known[n] for n in node.all_input_nodes if n in known), None)
+    if source is None or found.column != "int8" or node.op != "call_module":
+        return None
+    module: Any = modules[str(node.target)]
+
+    def grid(inner: Any) -> QParams:
+        low, high = source.container
+        return qparams_of(inner.scale, inner.zero_point, low, high, source.dtype)
+
+    if found.key == "multihead_attention":
+        return grid(module.out_proj), grid(module.quant_attn_output_weights)
+    first, last = (module.layers[i].layer_fw.cell for i in (0, -1))
+    # Where tensors of several grids are joined, the first one's counts.
+    return grid(last.ogate_cy), (grid(first.ogate_cy), grid(first.fgate_cx_igate_cgate))
+
+
+def _output(
+    node: fx.Node,
+    found: ops.Match | None,
+    graph_module: fx.GraphModule,
+    modules: Modules,
+    known: dict[fx.Node, QParams],
+) -> QParams | None:
+    source = next((known[n] for n in node.all_input_nodes if n in known), None)
+    if source is None or found is None or node.op in ("output", "placeholder"):
+        return None
+    if found.key == "hold_range":
+        limits: Any = node.args[1:]
+        low, high = limits
+        return source.with_range(max(low, source.quant_min), min(high, source.quant_max))
+    rule = found.spec.output
+    if rule in ("float", "none", "tuple") or found.column == "dynamic":
+        return None
+    if (
+        rule == "shape" and found.key != "stack"
+    ):  # also where a kernel takes a scale that it ignores (dropout)
+        return source
+    own = _own_qparams(node, graph_module, modules, source.dtype)
+    if own is not None:
+        return own
+    if rule == "fixed" and found.spec.fixed is not None and source.storage != torch.int32:
+        scale, point = found.spec.fixed
+        low, high = source.container
+        return QParams(scale, point + low, low, high, source.dtype)
+    number = scalar(node, found)
+    if number is not None:
+        return _scalar_qparams(found, number, source)
+    out = bound(node).get("out")  # written to a tensor that has its qparams already
+    if isinstance(out, fx.Node):
+        return known[out] if out in known else tensor_weight(fetch(graph_module, out)).qparams
+    if source.is_narrow and not _stays(node, found, graph_module, modules, known):
+        source = source.with_range(*source.container)
+    if found.key == ROUNDS_SCALE:
+        return replace(source, scale=float(torch.tensor(source.scales[0]).float()))
+    return source
+
+
+def _stays(
+    node: fx.Node,
+    found: ops.Match,
+    graph_module: fx.GraphModule,
+    modules: Modules,
+    known: Mapping[fx.Node, QParams],
+) -> bool:
+    """Whether a kernel on its input's grid gives no code outside of its inputs' range."""
+    if found.spec.key in ("cat", "stack"):
+        return len({known[n] for n in node.all_input_nodes if n in known}) == 1
+    module = modules[str(node.target)] if node.op == "call_module" else None
+    given = arguments(node, graph_module) if module is None else vars(module)
+    return bool(found.spec.values) and given.get("divisor_override") is None
+
+
+def _quantize_args(node: fx.Node, graph_module: fx.GraphModule, modules: Modules) -> QParams | None:
+    if node.op == "call_module":
+        module: Any = modules[str(node.target)]
+        low, high = container_range(module.dtype)
+        return qparams_of(module.scale, module.zero_point, low, high, module.dtype)
+    if node.target is not torch.quantize_per_tensor:
+        return None
+    names = ("input", "scale", "zero_point", "dtype")
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    scale, point = (fetch(graph_module, given[k]) for k in ("scale", "zero_point"))
+    dtype: Any = given["dtype"]
+    if scale is None or point is None:  # chosen at run time
+        return None
+    return qparams_of(scale, point, *container_range(dtype), dtype)
+
+
+def _own_qparams(
+    node: fx.Node,
+    graph_module: fx.GraphModule,
+    modules: Modules,
+    dtype: torch.dtype,
+) -> QParams | None:
+    if node.op == "call_module":
+        module: Any = modules[str(node.target)]
+        if not type(module).__module__.startswith("torch.ao.nn"):
+            return None
+        scale, point = getattr(module, "scale", None), getattr(module, "zero_point", None)
+    else:
+        scale, point = (fetch(graph_module, v) for v in output_arguments(node))
+    if scale is None or point is None:
+        return None
+    return qparams_of(scale, point, *container_range(dtype), dtype)
+
+
+def scalar(node: fx.Node, found: ops.Match | None) -> float | None:
+    """The number that an int8 kernel adds or multiplies with; None for any other op.
+
+    Args:
+        node: A node.
+        found: Its row of the op table.
+    """
+    if found is None or found.column != "int8" or found.spec.family != "element-wise":
+        return None
+    number = bound(node).get("b")  # the schemas' name for it, on either side
+    return number if isinstance(number, (int, float)) else None
+
+
+def _scalar_qparams(found: ops.Match, scalar: float, source: QParams) -> QParams:
+    """A kernel that adds or multiplies with a number keeps the codes and moves the grid.
+
+    The kernels' rule depends on the scalar; rather than copy it, run the kernel on one value.
+    """
+    scale, point = source.scales[0], int(source.zero_points[0])
+    probe = torch.quantize_per_tensor(torch.zeros(1), scale, point, source.dtype)
+    value = getattr(torch.ops.quantized, found.key)(probe, scalar)
+    return qparams_of(value.q_scale(), value.q_zero_point(), *source.container, source.dtype)
