@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxqfix import _torch, causes, dialects, engines, ops
+from fxqfix import causes, dialects, engines, ops
 from fxqfix.causes import Attribution, Emulated, Recompute, View
 from fxqfix.dialects import Reading, Site, Tap, decomposed, int8
 from fxqfix.dialects._base import modules_of
-from fxqfix.dialects.quantizer import read_quantizer
 from fxqfix.dialects.weights import WeightView
+from fxqfix.flows import _notes
 from fxqfix.flows._holdings import holdings, picked, weight_node
 from fxqfix.flows._outputs import Outputs
 from fxqfix.measure import Corrector, Probe, Run, discrepancy, run
@@ -227,8 +227,8 @@ class Session:
             threads=self.threads,
             batches=result.batches,
             notes=(
-                *_notes(self.reading),
-                *_other_weights(rows),
+                *_notes.of_prepared(self.reading),
+                *_notes.of_weights(rows),
                 *self._rounding(),
                 *result.notes,
             ),
@@ -363,40 +363,3 @@ def _note(site: Site) -> str:
     if not site.calibrated:
         return f"never saw data (min=inf, max=-inf): conversion bakes {site.baked}"
     return "" if site.quantizes else site.source
-
-
-def _other_weights(rows: Iterable[Row]) -> Iterator[str]:
-    """A line where the values of weights or biases are not the prepared model's."""
-    names = [row.name for row in rows if "other-weights" in row.causes]
-    if names:
-        yield (
-            f"at {names[0]!r}{f' and {len(names) - 1} more rows' if names[1:] else ''} the "
-            "converted weights or biases have other values than the prepared ones: these may be "
-            "two checkpoints"
-        )
-
-
-def _notes(reading: Reading) -> list[str]:
-    notes = []
-    moving = {
-        path
-        for path, m in reading.graph_module.named_modules()
-        if _torch.is_fake_quant(m) and read_quantizer(m).observing
-    }
-    if moving:
-        notes.append(
-            f"{len(moving)} fake-quants still observe; they were held at their present state "
-            "(the prepared model's own forward would move their qparams)"
-        )
-    if reading.training:
-        notes.append(
-            "the prepared model is in train mode: BatchNorm and dropout act as in training"
-        )
-    plain = sum(not t.site.quantizes for t in reading.activations)
-    if plain:
-        which = "1 site is" if plain == 1 else f"{plain} sites are"
-        notes.append(
-            f"{which} only observed: the prepared model computes in float there, so the "
-            "cumulative discrepancy is that of quantization itself"
-        )
-    return notes

@@ -1,0 +1,58 @@
+"""What a reader of a comparison has to know about its two models, a sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from fxqfix import _torch
+from fxqfix.dialects import Reading
+from fxqfix.dialects.quantizer import read_quantizer
+from fxqfix.report import Row
+
+__all__ = ["of_prepared", "of_weights"]
+
+
+def of_weights(rows: Iterable[Row]) -> Iterator[str]:
+    """A line where the values of weights or biases are not the prepared model's.
+
+    Args:
+        rows: The rows of the report.
+    """
+    names = [row.name for row in rows if "other-weights" in row.causes]
+    if names:
+        yield (
+            f"at {names[0]!r}{f' and {len(names) - 1} more rows' if names[1:] else ''} the "
+            "converted weights or biases have other values than the prepared ones: these may be "
+            "two checkpoints"
+        )
+
+
+def of_prepared(reading: Reading) -> list[str]:
+    """The state of the prepared model: observers that are on, train mode, sites that don't quantize.
+
+    Args:
+        reading: Its reading.
+    """
+    notes = []
+    moving = {
+        path
+        for path, m in reading.graph_module.named_modules()
+        if _torch.is_fake_quant(m) and read_quantizer(m).observing
+    }
+    if moving:
+        notes.append(
+            f"{len(moving)} fake-quants still observe; they were held at their present state "
+            "(the prepared model's own forward would move their qparams)"
+        )
+    if reading.training:
+        notes.append(
+            "the prepared model is in train mode: BatchNorm and dropout act as in training"
+        )
+    plain = sum(not t.site.quantizes for t in reading.activations)
+    if plain:
+        which = "1 site is" if plain == 1 else f"{plain} sites are"
+        notes.append(
+            f"{which} only observed: the prepared model computes in float there, so the "
+            "cumulative discrepancy is that of quantization itself"
+        )
+    return notes
