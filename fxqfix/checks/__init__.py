@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fxqfix.checks import kernels, modes, observers, ranges, writes
+from fxqfix.checks import kernels, modes, observers, ranges, weights, writes
 from fxqfix.checks._base import SEVERITIES, Check, Finding, Subject
+from fxqfix.checks.weights import not_finite
 
-__all__ = ["SEVERITIES", "Check", "Finding", "Subject", "registry"]
+__all__ = ["SEVERITIES", "Check", "Finding", "Subject", "not_finite", "registry"]
 
 
 def registry() -> tuple[Check, ...]:
@@ -16,4 +17,5 @@ def registry() -> tuple[Check, ...]:
         >>> registry()[0].code
         'uncalibrated'
     """
-    return (*observers.CHECKS, *modes.CHECKS, *writes.CHECKS, *ranges.CHECKS, *kernels.CHECKS)
+    files = observers, modes, writes, ranges, weights, kernels
+    return tuple(check for file in files for check in file.CHECKS)

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 from fxqfix import _torch
 from fxqfix.checks._base import Check, Finding, Subject
+from fxqfix.checks.weights import FLOOR
 from fxqfix.dialects import parents
 from fxqfix.dialects.prepared import shared_calls
 from fxqfix.dialects.site import qparams_text
 
 __all__ = ["CHECKS"]
 
-# The smallest scales that observers give: float32's epsilon, and the fused kernel's own floor.
-_FLOOR = 6.2e-5
-_EPSILON = 1.2e-7
+_EPSILON = 1.2e-7  # float32's, which observers add to a range
 
 
 def _range_lost(subject: Subject) -> Iterator[Finding]:
@@ -104,30 +103,15 @@ def _shared_modules(subject: Subject) -> Iterator[Finding]:
                 )
 
 
-def _dead(subject: Subject) -> Iterator[Finding]:
-    for tap in subject.reading.weights:
-        used = tap.site.used
-        if used is None or used.axis is None or not tap.site.calibrated:
-            continue
-        dead = [i for i, scale in enumerate(used.scales) if scale <= _FLOOR]
-        if dead:
-            yield Finding(
-                "dead-channel",
-                "warning",
-                tap.site.name,
-                f"{len(dead)} of {len(used.scales)} channels have (next to) no weights, first "
-                f"{dead[0]}: scale {used.scales[dead[0]]:.3g}",
-                "prune them; BatchNorm behind a dead channel blows up what is left",
-            )
-
-
 def _degenerate(subject: Subject) -> Iterator[Finding]:
     for tap in subject.reading.taps:
         used = tap.site.used
         if used is None or used.axis is not None or not tap.site.calibrated:
             continue
+        # The floor is of 8-bit grids: with more codes, a scale that small may well be one.
+        floor = FLOOR * min(1.0, 255 / (used.quant_max - used.quant_min))
         if used.scales[0] <= _EPSILON or (
-            tap.site.kind == "activation" and used.scales[0] <= _FLOOR
+            tap.site.kind == "activation" and used.scales[0] <= floor
         ):
             yield Finding(
                 "degenerate-scale",
@@ -142,6 +126,5 @@ CHECKS = (
     Check("range-lost", "a declared range that int8 kernels don't know", _range_lost),
     Check("narrow-range", "ranges of less than 7 bits", _sub_8_bit),
     Check("shared-qparams", "ops that need one grid, and sites that differ", _shared),
-    Check("dead-channel", "weight channels that are zero", _dead),
     Check("degenerate-scale", "scales at an observer's floor", _degenerate),
 )

@@ -143,7 +143,7 @@ def _weight_tap(
         shape=tuple(holder(module).weight.shape),
         **qparams_fields(state),
     )
-    return Tap(site, node, node, view)
+    return Tap(site, node, node, view if state.used is not None else None)
 
 
 def qparams_fields(state: QuantizerState) -> dict[str, Any]:

@@ -124,7 +124,13 @@ def _read(module: nn.Module, kind: str, calculated: tuple[Tensor, Tensor] | None
     calibrated = _calibrated(module)
     if not calibrated and getattr(module, "scale", "") is None:  # torchao's learnable, never run
         return QuantizerState(None, None, f"never run ({kind})", False, False, True)
-    baked = _qparams(module, *(calculated or _calculate(module)))
+    try:
+        baked = _qparams(module, *(calculated or _calculate(module)))
+    except NonFiniteError:
+        if calibrated:
+            raise
+        # Per channel, resized by a run with the observer off: torch can't calculate from that.
+        return QuantizerState(None, None, f"never saw data ({kind})", False, False, False)
     if not _torch.is_fake_quant(module):
         return QuantizerState(baked, baked, f"observer ({kind})", False, calibrated, True)
     learnable, moving = _torch.is_learnable_fake_quant(module), observing(module)

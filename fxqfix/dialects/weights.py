@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fxqfix import _torch, ops
 from fxqfix._observers import Answers, light_copy
 from fxqfix.dialects.quantizer import QuantizerState, qparams_of, read_quantizer
-from fxqfix.errors import UnsupportedError
+from fxqfix.errors import NonFiniteError, UnsupportedError
 from fxqfix.inserted import FloatIsland
 from fxqfix.qparams import QParams, container_range, quantize
 
@@ -124,12 +124,13 @@ def prepared_weight(
         return None
     state = weight_state(module, quantizer, path, known)
     used = state.used
-    if used is None:
+    if used is None and state.calibrated:  # dynamic, or float16
         return None
-    if settled and state.observing and hasattr(module, "weight_fake_quant"):
+    if used is not None and settled and state.observing and hasattr(module, "weight_fake_quant"):
         state = replace(state, baked=_baked(module, quantizer, path))
 
     def view() -> WeightView:
+        assert used is not None  # a site without qparams has no codes to ask for
         inner, factor = holder(module), batch_norm_factor(module)
         values = _scaled(inner.weight.detach(), factor)
         folded = factor is not None and not module.training
@@ -156,9 +157,17 @@ def weight_state(
 
 def _baked(module: nn.Module, quantizer: nn.Module, path: str) -> QParams | None:
     """What conversion bakes: with the observer on, it shows it the folded weight once more."""
-    moved = light_copy(quantizer)
+    moved, weight = light_copy(quantizer), _torch.converted_weight(module)
+    if not bool(torch.isfinite(weight).all()):  # torch's kernels speak of their zero point
+        raise NonFiniteError(
+            "the weight holds NaN or inf",
+            where=path,
+            found=f"{int((~torch.isfinite(weight)).sum())} of {weight.numel()} values",
+            expected="finite weights",
+            remedy="go back to a checkpoint from before training diverged",
+        )
     with torch.no_grad(), _torch.quiet():
-        moved(_torch.converted_weight(module))
+        moved(weight)
     return read_quantizer(moved, path).baked
 
 

@@ -28,7 +28,7 @@ def of_weights(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def of_prepared(reading: Reading) -> list[str]:
-    """The state of the prepared model: observers that are on, train mode, sites that don't quantize.
+    """The prepared model's state: observers that are on, train mode, sites that don't quantize.
 
     Args:
         reading: Its reading.

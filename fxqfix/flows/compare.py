@@ -10,6 +10,7 @@ from torch import nn
 from fxqfix import _torch, dialects
 from fxqfix._settings import entry
 from fxqfix.dialects import Reading, pt2e
+from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.errors import DeviceError, DialectError, PairingError, UncalibratedError, counting
 from fxqfix.flows._session import Session
 from fxqfix.flows.convert import convert_by_torch
@@ -97,8 +98,10 @@ def prepared_reading(
         PairingError: It is not a prepared one.
         DialectError: It observes no activation.
         UncalibratedError: It never saw data.
+        NonFiniteError: A parameter is NaN or inf.
     """
     where = call.partition("(")[0]
+    refuse_non_finite(prepared, where)
     reading = dialects.read(prepared, where)
     if not reading.prepared:
         raise PairingError(

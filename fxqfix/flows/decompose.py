@@ -11,6 +11,7 @@ from fxqfix import _pt2e, _torch, dialects, ops
 from fxqfix._settings import entry
 from fxqfix.dialects import Reading, decomposed, int8, pt2e
 from fxqfix.dialects._base import modules_of, scope
+from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.dialects.qconfig import qconfig_range
 from fxqfix.errors import DialectError, RangeUnknownError
 from fxqfix.flows.convert import convert_by_torch
@@ -62,6 +63,7 @@ def to_decomposed(
         >>> [n.args[3:] for n in decomposed.graph.nodes if n.name == "input_1_quantize"]
         [(0, 127, torch.uint8)]
     """
+    refuse_non_finite(model, "to_decomposed")
     reading = dialects.read(model, "to_decomposed")
     source, passes = reading.graph_module, list[Pass]()
     if reading.dialect == pt2e.NAME:

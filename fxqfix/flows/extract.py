@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from fxqfix import _rng, _torch, dialects
 from fxqfix._settings import as_given, entry
 from fxqfix.dialects import decomposed, int8
+from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.errors import DataError, FxqfixError
 from fxqfix.export import GoldenVectors, OpParameters, Parameters, Program, steps
 from fxqfix.flows.decompose import declared_ranges, to_decomposed
@@ -120,6 +121,7 @@ def golden_vectors(model: nn.Module, inputs: Any, *, ranges_from: Any = None) ->
 
 
 def _program(model: nn.Module, ranges_from: Any, where: str) -> Program:
+    refuse_non_finite(model, where)
     reading = dialects.read(model, where)
     if reading.dialect == int8.NAME:
         ranges = None if ranges_from is None else declared_ranges(reading, ranges_from)

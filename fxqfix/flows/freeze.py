@@ -31,6 +31,9 @@ def freeze(prepared: M) -> M:
 
     The result is a prepared model still: torch's own `convert_fx` / `convert` / `convert_pt2e`
     takes it and bakes exactly these qparams, and QAT can go on (gradients pass straight through).
+    Its parameters are new ones: make a new optimizer, one that is at hand trains the old model. The
+    grids do not follow weights that are trained on; `lint` finds those that leave them
+    (`weight-saturated`).
     A calibrated (PTQ) model comes back with fake-quants in place of its observers, so that it
     computes what its conversion will. A module that an FX graph calls at several places gets a copy
     per call (tied parameters), because conversion would give all of them the last one's output

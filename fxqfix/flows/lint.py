@@ -9,6 +9,7 @@ from fxqfix import _torch, checks, dialects
 from fxqfix._settings import entry
 from fxqfix.engines import ENGINES
 from fxqfix.engines._base import check_name
+from fxqfix.errors import NonFiniteError
 from fxqfix.report.lint import LintReport
 
 __all__ = ["lint"]
@@ -33,7 +34,7 @@ def lint(prepared: nn.Module, *, engine: str | None = None) -> LintReport:
     Raises:
         DialectError: The model is not a prepared one.
         UnknownNameError: There is no such engine.
-        NonFiniteError: A scale or zero point is NaN or inf.
+        NonFiniteError: A scale or zero point is NaN or inf, and no weight.
 
     Example:
         >>> import torch
@@ -46,8 +47,16 @@ def lint(prepared: nn.Module, *, engine: str | None = None) -> LintReport:
     """
     chosen = check_name("engine", engine or torch.backends.quantized.engine, ENGINES, "lint")
     with _torch.quiet():
-        # Observers that are on are a finding of their own; settling them takes half of the time.
-        reading = dialects.read_prepared(prepared, "lint", settled=False)
+        broken = list(checks.not_finite(prepared))
+        try:
+            # Observers that are on are a finding of their own; settling them takes half the time.
+            reading = dialects.read_prepared(prepared, "lint", settled=False)
+        except NonFiniteError as error:
+            if not broken:
+                raise
+            said = error.where or "", str(error.found), error.remedy or ""
+            held = checks.Finding("non-finite", "error", *said)
+            return LintReport((*broken, held), chosen)  # observers saw what such weights gave
         subject = checks.Subject(reading, chosen, reading.training)
         found = [finding for check in checks.registry() for finding in check.run(subject)]
     found.sort(key=lambda f: checks.SEVERITIES.index(f.severity))

@@ -8,6 +8,7 @@ from fxqfix import _torch, dialects
 from fxqfix._settings import entry
 from fxqfix.checks import Subject
 from fxqfix.dialects import Reading, prepared
+from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.dialects.weights import holder
 from fxqfix.engines import ENGINES, Call, met, placed, saturation_possible
 from fxqfix.errors import DialectError, UnknownNameError
@@ -171,6 +172,7 @@ def convert_with_islands(
 
 def _frozen(model: nn.Module) -> nn.Module:
     dialects.check_kind(model, "to_int8")
+    refuse_non_finite(model, "to_int8")
     frozen: nn.Module = chain(model, *freezing(model, quantized=True)).graph_module
     found = dialects.read(frozen).dialect
     if found != prepared.NAME:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from fxqfix import _rng, _torch, dialects
 from fxqfix._settings import as_given, entry
 from fxqfix.dialects import Reading, Tap
+from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.dialects.decomposed import NAME, is_dequantize, is_pinned
 from fxqfix.errors import FxqfixError, RouteError, UnsupportedError
 from fxqfix.flows import to_decomposed
@@ -87,6 +88,7 @@ def certify(
         (True, 0)
     """
     found = _registry.find(route)
+    refuse_non_finite(model, f"certify, route {route}")
     if found.certify is not None:
         return found.certify(model, data, progress)
     with torch.no_grad(), _rng.same_rng():

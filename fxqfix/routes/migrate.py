@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from fxqfix import _pt2e, _rng, _torch, dialects
 from fxqfix._settings import entry
 from fxqfix.dialects import Reading
+from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.errors import DataError, DialectError, RouteError
 from fxqfix.flows import compare, freeze, to_decomposed
 from fxqfix.measure import Discrepancy, cannot_run, float_discrepancy, tensors_of
@@ -82,7 +83,7 @@ def migrate(
         (True, 1, 0)
     """
     target, chosen = check(path, route)
-    own = _in_eval_mode(dialects.read(model, "migrate"))
+    own = _read(model)
     with torch.no_grad(), _rng.same_rng(), _replacing(target) as temporary:
         graph = to_decomposed(own.graph_module, ranges_from=ranges_from, pin_ranges=pin_ranges)
         file, trained = SavedFile(temporary, dialects.read(graph)), _Trained.of(own)
@@ -164,7 +165,9 @@ def check(path: str | Path, route: str) -> tuple[Path, Route]:
     return target, found
 
 
-def _in_eval_mode(reading: Reading) -> Reading:
+def _read(model: nn.Module) -> Reading:
+    refuse_non_finite(model, "migrate")
+    reading = dialects.read(model, "migrate")
     if reading.prepared and reading.training:
         raise DialectError(
             "the model is in train mode: its file would hold dropout and BatchNorm as in training",

@@ -192,12 +192,27 @@ def engine_mismatch() -> Model:
     return prepared, "_1"
 
 
+def non_finite() -> Model:
+    prepared: Any = fxqfix.freeze(trained())
+    with torch.no_grad():
+        prepared.body.weight.view(-1)[3] = float("nan")
+    return prepared, "body.weight"
+
+
+def weight_saturated() -> Model:
+    prepared: Any = fxqfix.freeze(trained())
+    with torch.no_grad():
+        prepared.body.weight.mul_(20)
+    return prepared, "body.weight"
+
+
 STATES: dict[str, Callable[[], Model]] = {
     f.__name__.replace("_", "-"): f
     for f in (
         *(uncalibrated, moving_observer, scale_formula, stale_qparams, fake_quant_off),
         *(observer_only, bn_training, dropout_training, nondeterministic, range_lost),
         *(narrow_range, shared_qparams, dead_channel, degenerate_scale, int16_saturation),
+        *(non_finite, weight_saturated),
         *(inplace_lost, kernel_defect, not_lowered, engine_mismatch),
     )
 }
