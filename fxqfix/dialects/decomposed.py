@@ -35,6 +35,7 @@ __all__ = [
     "NAME",
     "arguments",
     "code_pin",
+    "floats_of",
     "held_by",
     "is_pin",
     "is_pinned",
@@ -134,6 +135,24 @@ def code_pin(node: fx.Node) -> fx.Node | None:
         return None
     bounds = (given["quant_min"], given["quant_max"])
     return users[0] if users[0].args == (node, *bounds) else None
+
+
+def floats_of(node: fx.Node) -> torch.dtype:
+    """The dtype that a quantize op's value comes back in: what is quantized has it too.
+
+    Args:
+        node: The quantize op, or the clamp of its codes.
+    """
+    for user in node.users:
+        if clamp_bounds(user) is None and user.target in _CLAMPS:
+            return floats_of(user)  # of codes
+        if not is_dequantize(user):
+            continue
+        cast = next((u for u in user.users if u.target is torch.ops.aten.to.dtype), None)
+        given = user.kwargs.get("out_dtype") or (cast.args[1] if cast is not None else None)
+        if isinstance(given, torch.dtype):
+            return given
+    return torch.float32
 
 
 def clamp_bounds(node: fx.Node) -> tuple[float, float] | None:

@@ -10,6 +10,7 @@ from torch import nn
 from fxqfix import _torch, dialects
 from fxqfix._settings import entry
 from fxqfix.dialects import Reading, pt2e
+from fxqfix.dialects._dtypes import check_floats
 from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.errors import DeviceError, DialectError, PairingError, UncalibratedError, counting
 from fxqfix.flows._session import Session
@@ -55,6 +56,7 @@ def compare(
         TraceError, DialectError: A model can't be traced, or holds nothing that quantizes.
         PairingError: The models are swapped or don't belong together.
         UncalibratedError: The prepared model, or a weight of it, never saw data.
+        UnsupportedError: The prepared model is in floats that torch's conversion does not take.
         DataError, NonFiniteError: There is no data, or NaN or inf in it or in qparams.
         DeviceError: Models and data are on different devices.
         ModelRunError: A model raised on a batch.
@@ -99,6 +101,7 @@ def prepared_reading(
         DialectError: It observes no activation.
         UncalibratedError: It never saw data.
         NonFiniteError: A parameter is NaN or inf.
+        UnsupportedError: It computes in floats that torch's conversion does not take.
     """
     where = call.partition("(")[0]
     refuse_non_finite(prepared, where)
@@ -132,6 +135,7 @@ def prepared_reading(
             found=f"{[site.name for site in weights or never][:5]} with min=inf, max=-inf",
             remedy="run calibration data through the prepared model (observers enabled) first",
         )
+    check_floats(reading, where)
     return reading
 
 

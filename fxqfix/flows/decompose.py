@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _pt2e, _torch, dialects, ops
 from fxqfix._settings import entry
 from fxqfix.dialects import Reading, decomposed, int8, pt2e
 from fxqfix.dialects._base import modules_of, scope
+from fxqfix.dialects._dtypes import HALVES, check_floats
 from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.dialects.qconfig import qconfig_range
 from fxqfix.errors import DialectError, RangeUnknownError
@@ -20,6 +22,8 @@ from fxqfix.pairing import pair
 from fxqfix.passes import DecomposeQuantize, Pass, PinRanges, chain
 
 __all__ = ["declared_ranges", "to_decomposed"]
+
+_MANY = 2**16  # codes, which are tried one by one
 
 
 @entry
@@ -49,7 +53,8 @@ def to_decomposed(
         RangeUnknownError: A reference or int8 model without `ranges_from`, or a site that
             `ranges_from` knows nothing of.
         UncalibratedError: The prepared model never saw data.
-        UnsupportedError: An op has no decomposed form (dynamic quantization, for one).
+        UnsupportedError: An op has no decomposed form (dynamic quantization, for one), or the model
+            computes in floats that torch's conversion does not take.
 
     Example:
         >>> import torch
@@ -65,6 +70,8 @@ def to_decomposed(
     """
     refuse_non_finite(model, "to_decomposed")
     reading = dialects.read(model, "to_decomposed")
+    if reading.prepared:
+        check_floats(reading, "to_decomposed")
     source, passes = reading.graph_module, list[Pass]()
     if reading.dialect == pt2e.NAME:
         source = _by_pt2e(source)
@@ -91,12 +98,42 @@ def _by_pt2e(prepared: fx.GraphModule) -> fx.GraphModule:
     for tap in dialects.read(converted).weights if mine else ():
         used, source = tap.site.used, tap.producer.all_input_nodes[0]
         own = next((mine[name] for name in tap.origins if name in mine), None)
-        whole = used is None or all(float(z).is_integer() for z in used.zero_points)
-        if whole or own is None or own.weight is None or source.op != "get_attr":
+        if own is None or own.weight is None or source.op != "get_attr":
             continue
-        codes: Tensor = int8.fetch(converted, source)
-        codes.copy_(own.weight().codes)
+        view = own.weight()
+        if used is not None and not all(float(z).is_integer() for z in used.zero_points):
+            codes: Tensor = int8.fetch(converted, source)
+            codes.copy_(view.codes)
+        if view.values is not None and view.values.dtype in HALVES:  # torchao leaves it out there
+            for node in (tap.producer, *(again for again, _ in tap.repeats)):
+                node.kwargs = {"out_dtype": view.values.dtype, **node.kwargs}
+    for node in list(filter(decomposed.is_dequantize, converted.graph.nodes)):
+        _round_once(node)
+    converted.recompile()
     return converted
+
+
+def _round_once(node: fx.Node) -> None:
+    """Let a dequantize compute in float32, where half precision does not hold its codes.
+
+    With `out_dtype` the op subtracts the zero point in half precision, which 16-bit codes do not
+    fit: fake-quant computes in float32, and rounds once.
+    """
+    given = decomposed.arguments(node)
+    half = node.kwargs.get("out_dtype")
+    if half not in HALVES or "axis" in given or not isinstance(given["scale"], float):
+        return
+    low, high = given["quant_min"], given["quant_max"]
+    if high - low < _MANY:
+        codes = torch.arange(low, high + 1).to(given["dtype"])
+        op: Any = node.target
+        own, wanted = op(codes, *node.args[1:], **node.kwargs), op(codes, *node.args[1:])
+        if torch.equal(own, wanted.to(half)):
+            return
+    node.kwargs = {k: v for k, v in node.kwargs.items() if k != "out_dtype"}
+    with node.graph.inserting_after(node):
+        cast = node.graph.call_function(torch.ops.aten.to.dtype, (node, half))
+    node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
 
 
 def declared_ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, int]]:

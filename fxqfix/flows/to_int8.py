@@ -8,6 +8,7 @@ from fxqfix import _torch, dialects
 from fxqfix._settings import entry
 from fxqfix.checks import Subject
 from fxqfix.dialects import Reading, prepared
+from fxqfix.dialects._dtypes import check_floats
 from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.dialects.weights import holder
 from fxqfix.engines import ENGINES, Call, met, placed, saturation_possible
@@ -63,7 +64,7 @@ def to_int8(
         DialectError: The model is not a prepared one, or torch's conversion quantizes none of it.
         UncalibratedError: It never saw data.
         NonFiniteError: It holds NaN or inf qparams.
-        TraceError: An eager model can't be traced.
+        TraceError, UnsupportedError: An eager model can't be traced; it is not in float32.
         PassError: torch's conversion failed.
 
     Example:
@@ -173,6 +174,7 @@ def convert_with_islands(
 def _frozen(model: nn.Module) -> nn.Module:
     dialects.check_kind(model, "to_int8")
     refuse_non_finite(model, "to_int8")
+    check_floats(dialects.read(model, "to_int8"), "to_int8")
     frozen: nn.Module = chain(model, *freezing(model, quantized=True)).graph_module
     found = dialects.read(frozen).dialect
     if found != prepared.NAME:

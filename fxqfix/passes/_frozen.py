@@ -81,7 +81,7 @@ class FrozenFakeQuantize(nn.Module):
             # On fractional zero points that kernel rounds once where dequantize rounds twice. The
             # two are so near that their difference is exact, and so is the sum.
             wanted = dequantize(quantize(x, self.qparams), self.qparams)
-            return value + (wanted - value).detach()
+            return (value + (wanted - value).detach()).to(x.dtype)
         return torch.fake_quantize_per_tensor_affine(
             x, self.scale, self.zero_point, self.quant_min, self.quant_max
         )

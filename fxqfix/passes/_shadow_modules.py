@@ -63,12 +63,14 @@ class Snapshot(nn.Module):
         qparams: The grid of the codes. A quantized tensor tells its own: where the kernel's output
             has another one than the graph let expect, the tensor is right.
         layout: Memory format of the last value seen.
+        floats: Its dtype, where it was a float; a fake-quant gives back what it gets.
     """
 
     def __init__(self, qparams: QParams) -> None:
         super().__init__()
         self.qparams = qparams
         self.layout = torch.contiguous_format
+        self.floats = torch.float32
 
     def forward(self, value: Tensor) -> Tensor:
         """Take the codes of a float, integer or quantized tensor."""
@@ -81,6 +83,7 @@ class Snapshot(nn.Module):
             return value.int_repr()
         if not value.is_floating_point():
             return value.detach().clone()
+        self.floats = value.dtype
         return quantize(value, self.qparams).to(self.qparams.storage)
 
 
@@ -136,8 +139,8 @@ class _Part(nn.Module):
             for value, source in zip(inputs, self.sources, strict=True)
         )
         values = tuple(
-            value if pair is None else dequantize(*pair)
-            for value, pair in zip(inputs, codes, strict=True)
+            value if pair is None or source is None else dequantize(*pair).to(source[1].floats)
+            for value, pair, source in zip(inputs, codes, self.sources, strict=True)
         )
         return codes, values
 

@@ -16,7 +16,7 @@ from fxqfix.dialects.decomposed import clamp_bounds, is_pinned, pin_bounds
 from fxqfix.engines._base import check_name
 from fxqfix.errors import PassError
 from fxqfix.passes._base import Pass, Rewriter
-from fxqfix.qparams import QParams
+from fxqfix.qparams import QParams, quantize
 
 __all__ = ["PinRanges"]
 
@@ -32,7 +32,8 @@ class PinRanges(Pass):
     moves what the quantize would clamp anyway. What only picks codes (reshapes, cat, max pools) or
     moves them towards zero (relu, relu6, hardtanh) needs none where it keeps their grid.
 
-    It stands before the quantize, on values, or behind it, on codes. Inductor keeps its int8
+    It stands before the quantize, on values (where their dtype holds the bounds: bfloat16 does not
+    hold those of 16-bit codes), or behind it, on codes. Inductor keeps its int8
     kernels with clamps on values, and fails on convolutions with those on codes. ONNX Runtime keeps
     its int8 kernels with clamps on codes, and runs in float with those on values.
 
@@ -82,6 +83,9 @@ class PinRanges(Pass):
         bounds = pin_bounds(
             qparams.scales[0], int(qparams.zero_points[0]), qparams.quant_min, qparams.quant_max
         )
+        if not _fits(bounds, qparams, decomposed.floats_of(kernel)):
+            self._pin_codes(rewriter, tap, qparams)
+            return
         if tap.held is not None:
             rewriter.replace(tap.node, kernel, f"{tap.site.name}: its codes are not clamped")
         if clamp_bounds(source) == bounds:
@@ -116,3 +120,9 @@ class PinRanges(Pass):
                     found=str(used),
                     remedy="decompose the model first: fxqfix.to_decomposed(model)",
                 )
+
+
+def _fits(bounds: tuple[float, float], qparams: QParams, dtype: torch.dtype) -> bool:
+    """Whether bounds that are rounded to a dtype are quantized to the codes that they stand for."""
+    codes = quantize(torch.tensor(bounds, dtype=dtype), qparams.with_range(*qparams.container))
+    return codes.tolist() == [qparams.quant_min, qparams.quant_max]

@@ -44,7 +44,7 @@ class SiteView:
         tap: The site.
         grid: Its qparams.
         codes: Node of an upstream quantize op -> its codes, the same for both.
-        value: What the decomposed graph quantizes, float32.
+        value: What the decomposed graph quantizes, float32 or half precision.
         wanted: The codes of the decomposed graph.
         found: The codes of the deployed form, as integers of any dtype.
 

@@ -15,10 +15,11 @@ from fxqfix.routes._wide import Wide
 
 __all__ = ["explain", "float_error"]
 
-# What float32 arithmetic may do to a sum of products, in units of its largest value: half a unit
+# What float arithmetic may do to a sum of products, in units of its largest value: half a unit
 # in the last place at each of the few roundings behind the sum. What the sum's own order does is
-# measured: the decomposed graph's float32 value against the same in float64.
-_ROUNDINGS, _HALF_UNIT = 8, 2.0**-24
+# measured: the decomposed graph's own value against the same in float64.
+_ROUNDINGS = {torch.float32: 8}
+_HALF_ROUNDINGS = 2  # of values in half precision: their kernels compute in float32, and round
 
 
 def explain(
@@ -77,13 +78,13 @@ def _rounds(view: SiteView, exact: Tensor, width: float, found: Tensor) -> Tenso
 def float_error(
     graph_module: fx.GraphModule, given: Mapping[fx.Node, Any], end: fx.Node, value: Tensor
 ) -> tuple[Tensor, float, str]:
-    """The value of a node in float64, and how far float32 arithmetic may be from it.
+    """The value of a node in float64, and how far its own arithmetic may be from it.
 
     Args:
         graph_module: The decomposed graph.
         given: The values that it is computed from: codes of sites, and inputs.
         end: The node.
-        value: Its value in float32.
+        value: Its value in the graph.
 
     Returns:
         The exact value, the width, and why there is no float64 value ("" where there is one).
@@ -96,7 +97,8 @@ def float_error(
         exact, problem = value.double(), f"no float64 recomputation: {said}"
     own_error = float((exact - value.double()).abs().max()) if value.numel() else 0.0
     largest = float(value.abs().max()) if value.numel() else 0.0
-    return exact, own_error + _ROUNDINGS * _HALF_UNIT * largest, problem
+    unit = torch.finfo(value.dtype).eps / 2 if value.is_floating_point() else 0.0
+    return exact, own_error + _ROUNDINGS.get(value.dtype, _HALF_ROUNDINGS) * unit * largest, problem
 
 
 def _exact(

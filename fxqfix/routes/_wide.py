@@ -1,4 +1,4 @@
-"""A decomposed graph in float64, between the same float32 quantize ops."""
+"""A decomposed graph in float64, between the same quantize ops."""
 
 from __future__ import annotations
 
@@ -8,34 +8,44 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxqfix.dialects._dtypes import HALVES
 from fxqfix.dialects.decomposed import is_quantize
 
 __all__ = ["Wide"]
+
+_NARROW = (torch.float32, *HALVES)
 
 
 class Wide(fx.Interpreter):
     """Runs a graph in float64.
 
-    What a dequantize gives is exact in float32, and widened. A quantize op gets the float32 value
-    that is next to the exact one, so that only the arithmetic in between differs.
+    What a dequantize gives is exact in float32, or rounded to half precision by the graph, and
+    widened. A quantize op gets the float32 value that is next to the exact one, so that only the
+    arithmetic in between differs.
     """
 
     def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An input, widened."""
-        return _cast(super().placeholder(target, args, kwargs), torch.float32, torch.float64)
+        return _widened(super().placeholder(target, args, kwargs))
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node and widen what it gives."""
-        if is_quantize(n):
+        if is_quantize(n) or "choose_qparams" in str(n.target):
             args, kwargs = self.fetch_args_kwargs_from_env(n)
-            narrow = [_cast(value, torch.float64, torch.float32) for value in args]
+            narrow = [_cast(value, (torch.float64,), torch.float32) for value in args]
             return n.target(*narrow, **kwargs)  # type: ignore[operator]  # an OpOverload
-        return _cast(super().run_node(n), torch.float32, torch.float64)
+        if "_assert_tensor_metadata" in str(n.target):  # of export: the dtype that was traced
+            return None
+        return _widened(super().run_node(n))
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a copy of the module, in float64."""
         return copy.deepcopy(self.fetch_attr(target)).double()(*args, **kwargs)
 
 
-def _cast(value: Any, given: torch.dtype, wanted: torch.dtype) -> Any:
-    return value.to(wanted) if isinstance(value, Tensor) and value.dtype == given else value
+def _widened(value: Any) -> Any:
+    return _cast(value, _NARROW, torch.float64)
+
+
+def _cast(value: Any, given: tuple[torch.dtype, ...], wanted: torch.dtype) -> Any:
+    return value.to(wanted) if isinstance(value, Tensor) and value.dtype in given else value
