@@ -7,6 +7,7 @@ so that a reader can act on the last line of a traceback alone.
 from __future__ import annotations
 
 __all__ = [
+    "CheckError",
     "DataError",
     "DeviceError",
     "DialectError",
@@ -160,6 +161,17 @@ class DataError(FxqfixError, ValueError):
         >>> Report(rows=()).culprits()
         Traceback (most recent call last):
         fxqfix.errors.DataError: Report.culprits: this report holds no culprits: ...
+    """
+
+
+class CheckError(FxqfixError, AssertionError):
+    """A result is not what the caller asked it to be.
+
+    Example:
+        >>> from fxqfix import Report
+        >>> Report(rows=()).check()
+        Traceback (most recent call last):
+        fxqfix.errors.CheckError: Report.check: the report is not judged. Found: no site ...
     """
 
 

@@ -195,6 +195,19 @@ def test_exit_codes_of_compare(run, monkeypatch, report: Report, code: int, stri
     assert run("compare", "my_models:pair", "--fail-on-difference")[0] == strict
 
 
+def test_allowed_causes_and_shares(run, monkeypatch) -> None:
+    report = replace(
+        samples.exact_sample(), rows=(replace(_ROUNDED, causes={"scale-formula": 1}), *_REST)
+    )
+    monkeypatch.setattr(fxqfix, "compare", lambda *_, **__: report, raising=False)
+    arguments = ("compare", "my_models:pair")
+    assert run(*arguments)[0] == 1
+    assert run(*arguments, "--allow", "scale-formula")[0] == 0
+    code, _, err = run(*arguments, "--allow", "scale-formula", "--max-share", "0.001")
+    assert (code, "more than 0.001 of the codes differ at x" in err) == (1, True)
+    assert run(*arguments, "--allow", "scale")[0] == 2
+
+
 # --- inspect -------------------------------------------------------------------------------------
 
 

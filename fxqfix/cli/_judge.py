@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 
 from fxqfix.cli import _output
 from fxqfix.cli._target import models
-from fxqfix.report import frame, html, json_, text
+from fxqfix.errors import CheckError
+from fxqfix.report import Report, frame, html, json_, text
 from fxqfix.report.verdict import exit_code
 
 __all__ = ["compare", "inspect", "lint"]
@@ -37,6 +39,15 @@ def compare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
         "--fail-on-difference",
         action="store_true",
         help="exit with 1 unless the report is exact",
+    )
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="CAUSE", help="accept a cause; repeatable"
+    )
+    parser.add_argument(
+        "--max-share",
+        type=float,
+        metavar="SHARE",
+        help="largest share (0 to 1) of codes of one site that may differ on the same inputs",
     )
     _output.add_format(parser)
     _output.add_output(parser, _REPORT)
@@ -76,7 +87,19 @@ def _compare(args: argparse.Namespace) -> int:
     _output.write(args.output, report, _REPORT)
     print(render(report, fmt=args.format or "simple", sort=args.sort, limit=args.limit))
     code = exit_code([report])
+    if args.allow or args.max_share is not None:
+        code = _checked(report, args.allow, args.max_share)
     return 1 if args.fail_on_difference and code == 0 and not report.exact else code
+
+
+def _checked(report: Report, allow: list[str], max_share: float | None) -> int:
+    """The exit code with some causes allowed; the reason goes to stderr."""
+    try:
+        report.check(allow, max_share)
+    except CheckError as error:
+        print(f"fxqfix: {error}", file=sys.stderr)
+        return 1 if "not ok" in error.what else 2
+    return 0
 
 
 def _inspect(args: argparse.Namespace) -> int:

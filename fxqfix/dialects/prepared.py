@@ -167,7 +167,12 @@ def _attribute(graph_module: fx.GraphModule, path: str) -> Tensor:
 def _inner_sites(
     node: fx.Node, module: nn.Module, op: str, taken: set[str]
 ) -> list[tuple[Site, str]]:
-    """Sites inside a module that the graph does not open (LSTM, MultiheadAttention)."""
+    """Sites inside a module that the graph does not open (LSTM, MultiheadAttention).
+
+    Without an observer inside it is one that stays in float: parts of it may have a qconfig.
+    """
+    if not any(map(_torch.is_quantizer, module.modules())):
+        return []
     found: list[tuple[Site, str]] = []
     reason = f"inside {type(module).__name__} {node.target!r}, which the graph does not open"
     for path, inner in module.named_modules():

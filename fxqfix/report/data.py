@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fxqfix.causes import registry
 from fxqfix.dialects.site import closest
-from fxqfix.errors import DataError, UnknownNameError, counting
+from fxqfix.errors import CheckError, DataError, UnknownNameError, counting
 from fxqfix.measure.culprits import Culprit
 from fxqfix.report.rows import Coverage, Row
 from fxqfix.report.verdict import Judged, disallowed
@@ -84,19 +85,64 @@ class Report(Judged):
     @property
     def faults(self) -> tuple[str, ...]:
         """Codes out of range, causes that `ALLOWED` does not list, values on another grid."""
+        return self._faults(frozenset())
+
+    def _faults(self, allow: Collection[str]) -> tuple[str, ...]:
         outside = [row for row in self.rows if _out_of_range(row)]
         shifted = [row for row in self.rows if row.shift and not row.differing]
         off_grid = [row for row in self.rows if row.off_grid]
-        found = [
-            f"{name}: {count} codes" for name, count in disallowed("Report", self.causes).items()
-        ]
-        if outside:
+        bad = disallowed("Report", self.causes)
+        found = [f"{name}: {count} codes" for name, count in bad.items() if name not in allow]
+        if outside and "range-lost" not in allow:
             found.append(f"{sum(map(_out_of_range, outside))} codes out of range{_at(outside)}")
         if off_grid:
             found.append(f"values on another grid{_at(off_grid)}")
         if shifted:
             found.append(f"values equal, codes shifted by {shifted[0].shift}{_at(shifted)}")
         return tuple(found)
+
+    def check(self, allow: Collection[str] = (), max_local_share: float | None = None) -> None:
+        """Raise unless the report is ok, as a training script or a CI job asks for it.
+
+        Args:
+            allow: Names of causes that are accepted besides those of `ALLOWED`, e.g.
+                {"scale-formula"} for a model that is converted without `freeze`.
+            max_local_share: Largest share (0 to 1) of codes of one site that may differ given the
+                same inputs; None for any.
+
+        Raises:
+            CheckError: The report is not ok, or was not judged; the message says why.
+            UnknownNameError: There is no such cause.
+
+        Example:
+            >>> from fxqfix import Report
+            >>> Report(rows=()).check()
+            Traceback (most recent call last):
+            fxqfix.errors.CheckError: Report.check: the report is not judged. Found: no site ...
+        """
+        known = [cause.name for cause in registry()]
+        for name in allow:
+            if name not in known:
+                raise UnknownNameError(
+                    f"no cause is named {name!r}",
+                    where="Report.check",
+                    expected=", ".join(known),
+                )
+        found = [*self._faults(frozenset(allow)), *self.left_out]
+        state = "not ok" if len(found) > len(self.left_out) else "not judged"
+        limit = 1.0 if max_local_share is None else max_local_share
+        over = [row for row in self.rows if row.local_share > limit]
+        if over:
+            found.insert(0, f"more than {limit:g} of the codes differ{_at(over)}")
+            state = "not ok"
+        if found:
+            raise CheckError(
+                f"the report is {state}",
+                where="Report.check",
+                found="; ".join(found[:5]) + ("; ..." if len(found) > 5 else ""),
+                remedy="print(report) shows each cause with its evidence, fxqfix.repair repairs "
+                "what it can; allow= takes causes that you accept",
+            )
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -108,8 +154,8 @@ class Report(Judged):
             found.append("no site was compared")
         elif not any(row.kind == "output" for row in self.rows):
             found.append("no output of the model was compared")
-        unasked = sum(row.differing - sum(row.causes.values()) for row in self.rows)
-        if unasked > 0:
+        unasked = sum(map(_without_cause, self.rows))
+        if unasked:
             found.append(f"{unasked} codes differ whose cause was not asked for")
         return tuple(found)
 
@@ -250,6 +296,12 @@ class Report(Judged):
 
 def _out_of_range(row: Row) -> int:
     return max(row.cumulative.out_of_range, row.local.out_of_range if row.local else 0)
+
+
+def _without_cause(row: Row) -> int:
+    local = row.local.differing if row.local else 0
+    differing = max(row.differing, local, row.cumulative.differing)
+    return max(differing - sum(row.causes.values()), 0)
 
 
 def _at(rows: Sequence[Row]) -> str:

@@ -40,7 +40,7 @@ def log(report: Report, writer: ScalarWriter, step: int) -> None:
         ...     def add_scalar(self, tag, value, step):
         ...         print(tag, value, step)
         >>> log(Report(rows=()), Printer(), step=7)
-        fxqfix/exact 1.0 7
+        fxqfix/exact 0.0 7
         fxqfix/unexplained 0 7
     """
     writer.add_scalar("fxqfix/exact", float(report.exact), step)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fxqfix import causes
+from fxqfix.errors import CheckError, UnknownNameError
 from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.report import (
     ALLOWED,
@@ -194,3 +195,31 @@ def test_a_migration_is_judged_by_the_trained_model_too() -> None:
 
     assert migration(SAME).exact
     assert migration(apart(8, 1)).verdict == "not ok"
+
+
+def test_counts_that_no_cause_covers_are_not_judged() -> None:
+    """Also of rows made by hand, whose `either` was not counted."""
+    report = with_site(local=apart(64, 3), causes={}, either=None)
+    assert report.verdict == "not judged"
+    both = replace(SITE, causes={"rounding": 9}, either=0)  # too many here make up for none there
+    none = replace(SITE, name="other", local=apart(64, 3), causes={}, either=3)
+    assert replace(EXACT, rows=(both, none, EXACT.rows[2])).verdict == "not judged"
+
+
+def test_check() -> None:
+    EXACT.check()
+    report = differing("scale-formula")
+    with pytest.raises(CheckError, match=r"not ok.*scale-formula: 3 codes"):
+        report.check()
+    report.check(allow={"scale-formula"})
+    report.check(allow={"scale-formula"}, max_local_share=3 / 64)
+    with pytest.raises(CheckError, match=r"more than 0.04 of the codes differ at relu"):
+        report.check(allow={"scale-formula"}, max_local_share=0.04)
+    with pytest.raises(UnknownNameError, match="no cause is named 'scale'"):
+        report.check(allow={"scale"})
+    with pytest.raises(CheckError, match=r"not judged.*no output"):
+        replace(EXACT, rows=EXACT.rows[:2]).check()
+    outside = with_site(local=apart(64, 3, 1, 2), causes={"range-lost": 3}, either=3)
+    with pytest.raises(CheckError, match="2 codes out of range"):
+        outside.check()
+    outside.check(allow=["range-lost"])
