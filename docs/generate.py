@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fxqfix
-from fxqfix import causes, checks, dialects, engines, errors, ops, passes, routes
+from fxqfix import causes, checks, dialects, engines, errors, ops, passes, report, routes
 
 DOCS = Path(__file__).resolve().parent
 NOTICE = "<!-- Written by docs/generate.py: edit the source, then run it again. -->\n"
@@ -138,6 +138,43 @@ def causes_page() -> str:
             f"{repaired}- What to do: {cause.advice}",
         ]
     return "\n\n".join(parts)
+
+
+def verdicts_page() -> str:
+    names = (*(c.name for c in causes.registry()), *routes.LAPSES)
+    kinds = tuple(report.ALLOWED)
+    rows = [
+        (f"`{name}`", *("allowed" if name in report.ALLOWED[kind] else "not ok" for kind in kinds))
+        for name in dict.fromkeys(names)
+    ]
+    return "\n\n".join(
+        [
+            "# Verdicts",
+            "Every result (`Report`, `Certificate`, `Int8Certificate`, `Repair`, `Migration`) has "
+            "`verdict`, `ok`, `exact`, and `reasons`, which says why the verdict is not *ok*.",
+            "- **exact**: everything that the model returns and everything that it quantizes was "
+            "looked at, and every code and every output bit is equal.\n"
+            "- **ok**: everything was looked at, nothing is out of range, and every difference has "
+            "a named cause that this kind of record allows. An output that differs only by what "
+            "such codes set off is ok where feeding the right codes there makes it equal.\n"
+            "- **not ok**: a code is out of range, a cause is not allowed, or none was found "
+            "(`faults`).\n"
+            "- **not judged**: nothing wrong was seen, but something was left out (`left_out`): a "
+            "site without a partner, a module or a nested graph that no reader opens, an output, "
+            "codes whose cause was not asked for. 0 of 0 is not judged.",
+            "The exit code of a command is 0 for ok, 1 for not ok, and 2 for not judged or an "
+            "error. `compare --fail-on-difference` asks for exact; `--allow CAUSE` accepts a "
+            "cause, as `report.check(allow=...)` does.",
+            "An `Int8Certificate` is made without data, so it is never exact; its faults are "
+            "ranges that are not held, weights that differ, and kernels that are known to be "
+            "wrong. A `Repair` and a `Migration` take the verdict of the comparison and the "
+            "certificate that they hold.",
+            "## Causes that each kind of record allows",
+            "A cause is allowed where it moves codes by a rounding that every healthy deployment "
+            "has. `upstream` is allowed because its own cause counts at the site where it began.",
+            table(("cause", *(f"`{kind}`" for kind in kinds)), rows),
+        ]
+    )
 
 
 def checks_page() -> str:
@@ -328,6 +365,7 @@ def _member(name: str, member: object) -> str:
 REFERENCE: dict[str, Callable[[], str]] = {
     "passes": passes_page,
     "causes": causes_page,
+    "verdicts": verdicts_page,
     "checks": checks_page,
     "ops": ops_page,
     "engines": engines_page,
