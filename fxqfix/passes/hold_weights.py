@@ -1,8 +1,9 @@
-"""hold-weights: weights beyond their fake-quant's range, clamped to it, since conversion isn't.
+"""hold-weights: weights that conversion would quantize otherwise than their fake-quant does.
 
 torch quantizes the weights of int8 modules to the whole of qint8, -128 included, whatever range
 their fake-quant has (symmetric ones are often [-127,127]). A weight that trained on behind its
-observer then gets a code that was never trained.
+observer then gets a code that was never trained. And where the native quantize op adds the zero
+point before it rounds, an odd one sends a tie to the other side.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from torch import Tensor, fx, nn
 from fxqfix.dialects.weights import batch_norm_factor, holder
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._frozen import FrozenFakeQuantize
-from fxqfix.qparams import QParams
+from fxqfix.qparams import QParams, dequantize, quantize, quantize_native
 
 __all__ = ["HoldWeights"]
 
 
 @dataclass(frozen=True)
 class HoldWeights(Pass):
-    """Clamp the weights of a frozen model to what their fake-quants let through.
+    """Replace weights and constants that conversion would give other codes than training does.
 
-    No bit of the model's outputs changes: the fake-quants clamp the same. A weight that has several
-    readers is left as it is, unless all of them quantize it alike.
+    They get the values that their fake-quants give: the limit of the range for what lies beyond
+    it, the quantized value for a tie. No bit of the model's outputs changes. A weight that has
+    several readers is left as it is, unless all of them quantize it alike.
 
     Example:
         >>> import torch
@@ -46,18 +48,20 @@ class HoldWeights(Pass):
     name: ClassVar[str] = "hold-weights"
 
     def rewrite(self, rewriter: Rewriter) -> None:
-        """Clamp weight by weight."""
+        """Go through the weights."""
         readers: dict[int, list[tuple[str, Tensor, QParams | None]]] = {}
         for path, weight, qparams in _readers(rewriter.module):
             readers.setdefault(id(weight), []).append((path, weight, qparams))
         for (path, weight, qparams), *others in readers.values():
-            if qparams is None or not qparams.is_narrow or any(q != qparams for *_, q in others):
+            if qparams is None or any(q != qparams for *_, q in others):
                 continue
-            low, high = _bounds(qparams, weight)
-            beyond = int(((weight < low) | (weight > high)).sum())
-            if beyond:
-                weight.data = torch.clamp(weight.data, low, high)
-                rewriter.note(f"{path}: {beyond} weights held in {qparams.range_text}")
+            if not all(float(point).is_integer() for point in qparams.zero_points):
+                continue  # conversion cuts these: another grid
+            wanted = quantize(weight.data, qparams)
+            apart = wanted.int() != quantize_native(weight.data, qparams)
+            if count := int(apart.sum()):
+                weight.data = torch.where(apart, dequantize(wanted, qparams), weight.data)
+                rewriter.note(f"{path}: {count} weights held in {qparams.range_text}")
 
 
 def _readers(model: nn.Module) -> Iterator[tuple[str, Tensor, QParams | None]]:
@@ -70,12 +74,13 @@ def _readers(model: nn.Module) -> Iterator[tuple[str, Tensor, QParams | None]]:
             held |= {f"{path}.{n}" for n, p in module.named_parameters() if p is inner.weight}
             yield f"{path}.weight", inner.weight, quantizer.qparams
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    constants = parameters | dict(model.named_buffers(remove_duplicate=False))
     nodes: Any = model.graph.nodes if isinstance(model, fx.GraphModule) else ()
     for node in nodes:
-        if node.op == "get_attr" and str(node.target) in parameters:
+        if node.op == "get_attr" and str(node.target) in constants:
             held.add(str(node.target))
             for user in node.users:
-                yield str(node.target), parameters[str(node.target)], _quantized(user, model)
+                yield str(node.target), constants[str(node.target)], _quantized(user, model)
     for path, parameter in parameters.items():
         if path not in held:
             yield path, parameter, None
@@ -86,10 +91,3 @@ def _quantized(user: fx.Node, model: nn.Module) -> QParams | None:
         return None
     module = model.get_submodule(str(user.target))
     return module.qparams if isinstance(module, FrozenFakeQuantize) else None
-
-
-def _bounds(qparams: QParams, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The real values of the lowest and the highest code, per channel where the grid is."""
-    scale, point = qparams.tensors(weight)
-    low, high = ((limit - point) * scale for limit in (qparams.quant_min, qparams.quant_max))
-    return low.to(weight.dtype), high.to(weight.dtype)
