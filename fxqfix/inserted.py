@@ -47,7 +47,7 @@ def hold_range(x: Tensor, quant_min: int, quant_max: int) -> Tensor:
     scales, is held as well. `torch.jit.trace` sees a clamp.
 
     Args:
-        x: A per-tensor quantized tensor of any shape.
+        x: A quantized tensor of any shape.
         quant_min: Lowest code.
         quant_max: Highest code.
 
@@ -64,11 +64,27 @@ def hold_range(x: Tensor, quant_min: int, quant_max: int) -> Tensor:
         >>> x.int_repr(), hold_range(x, 2, 127).int_repr()
         (tensor([  0,   4, 201], dtype=torch.uint8), tensor([  2,   4, 127], dtype=torch.uint8))
     """
+    if x.qscheme() not in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return _hold_channels(x, quant_min, quant_max)
     scale, point = x.q_scale(), x.q_zero_point()
     low, high = (quant_min - point) * scale, (quant_max - point) * scale
     if _torch.runs_on_qnnpack():
         return as_shaped(torch.clamp(as_stored(x), low, high), x)
     return torch.clamp(x, low, high)
+
+
+def _hold_channels(x: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """The same with a scale per channel, where torch.clamp has no kernel."""
+    scales, points, axis = (
+        x.q_per_channel_scales(),
+        x.q_per_channel_zero_points(),
+        x.q_per_channel_axis(),
+    )
+    shape = [1] * x.dim()
+    shape[axis] = -1
+    codes = x.int_repr().clamp(quant_min, quant_max)
+    values = (codes - points.reshape(shape)) * scales.reshape(shape)
+    return torch.quantize_per_channel(values.float(), scales, points, axis, x.dtype)
 
 
 def round_to_grid(

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from torch import fx
 
-from fxqfix.dialects import Reading, Tap, parents, pt2e
+from fxqfix.dialects import Reading, Tap, parents
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects._writes import overwrites, twins
 from fxqfix.dialects.quantizer import LEAVES_FLOAT
@@ -238,10 +238,11 @@ def _check(prepared: Reading, converted: Reading, pairs: list[Pair]) -> None:
     # Inputs pair with each other in any two models; weights only where the models belong together.
     shapes = [sorted(str(t.site.shape) for t in r.weights) for r in (prepared, converted)]
     strangers = all(shapes) and shapes[0] != shapes[1] and "weight" not in kinds
-    # PT2E quantizes weights alone, or with dynamic activations: then the weights are what pairs.
+    # Where weights alone are quantized, or with dynamic activations, the weights are what pairs.
     static = any(t.site.used is not None for t in prepared.activations)
-    static |= prepared.dialect != pt2e.NAME
-    if strangers or ("activation" not in kinds and (static or "weight" not in kinds)):
+    due = "activation" if static else "weight"
+    known = any(t.site.used is not None for t in prepared.taps)
+    if strangers or (known and "activation" not in kinds and due not in kinds):
         raise PairingError(
             "the two models have next to no site in common",
             where="compare",

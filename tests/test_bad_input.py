@@ -362,19 +362,19 @@ def test_outputs_that_are_no_tensors_are_refused_by_certify() -> None:
 def _stranger(kind: str) -> tuple[Any, type[FxqfixError], type[Exception], str]:
     net = nn.Sequential(nn.Linear(8, 4))
     if kind == "lambda":
-        return (lambda x: x), TraceError, TypeError, "not a module. Found: function."
+        return (lambda x: x), TraceError, TypeError, "not a module. Found: function"
     if kind == "class":
         return nn.Linear, TraceError, TypeError, "pass an instance, not the class Linear"
     if kind == "state dict":
         return net.state_dict(), TraceError, TypeError, "load the weights into a module"
     if kind == "scripted":
         return torch.jit.script(net), TraceError, TypeError, "that torch.jit.script"
-    if kind == "parallel":
-        return nn.DataParallel(_calibrated()), TraceError, TypeError, "pass model.module"
+    if kind == "path":
+        return "model.pt2", TraceError, TypeError, "torch.export.load(path)"
     return _calibrated().to("meta"), DeviceError, RuntimeError, "model.to_empty(device='cpu')"
 
 
-@pytest.mark.parametrize("kind", ["lambda", "class", "state dict", "scripted", "parallel", "meta"])
+@pytest.mark.parametrize("kind", ["lambda", "class", "state dict", "scripted", "path", "meta"])
 def test_models_of_no_kind(kind: str) -> None:
     with warnings.catch_warnings():  # TorchScript is deprecated; that it is still met is the point
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -269,7 +269,10 @@ class _Region(fx.Interpreter):
         """Run a node, or take the bias in its place; round its value where a grid is given."""
         bias = self._biases.get(n.name)
         value = super().run_node(n) if bias is None else bias.detach().double()
-        return _rounded(value, *self._grids[n.name]) if n.name in self._grids else value
+        if n.name not in self._grids:
+            return value
+        grid = self._grids[n.name]  # of each part, where the op gives several
+        return _torch.tree_map_tensors(lambda t: _rounded(t, *grid), value)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the module, or the one that takes its place."""

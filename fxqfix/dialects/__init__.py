@@ -12,6 +12,7 @@ from fxqfix import _torch, ops
 from fxqfix._settings import entry
 from fxqfix.dialects import decomposed, int8, prepared, pt2e, reference
 from fxqfix.dialects._base import Reading, Tap, modules_of, parents
+from fxqfix.dialects._wrappers import check_tool, unwrapped
 from fxqfix.dialects.site import Inspection, Site
 from fxqfix.dialects.trace import call, check_kind, trace
 from fxqfix.dialects.weights import int8_weight
@@ -26,11 +27,15 @@ __all__ = [
     "Tap",
     "call",
     "check_kind",
+    "check_tool",
     "inspect",
+    "nothing_prepared",
+    "nothing_quantized",
     "parents",
     "read",
     "read_prepared",
     "trace",
+    "unwrapped",
 ]
 
 
@@ -49,6 +54,14 @@ class Dialect(Protocol):
 # Asked in this order: a graph can hold what several dialects have, the first is the most telling.
 # PT2E's prepared models are prepared ones too, and decomposed ones where part is converted.
 DIALECTS: tuple[Dialect, ...] = (pt2e, prepared, decomposed, reference, int8)
+
+
+def _traced(model: nn.Module, where: str) -> fx.GraphModule:
+    check_kind(model, where)
+    model = unwrapped(model)
+    if isinstance(model, nn.Module):
+        check_tool(model, where)
+    return trace(model)
 
 
 def read(model: nn.Module, where: str = "inspect") -> Reading:
@@ -73,18 +86,46 @@ def read(model: nn.Module, where: str = "inspect") -> Reading:
         >>> reading.dialect, [tap.site.used.scale for tap in reading.taps]
         ('fx-int8', [0.5])
     """
-    check_kind(model, where)
-    graph_module = trace(model)
+    graph_module = _traced(model, where)
     for dialect in DIALECTS:
         if dialect.matches(graph_module):
             return _with_nested(dialect.read(graph_module))
-    raise DialectError(
-        f"{type(model).__name__} holds no observer, fake-quant, quantize op or quantized kernel",
-        where=where,
-        found=f"{sum(1 for _ in graph_module.graph.nodes)} nodes, all float",
+    raise nothing_quantized(
+        model,
+        where,
         expected="a prepared, reference, int8 or decomposed model",
         remedy="pass the result of prepare_fx, prepare_qat_fx, convert_fx, "
         "convert_to_reference_fx, prepare_pt2e, convert_pt2e, or eager prepare / convert",
+    )
+
+
+def nothing_quantized(model: nn.Module, where: str, *, expected: str, remedy: str) -> DialectError:
+    """What to raise of a model in which nothing is quantized, be it prepared or not.
+
+    Args:
+        model: The model, not wrapped.
+        where: Who asks.
+        expected: What was expected.
+        remedy: What to pass in place of a model that torch did not prepare.
+
+    Example:
+        >>> raise nothing_quantized(nn.Linear(2, 2), "lint", expected="fake-quants", remedy="train")
+        Traceback (most recent call last):
+        fxqfix.errors.DialectError: lint: Linear holds no observer, fake-quant, quantize op or ...
+    """
+    found = None
+    if isinstance(model, fx.GraphModule):
+        found = f"{sum(1 for _ in model.graph.nodes)} nodes, all float"
+        if _torch.observed_attributes(model) is not None:
+            found += ", though torch prepared it: no op of it is observed"
+            remedy = "prepare it with a qconfig (or a quantizer) that chooses its ops, and dtypes "
+            remedy += "that the backend_config takes for them"
+    return DialectError(
+        f"{type(model).__name__} holds no observer, fake-quant, quantize op or quantized kernel",
+        where=where,
+        found=found,
+        expected=expected,
+        remedy=remedy,
     )
 
 
@@ -101,19 +142,42 @@ def read_prepared(model: nn.Module, where: str, *, settled: bool = True) -> Read
         TraceError: An eager model can't be traced.
         DialectError: The model is not a prepared one.
     """
-    check_kind(model, where)
-    graph_module = trace(model)
+    graph_module = _traced(model, where)
     if pt2e.matches(graph_module):
         return pt2e.read(graph_module)
     if prepared.matches(graph_module):
         return _with_nested(prepared.read(graph_module, settled=settled))
-    raise DialectError(
-        "only prepared models are checked",
-        where=where,
-        found=f"{type(model).__name__} without observers and fake-quants",
-        expected="observers or fake-quants",
-        remedy="pass what prepare_fx, prepare_qat_fx, prepare_pt2e or prepare_qat_pt2e returned, "
-        "before its conversion",
+    raise nothing_prepared(graph_module, where)
+
+
+def nothing_prepared(model: nn.Module, where: str) -> DialectError:
+    """What to raise of a model without observers and fake-quants, where those are needed.
+
+    Args:
+        model: The model, not wrapped.
+        where: Who asks.
+
+    Example:
+        >>> raise nothing_prepared(nn.Linear(2, 2), "freeze")
+        Traceback (most recent call last):
+        fxqfix.errors.DialectError: freeze: Linear holds no observer, fake-quant, quantize op or ...
+    """
+    graph_module = model if isinstance(model, fx.GraphModule) else None
+    converted = [d.NAME for d in DIALECTS if graph_module is not None and d.matches(graph_module)]
+    if converted:
+        return DialectError(
+            "only prepared models are checked and frozen",
+            where=where,
+            found=f"a model of dialect {converted[0]}",
+            expected="observers or fake-quants",
+            remedy="pass the model as it was before its conversion",
+        )
+    return nothing_quantized(
+        model,
+        where,
+        expected="a prepared model",
+        remedy="pass what prepare_fx, prepare_qat_fx, prepare_pt2e, prepare_qat_pt2e or eager "
+        "prepare returned, before its conversion",
     )
 
 

@@ -21,6 +21,8 @@ def non_finite(model: Any) -> Iterator[tuple[str, str]]:
         model: A module or an exported program; what its observers hold is not looked at.
     """
     for path, tensor, strict in _tensors(model):
+        if type(tensor) not in (Tensor, nn.Parameter):  # another tool's, which are refused by name
+            continue
         if not tensor.is_floating_point() or tensor.is_quantized or tensor.is_meta:
             continue
         bad = ~torch.isfinite(tensor) if strict else torch.isnan(tensor)

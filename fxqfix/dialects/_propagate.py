@@ -72,9 +72,17 @@ def _closed_outputs(
 
     if found.key == "multihead_attention":
         return grid(module.out_proj), grid(module.quant_attn_output_weights)
-    first, last = (module.layers[i].layer_fw.cell for i in (0, -1))
+
+    def cell(layer: int) -> tuple[QParams | None, QParams | None]:
+        own = module.layers[layer].layer_fw.cell
+        if isinstance(own, fx.GraphModule):  # of the user's own parts
+            values = next(n for n in own.graph.nodes if n.op == "output").args[0]
+            inner = propagate(own)
+            return inner.get(values[0]), inner.get(values[1])
+        return grid(own.ogate_cy), grid(own.fgate_cx_igate_cgate)
+
     # Where tensors of several grids are joined, the first one's counts.
-    return grid(last.ogate_cy), (grid(first.ogate_cy), grid(first.fgate_cx_igate_cgate))
+    return cell(-1)[0], cell(0)
 
 
 def _output(
@@ -138,15 +146,18 @@ def _quantize_args(node: fx.Node, graph_module: fx.GraphModule, modules: Modules
         module: Any = modules[str(node.target)]
         low, high = container_range(module.dtype)
         return qparams_of(module.scale, module.zero_point, low, high, module.dtype)
-    if node.target is not torch.quantize_per_tensor:
+    names: tuple[str, ...] = ("input", "scale", "zero_point", "dtype")
+    if node.target is torch.quantize_per_channel:
+        names = ("input", "scales", "zero_points", "axis", "dtype")
+    elif node.target is not torch.quantize_per_tensor:
         return None
-    names = ("input", "scale", "zero_point", "dtype")
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    scale, point = (fetch(graph_module, given[k]) for k in ("scale", "zero_point"))
+    scale, point = (fetch(graph_module, given[k]) for k in names[1:3])
     dtype: Any = given["dtype"]
+    axis: Any = given.get("axis")
     if scale is None or point is None:  # chosen at run time
         return None
-    return qparams_of(scale, point, *container_range(dtype), dtype)
+    return qparams_of(scale, point, *container_range(dtype), dtype, axis)
 
 
 def _own_qparams(

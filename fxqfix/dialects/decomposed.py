@@ -25,8 +25,14 @@ from fxqfix.dialects._base import (
     unique,
 )
 from fxqfix.dialects._constants import bias_of, constant, constants, reader, role
-from fxqfix.dialects.int8 import fetch
-from fxqfix.dialects.quantizer import qparams_of
+from fxqfix.dialects._decomposed_ops import (
+    arguments,
+    is_blockwise,
+    is_dequantize,
+    is_quantize,
+    kind_of,
+    qparams_of_op,
+)
 from fxqfix.dialects.site import Site
 from fxqfix.dialects.weights import WeightView, reference_weight
 from fxqfix.qparams import QParams, quantize
@@ -37,8 +43,10 @@ __all__ = [
     "code_pin",
     "floats_of",
     "held_by",
+    "is_dequantize",
     "is_pin",
     "is_pinned",
+    "is_quantize",
     "matches",
     "qparams_of_op",
     "read",
@@ -49,65 +57,11 @@ NAME = "decomposed"
 
 _CLAMPS = (torch.clamp, torch.ops.aten.clamp.default)
 
-_NAMES = {
-    "per_tensor": ("input", "scale", "zero_point", "quant_min", "quant_max", "dtype"),
-    "per_channel": ("input", "scales", "zero_points", "axis", "quant_min", "quant_max", "dtype"),
-}
-
-
-def _kind(node: fx.Node) -> tuple[str, str] | None:
-    """("quantize" or "dequantize", "per_tensor" or "per_channel") of a decomposed op, else None."""
-    if node.op != "call_function" or "quantized_decomposed" not in str(node.target):
-        return None
-    name = str(node.target).split("quantized_decomposed.")[-1].split(".")[0]
-    verb, _, how = name.partition("_")
-    return (verb, how) if verb in ("quantize", "dequantize") and how in _NAMES else None
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a decomposed op by name; channel scales and points as "scale" too."""
-    kind = _kind(node)
-    given = {**dict(zip(_NAMES[kind[1] if kind else "per_tensor"], node.args, strict=False))}
-    given |= node.kwargs
-    for plural, single in (("scales", "scale"), ("zero_points", "zero_point")):
-        if plural in given:
-            given[single] = given.pop(plural)
-    return given
-
-
-def qparams_of_op(node: fx.Node, graph_module: fx.GraphModule) -> QParams | None:
-    """The qparams of a decomposed op; None where they are chosen at run time (dynamic)."""
-    given = arguments(node)
-    scale, point = (fetch(graph_module, given[k]) for k in ("scale", "zero_point"))
-    if scale is None or point is None:
-        return None
-    return qparams_of(
-        scale, point, given["quant_min"], given["quant_max"], given["dtype"], given.get("axis")
-    )
-
-
-def _blockwise(node: fx.Node) -> bool:
-    """True for torchao's (de)quantize ops with grids by block, group or token."""
-    name = str(node.target)
-    return node.op == "call_function" and "torchao" in name and "quantize_affine" in name
-
 
 def matches(graph_module: fx.GraphModule) -> bool:
     """True where any node is a quantized_decomposed (or a torchao) quantize or dequantize."""
     nodes = graph_module.graph.nodes
-    return any(_kind(node) is not None or _blockwise(node) for node in nodes)
-
-
-def is_quantize(node: fx.Node) -> bool:
-    """True for a decomposed quantize op."""
-    kind = _kind(node)
-    return kind is not None and kind[0] == "quantize"
-
-
-def is_dequantize(node: fx.Node) -> bool:
-    """True for a decomposed dequantize op."""
-    kind = _kind(node)
-    return kind is not None and kind[0] == "dequantize"
+    return any(kind_of(node) is not None or is_blockwise(node) for node in nodes)
 
 
 def is_pin(node: fx.Node) -> bool:
@@ -117,7 +71,7 @@ def is_pin(node: fx.Node) -> bool:
     real values of the codes that the quantize behind it allows.
     """
     bounds, users = clamp_bounds(node), list(node.users)
-    if bounds is None or not users or any(_kind(u) != ("quantize", "per_tensor") for u in users):
+    if bounds is None or not users or any(kind_of(u) != ("quantize", "per_tensor") for u in users):
         return False
     given = arguments(users[0])
     if not isinstance(given["scale"], float):
@@ -129,7 +83,7 @@ def is_pin(node: fx.Node) -> bool:
 def code_pin(node: fx.Node) -> fx.Node | None:
     """The clamp behind a quantize that keeps its codes in their range; None without one."""
     users, given = list(node.users), arguments(node)
-    if _kind(node) != ("quantize", "per_tensor") or len(users) != 1:
+    if kind_of(node) != ("quantize", "per_tensor") or len(users) != 1:
         return None
     if users[0].target not in _CLAMPS:
         return None
@@ -193,7 +147,7 @@ def read(graph_module: fx.GraphModule) -> Reading:
     fixed = constants(graph_module) if is_exported(graph_module) else frozenset[fx.Node]()
     first: dict[tuple[fx.Node, QParams | None], int] = {}  # the place of a weight's tap
     for node in graph_module.graph.nodes:
-        kind = _kind(node)
+        kind = kind_of(node)
         if node.op == "call_module" and (w := reference_weight(modules[str(node.target)])):
             site = Site(
                 name=unique(f"{node.name}.weight", taken),
@@ -205,9 +159,12 @@ def read(graph_module: fx.GraphModule) -> Reading:
                 shape=tuple(w.codes.shape),
             )
             taps.append(Tap(site, node, node, lambda w=w: w))  # type: ignore[misc]
-        if _blockwise(node):
+        if is_blockwise(node):
             hidden += _hidden_blocks(graph_module, node, fixed, taken)
         if kind is None:
+            continue
+        if arguments(node)["dtype"].is_floating_point:
+            hidden += _hidden_floats(graph_module, node, fixed, taken)
             continue
         qparams, source = qparams_of_op(node, graph_module), node.args[0]
         if source.op == "get_attr" or (kind[0] == "quantize" and source in fixed):
@@ -227,6 +184,24 @@ def read(graph_module: fx.GraphModule) -> Reading:
     return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
 
 
+def _hidden_floats(
+    graph_module: fx.GraphModule, node: fx.Node, fixed: frozenset[fx.Node], taken: set[str]
+) -> list[tuple[Site, str]]:
+    """The site of a quantize to floats of fewer bits, or of the dequantize of such a constant."""
+    modules, dtype = modules_of(graph_module), arguments(node)["dtype"]
+    source: Any = node.args[0]
+    if is_dequantize(node) and source.op != "get_attr":
+        return []  # counted at its quantize
+    producer, kind, shape, name = source, "activation", None, source.name
+    if source.op == "get_attr" or source in fixed:
+        producer, kind = _op_behind(node), "weight"
+        shape = tuple(constant(graph_module, source).shape)
+        name = f"{producer.name}.weight"
+    place = scope(producer, graph_module), op_name(producer, modules)
+    site = Site(unique(name, taken), kind, *place, source=f"floats of {dtype}", shape=shape)
+    return [(site, f"its values become floats of {dtype}, not integers")]
+
+
 def _hidden_blocks(
     graph_module: fx.GraphModule, node: fx.Node, fixed: frozenset[fx.Node], taken: set[str]
 ) -> list[tuple[Site, str]]:
@@ -235,7 +210,7 @@ def _hidden_blocks(
     reason = "grids by block, group or token are no QParams"
     if source in fixed:
         user = reader(node, modules)
-        if _blockwise(user):
+        if is_blockwise(user):
             return []  # quantized and dequantized in the graph: counted at the dequantize
         name = unique(f"{user.name}.{role(node, user, modules)}", taken)
         shape = tuple(constant(graph_module, source).shape)
@@ -356,7 +331,7 @@ def _read_by(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[fx.Node, 
     if getattr(user.target, "namespace", "") != "aten":
         return node, user, ""
     user = reader(node, modules)
-    if _kind(user) is not None:  # of a quantize op, the dequantize behind it
+    if kind_of(user) is not None:  # of a quantize op, the dequantize behind it
         node, user = user, reader(user, modules)
     return node, user, f"{user.name}.{role(node, user, modules)}"
 
@@ -366,7 +341,7 @@ def _op_behind(node: fx.Node) -> fx.Node:
     current = node
     for user in _chain(node):
         current = user
-        if _kind(user) is None and user.target not in ("to", torch.ops.aten.t.default):
+        if kind_of(user) is None and user.target not in ("to", torch.ops.aten.t.default):
             break
     return current
 
@@ -380,7 +355,7 @@ def _chain(node: fx.Node) -> Iterator[fx.Node]:
 def _owner(node: fx.Node) -> str:
     """Name of the value that this op's site quantizes: itself, or what is fused behind it."""
     for user in _chain(node):
-        if _kind(user) is not None:
+        if kind_of(user) is not None:
             producer = user.all_input_nodes[0]
             return (producer.all_input_nodes[0] if is_pin(producer) else producer).name
         if len(user.users) > 1 or any(map(_is_weight, user.all_input_nodes)):
@@ -390,7 +365,7 @@ def _owner(node: fx.Node) -> str:
 
 def _is_weight(node: fx.Node) -> bool:
     """Whether a node dequantizes a constant."""
-    while _kind(node) is not None:
+    while kind_of(node) is not None:
         node = node.all_input_nodes[0]
         if node.op == "get_attr":
             return True

@@ -18,7 +18,13 @@ from fxqfix.dialects._arguments import arguments, bound, fetch, output_arguments
 from fxqfix.dialects._base import Modules, Reading, Tap, modules_of, op_name, scope, unique
 from fxqfix.dialects._propagate import ROUNDS_SCALE, propagate, scalar
 from fxqfix.dialects.site import Site
-from fxqfix.dialects.weights import WeightView, int8_weight, packed_weight, tensor_weight
+from fxqfix.dialects.weights import (
+    WeightView,
+    int8_weight,
+    packed_weight,
+    reference_weight,
+    tensor_weight,
+)
 from fxqfix.errors import UnsupportedError
 from fxqfix.inserted import round_to_grid
 from fxqfix.qparams import QParams
@@ -256,7 +262,8 @@ def _weight_tap(
 def weight_of(node: fx.Node, graph_module: fx.GraphModule, modules: Modules) -> WeightView | None:
     """The integer weight that a node computes with; None where it has none."""
     if node.op == "call_module":
-        return int8_weight(modules[str(node.target)])
+        module = modules[str(node.target)]
+        return int8_weight(module) or reference_weight(module)  # what was not lowered
     for arg in node.all_input_nodes if node.op == "call_function" else ():
         value = fetch(graph_module, arg) if arg.op == "get_attr" else None
         if not _torch.is_packed_params(value):

@@ -17,19 +17,28 @@ from fxqfix.dialects._base import Reading, Tap, modules_of, op_name, scope, uniq
 from fxqfix.dialects._constants import bias_of
 from fxqfix.dialects.quantizer import QuantizerState, read_quantizer
 from fxqfix.dialects.site import Site
-from fxqfix.dialects.weights import WeightView, holder, prepared_weight
+from fxqfix.dialects.weights import WeightView, holder, prepared_weight, weight_quantizer
+from fxqfix.errors import UnsupportedError
 from fxqfix.qparams import quantize
 
-__all__ = ["NAME", "matches", "qparams_fields", "read", "shared_calls", "where"]
+__all__ = ["NAME", "matches", "qparams_fields", "read", "refuse_equalized", "shared_calls", "where"]
 
 NAME = "fx-prepared"
 
 
 def matches(graph_module: fx.GraphModule) -> bool:
-    """True where any module that the graph calls is, or holds, an observer or a fake-quant."""
+    """True where any module that the graph calls is, or holds, an observer or a fake-quant.
+
+    Also where prepare_fx put none into the graph: weights alone are observed at conversion.
+    """
     paths = {str(n.target) for n in graph_module.graph.nodes if n.op == "call_module"}
     called = [graph_module.get_submodule(path) for path in paths]
-    return any(_torch.is_quantizer(m) for root in called for m in root.modules())
+    if any(_torch.is_quantizer(m) for root in called for m in root.modules()):
+        return True
+    observed = _torch.observed_attributes(graph_module)
+    names = observed.observed_node_names if observed is not None else ()
+    nodes = [n for n in graph_module.graph.nodes if n.op == "call_module" and n.name in names]
+    return any(weight_quantizer(graph_module.get_submodule(str(n.target))) for n in nodes)
 
 
 def read(graph_module: fx.GraphModule, *, settled: bool = True) -> Reading:
@@ -47,6 +56,7 @@ def read(graph_module: fx.GraphModule, *, settled: bool = True) -> Reading:
     hidden: list[tuple[Site, str]] = []
     states: dict[int, QuantizerState] = {}
     known = answers(modules.values())
+    refuse_equalized(graph_module)
     for node in graph_module.graph.nodes:
         module = modules[str(node.target)] if node.op == "call_module" else None
         if module is None:
@@ -70,6 +80,27 @@ def read(graph_module: fx.GraphModule, *, settled: bool = True) -> Reading:
             if weight is not None:
                 taps.append(_weight_tap(node, module, weight, modules, taken))
     return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
+
+
+def refuse_equalized(model: nn.Module) -> None:
+    """Refuse models that prepare_fx was given an equalization config for.
+
+    Args:
+        model: A prepared model.
+
+    Raises:
+        UnsupportedError: It holds an observer of torch's equalization.
+    """
+    for path, module in model.named_modules():
+        if type(module).__name__ in ("_InputEqualizationObserver", "_WeightEqualizationObserver"):
+            raise UnsupportedError(
+                "a model prepared for equalization computes something else than its conversion, "
+                "which rescales inputs and weights by what these observers saw",
+                where="prepared",
+                found=f"{type(module).__name__} at {path!r}",
+                remedy="prepare without _equalization_config; for equal ranges, equalize the float "
+                "model first (torch.ao.quantization's cross-layer equalize)",
+            )
 
 
 def shared_calls(graph_module: fx.GraphModule) -> Mapping[str, list[fx.Node]]:

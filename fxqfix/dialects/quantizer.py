@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxqfix import _pt2e, _torch
 from fxqfix._observers import Answers, fused_qparams, light_copy
 from fxqfix.errors import NonFiniteError
-from fxqfix.qparams import QParams
+from fxqfix.qparams import QParams, container_range
 
 __all__ = [
     "LEAVES_FLOAT",
@@ -118,6 +118,9 @@ def _read(module: nn.Module, kind: str, calculated: tuple[Tensor, Tensor] | None
     if _torch.is_placeholder(module) or _torch.is_dynamic(module):
         what = "dynamic" if _torch.is_dynamic(module) else f"placeholder for {dtype}"
         return QuantizerState(None, None, f"{what} ({kind})", False, True, False)
+    if dtype is not None and (dtype.is_floating_point or dtype.is_complex):
+        source = f"floats of {dtype} ({kind}), no integers"
+        return QuantizerState(None, None, source, False, True, False)
     if _pt2e.is_blockwise(module):
         source = f"grids by block, group or token ({kind}), which are no QParams"
         return QuantizerState(None, None, source, False, True, False)
@@ -125,7 +128,10 @@ def _read(module: nn.Module, kind: str, calculated: tuple[Tensor, Tensor] | None
     if not calibrated and getattr(module, "scale", "") is None:  # torchao's learnable, never run
         return QuantizerState(None, None, f"never run ({kind})", False, False, True)
     try:
-        baked = _qparams(module, *(calculated or _calculate(module)))
+        answer = calculated or _calculate(module)
+        if isinstance(answer, str):
+            return QuantizerState(None, None, f"{answer} ({kind})", False, True, False)
+        baked = _qparams(module, *answer)
     except NonFiniteError:
         if calibrated:
             raise
@@ -158,11 +164,12 @@ def observing(module: nn.Module) -> bool:
 
 # What histogram observers answered, by all that the answer depends on: torch searches for tens of
 # milliseconds, and a model is read several times. Cleared when full; the entries are two numbers.
-_ANSWERS: dict[bytes, tuple[Tensor, Tensor]] = {}
+_Answer = tuple[Tensor, Tensor] | str  # what it says in place of qparams
+_ANSWERS: dict[bytes, _Answer] = {}
 _MOST = 4096
 
 
-def _calculate(module: nn.Module) -> tuple[Tensor, Tensor]:
+def _calculate(module: nn.Module) -> _Answer:
     """What the module tells conversion; torch's search of a histogram is made once."""
     own = _torch.resolve("torch.ao.quantization.HistogramObserver")
     if type(module) not in (own, *_torch.torchao_bases("HistogramObserver")):
@@ -182,11 +189,14 @@ def _calculate(module: nn.Module) -> tuple[Tensor, Tensor]:
     return _ANSWERS[key]
 
 
-def _ask(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """What the module tells conversion; torch asserts that its range is one."""
+def _ask(module: nn.Module) -> _Answer:
+    """What the module tells conversion; torch asserts that its range is one.
+
+    An observer of the user's own may have nothing to tell (recorders, placeholders).
+    """
     try:
         with torch.no_grad(), _torch.quiet():
-            scale, point = module.calculate_qparams()  # type: ignore[operator]  # untyped module
+            answer: Any = module.calculate_qparams()  # type: ignore[operator]  # untyped module
     except AssertionError as error:
         raise NonFiniteError(
             "the observed range is none",
@@ -194,7 +204,11 @@ def _ask(module: nn.Module) -> tuple[Tensor, Tensor]:
             expected="min <= max, both finite",
             remedy="calibrate the model again on finite data, or reset this observer",
         ) from error
-    return scale, point
+    except Exception as error:  # whatever a class of the user's raises
+        return f"calculate_qparams raises {type(error).__name__}: {error}"
+    if not isinstance(answer, tuple | list) or len(answer) < 2 or answer[0] is None:
+        return f"calculate_qparams gives {type(answer).__name__}, no scale and zero point"
+    return answer[0], answer[1]
 
 
 def _learned(baked: QParams, module: nn.Module) -> QParams:
@@ -271,4 +285,7 @@ def _qparams(module: nn.Module, scale: Any, zero_point: Any) -> QParams:
     if scheme in _PER_CHANNEL:
         axis = int(getattr(module, "ch_axis", 0))
     dtype: Any = module.dtype
-    return qparams_of(scale, zero_point, int(holder.quant_min), int(holder.quant_max), dtype, axis)
+    low, high = getattr(holder, "quant_min", None), getattr(holder, "quant_max", None)
+    if low is None or high is None:  # conversion takes the dtype's, too
+        low, high = container_range(dtype)
+    return qparams_of(scale, zero_point, int(low), int(high), dtype, axis)

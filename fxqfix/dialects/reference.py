@@ -72,13 +72,15 @@ def read(graph_module: fx.GraphModule) -> Reading:
             weight = reference_weight(modules[str(node.target)])
             if weight is not None:
                 taps.append(_weight_tap(graph_module, node, weight, taken))
-        if node.target is torch.quantize_per_channel or (
-            node.target is torch.quantize_per_tensor and node.args[0].op == "get_attr"
-        ):
+        if node.target not in (torch.quantize_per_tensor, torch.quantize_per_channel):
+            continue
+        if node.args[0].op == "get_attr":
             taps.append(_functional_weight(graph_module, node, taken))
-        elif node.target is torch.quantize_per_tensor and node in qparams:
+        elif node in qparams:
             producer, used = node.all_input_nodes[0], qparams[node]
-            limits = pinned_range(producer, used.scales[0], int(used.zero_points[0]))
+            limits = None
+            if used.axis is None:
+                limits = pinned_range(producer, used.scales[0], int(used.zero_points[0]))
             least, most = used.container
             if limits is not None and least <= limits[0] and limits[1] <= most:  # by pin-ranges
                 producer, used = producer.all_input_nodes[0], used.with_range(*limits)
@@ -88,7 +90,7 @@ def read(graph_module: fx.GraphModule) -> Reading:
                 module=scope(producer, graph_module),
                 op=op_name(producer, modules),
                 used=used,
-                source="quantize_per_tensor (no quant_min / quant_max)",
+                source=f"{node.target.__name__} (no quant_min / quant_max)",
             )
             taps.append(Tap(site, node, producer))
     return Reading(graph_module, NAME, tuple(taps), tuple(hidden))

@@ -10,13 +10,15 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fxqfix import _pt2e, _rng, _torch
+from fxqfix import _pt2e, _rng, _torch, ops
 from fxqfix._settings import entry
+from fxqfix.dialects._wrappers import copied, unwrapped
 from fxqfix.errors import DeviceError, TraceError
 from fxqfix.inserted import FloatIsland, InMemoryOrder
 
@@ -49,6 +51,9 @@ class _Tracer(fx.Tracer):
             return True
         if isinstance(m, FloatIsland | InMemoryOrder):
             return True
+        found = ops.match(type(m))  # a user's subclass of LSTM or attention stays closed
+        if found is not None and found.spec.family in ("recurrent", "attention"):
+            return True
         name = type(m).__module__
         if name.startswith("torch.ao.quantization"):
             # Stubs are leaves, with or without an observer; QuantWrapper is opened.
@@ -78,7 +83,8 @@ def trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
 
     Args:
         model: A module that `torch.ao.quantization.prepare / prepare_qat / convert` returned, any
-            GraphModule, or a torch.export.ExportedProgram. It is not changed.
+            GraphModule, or a torch.export.ExportedProgram; torch.compile's wrapper, DataParallel,
+            DistributedDataParallel and AveragedModel are taken off. It is not changed.
         example_inputs: One batch (tensor, tuple of arguments, or dict of keyword arguments). Where
             given, the traced model has to compute the very same bits on it.
 
@@ -95,12 +101,13 @@ def trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
         >>> [n.name for n in trace(net, torch.ones(1, 4)).graph.nodes]
         ['input_1', '_0', '_1', 'output']
     """
+    model = unwrapped(model)
     if isinstance(model, fx.GraphModule):
         return model
     if _pt2e.is_program(model):
         return _module_of(model)
     check_kind(model, "trace")
-    root = _copy(model)
+    root = copied(model, "trace")
     modes = {path: module.training for path, module in root.named_modules(remove_duplicate=False)}
     tracer = _Tracer()
     tracer.take_hooks(root)
@@ -129,7 +136,7 @@ def check_kind(model: Any, where: str) -> None:
         where: The call that it was given to, for the message.
 
     Raises:
-        TraceError: It is no module, a scripted one, or a wrapper around one.
+        TraceError: It is no module, or a scripted one.
         DeviceError: Its tensors are on the meta device.
 
     Example:
@@ -137,17 +144,13 @@ def check_kind(model: Any, where: str) -> None:
     """
     if _pt2e.is_program(model):
         return
+    model = unwrapped(model)
     problem = remedy = None
     if not isinstance(model, nn.Module):
-        problem = "not a module"
-        remedy = "load the weights into a module that your code makes"
-        if isinstance(model, type):
-            remedy = f"pass an instance, not the class {model.__name__}"
+        problem, remedy = "not a module", _what_to_pass(model)
     elif isinstance(model, torch.jit.ScriptModule):
         problem = "TorchScript can't be read"
         remedy = "pass the module that torch.jit.script or torch.jit.trace was given"
-    elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        problem, remedy = "a wrapper for several devices can't be traced", "pass model.module"
     if problem is not None:
         raise TraceError(
             problem,
@@ -167,6 +170,17 @@ def check_kind(model: Any, where: str) -> None:
         )
 
 
+def _what_to_pass(found: Any) -> str:
+    """What to give in place of something that is no module."""
+    if isinstance(found, type):
+        return f"pass an instance, not the class {found.__name__}"
+    if isinstance(found, (str, PathLike)):
+        return "pass the model: of a .pt2 file, torch.export.load(path)"
+    if isinstance(found, Mapping):
+        return "load the weights into a module that your code makes"
+    return "pass a torch.nn.Module" + ("; this is a function" if callable(found) else "")
+
+
 def _module_of(program: Any) -> fx.GraphModule:
     try:
         found: fx.GraphModule = program.module()
@@ -178,17 +192,6 @@ def _module_of(program: Any) -> fx.GraphModule:
             remedy="pass the GraphModule that convert_pt2e returned",
         ) from error
     return found
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise TraceError(
-            f"{type(model).__name__} can't be copied: {error}",
-            where="trace",
-            remedy="detach() tensors that modules keep as attributes; copy.deepcopy must work",
-        ) from error
 
 
 def call(model: Any, batch: Any) -> Any:

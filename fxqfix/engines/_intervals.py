@@ -161,6 +161,8 @@ def _keeps_codes(call: Call) -> bool:
 
 def _of_table(call: Call, up: Interval) -> Interval | None:
     """A function of one code, on every engine; None where the op is none."""
+    if up.high - up.low >= 2**16:  # of 32 bits: too many to ask one by one
+        return None
     codes = torch.arange(up.low, up.high + 1)
     seen: list[int] = []
     for engine in _OWN:

@@ -117,6 +117,8 @@ class Cat(Exact):
     def _tables(call: Call, source: QParams) -> Tensor:
         """Rows: vector body, scalar tail, quantized anew; a column per code."""
         low, high = source.container
+        if high - low != 255:
+            raise call.refuse(f"its kernel takes no {source.dtype}")
         codes = torch.arange(low, high + 1)
         rounding = Rounding(call.grid, call.point_first)
         body, plain = fused(codes, source), real(codes, source)

@@ -40,10 +40,11 @@ class EmbeddingBag(Exact):
         self.register_buffer("scales", scales)
         self.register_buffer("biases", biases)
 
-    def forward(self, indices: Tensor, *more: Tensor) -> Tensor:
+    def forward(self, indices: Tensor, *more: Tensor | None) -> Tensor:
         """Indices, and where they are given offsets (whole numbers) and weights (floats)."""
-        offsets = next((t for t in more if not t.is_floating_point()), None)
-        weights = next((t for t in more if t.is_floating_point()), None)
+        given = [t for t in more if t is not None]
+        offsets = next((t for t in given if not t.is_floating_point()), None)
+        weights = next((t for t in given if t.is_floating_point()), None)
         flat = indices.reshape(-1).long()
         if offsets is None:
             offsets = torch.arange(0, len(flat), indices.shape[-1], device=flat.device)
@@ -67,7 +68,7 @@ class EmbeddingBag(Exact):
 class Embedding(EmbeddingBag):
     """Single rows."""
 
-    def forward(self, indices: Tensor, *_: Tensor) -> Tensor:
+    def forward(self, indices: Tensor, *_: Tensor | None) -> Tensor:
         """Indices."""
         flat = indices.reshape(-1).long()
         starts = torch.arange(len(flat), device=flat.device)

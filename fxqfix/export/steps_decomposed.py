@@ -112,11 +112,15 @@ class _Walk:
         return self.owners.get(tap.producer) is tap
 
     def _dynamic(self, node: fx.Node) -> UnsupportedError:
+        dtype = decomposed.arguments(node)["dtype"]
+        what = "qparams that are chosen at run time"
+        if dtype.is_floating_point:
+            what = f"values of {dtype}, which are no integers,"
         return UnsupportedError(
-            "qparams that are chosen at run time can't be extracted",
+            f"{what} can't be extracted",
             where=f"extract_parameters, node {node.name!r}",
             found=node.format_node(),
-            remedy="quantize statically, or leave this value out of the quantized part",
+            remedy="quantize statically, to integers, or leave this value in float",
         )
 
     def _add(self, step: Step, tap: Tap | None) -> None:

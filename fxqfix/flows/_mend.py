@@ -17,7 +17,7 @@ from fxqfix.dialects.site import qparams_text
 from fxqfix.errors import PairingError, UnsupportedError
 from fxqfix.flows.compare import prepared_reading
 from fxqfix.flows.decompose import to_decomposed
-from fxqfix.flows.freeze import freezing
+from fxqfix.flows.freeze import frozen_by
 from fxqfix.flows.to_int8 import convert_with_islands
 from fxqfix.pairing import Pair, Pairing, pair
 from fxqfix.passes import (
@@ -28,7 +28,6 @@ from fxqfix.passes import (
     RerouteReads,
     RestoreQParams,
     RestoreRange,
-    chain,
 )
 from fxqfix.passes._state import obstacle, state_differs
 from fxqfix.passes.graft_islands import has_island
@@ -74,7 +73,7 @@ class Bench:
             )
         self.pairing = pair(self.mine, self.theirs)
         # As to_int8 does: what reads behind an in-place op then has the user's kernel.
-        frozen = chain(self.prepared, *freezing(self.prepared, quantized=True)).graph_module
+        frozen = frozen_by(self.prepared, quantized=True)
         reading = dialects.read(frozen)
         self.trained = {t.site.name: t.site.used for t in reading.taps}
         self.donor = dialects.read(_DONORS[self.theirs.dialect](frozen, self.engine))

@@ -9,7 +9,7 @@ from torch import nn
 
 from fxqfix import _torch, dialects
 from fxqfix._settings import entry
-from fxqfix.dialects import Reading, pt2e
+from fxqfix.dialects import Reading
 from fxqfix.dialects._dtypes import check_floats
 from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.errors import DeviceError, DialectError, PairingError, UncalibratedError, counting
@@ -114,16 +114,15 @@ def prepared_reading(
             expected=call,
             remedy=remedy,
         )
-    followed = [tap for tap in reading.taps if tap.site.used is not None]
-    # Weight-only is a mode of its own in PT2E.
-    if not (followed if reading.dialect == pt2e.NAME else reading.activations):
+    if not any(tap.site.used is not None for tap in reading.taps):
+        found = [f"{site.name}: {reason}" for site, reason in reading.unsupported]
+        found += [f"{t.site.name}: {t.site.source}" for t in reading.taps]
         raise DialectError(
-            "the prepared model observes no activation",
+            "the prepared model quantizes nothing that can be followed",
             where=where,
-            found=[s.name for s, _ in reading.unsupported]
-            or [f"{t.site.name}: {t.site.source}" for t in reading.taps][:5]
-            or "no site",
-            remedy="give it a qconfig that quantizes activations statically",
+            found="; ".join(found[:5]) or "no site",
+            remedy="compare the outputs of both models, or give it a qconfig that quantizes to "
+            "integers, in the open graph",
         )
     never = [t.site for t in reading.taps if not t.site.calibrated]
     weights = [site for site in never if site.kind == "weight"]

@@ -82,7 +82,7 @@ def to_decomposed(
     where = pin_ranges if isinstance(pin_ranges, str) else "values"
     passes.append(PinRanges(where=where) if pin_ranges else DecomposeQuantize())
     # Tracing an eager model copies it, and torch's conversion is of a copy.
-    owned = isinstance(model, nn.Module) and source is not model
+    owned = isinstance(model, nn.Module) and source is not dialects.unwrapped(model)
     result: fx.GraphModule = chain(source, *passes, owned=owned).graph_module
     return result
 

@@ -70,7 +70,7 @@ def emulate(
     # Asked of the user's own model: a copy is packed anew, for the engine of the moment.
     for call in engines.calls(model, *options, strict=False).values():
         check_packed(call, chosen)
-    traced = model is not converted  # a copy already
+    traced = model is not dialects.unwrapped(converted)  # a copy already
     emulated: fx.GraphModule
     emulated = chain(model, EmulateEngine(*options), owned=traced).graph_module
     return emulated

@@ -8,8 +8,10 @@ from torch import fx, nn
 
 from fxqfix import _pt2e, _torch
 from fxqfix._settings import entry
-from fxqfix.dialects import check_kind
-from fxqfix.errors import DialectError
+from fxqfix.dialects import check_kind, check_tool, nothing_prepared, unwrapped
+from fxqfix.dialects import prepared as fx_prepared
+from fxqfix.dialects._wrappers import copied, held_graphs
+from fxqfix.errors import DialectError, UnsupportedError
 from fxqfix.passes import (
     ExplicitWrites,
     FoldBatchNorm,
@@ -20,7 +22,7 @@ from fxqfix.passes import (
     chain,
 )
 
-__all__ = ["freeze", "freezing"]
+__all__ = ["freeze", "freezing", "frozen_by"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -64,7 +66,32 @@ def freeze(prepared: M) -> M:
         >>> type(freeze(prepared)[0].activation_post_process).__name__
         'FrozenFakeQuantize'
     """
-    frozen: M = chain(prepared, *freezing(prepared)).graph_module
+    return frozen_by(prepared)
+
+
+def frozen_by(prepared: M, *, quantized: bool = False) -> M:
+    """The passes of `freezing`, run; each FX graph that a module holds gets those of its own.
+
+    Args:
+        prepared: What `freeze` is given.
+        quantized: As for `freezing`.
+
+    Example:
+        >>> from torch.ao.quantization import FixedQParamsFakeQuantize, FixedQParamsObserver
+        >>> fixed = FixedQParamsObserver.with_args(scale=0.5, zero_point=3)
+        >>> print(frozen_by(nn.Sequential(FixedQParamsFakeQuantize(fixed)))[0])
+        FrozenFakeQuantize(scale=0.5 zp=3 [0,255] quint8)
+    """
+    passes = freezing(prepared, quantized=quantized)
+    model = unwrapped(prepared)
+    held = held_graphs(model)
+    if held:
+        model = copied(model, "freeze", UnsupportedError)
+    for path, inner in held:
+        own = chain(inner, *freezing(inner, quantized=quantized)).graph_module
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, own)
+    frozen: M = chain(model, *passes, owned=bool(held)).graph_module
     return frozen
 
 
@@ -85,15 +112,21 @@ def freezing(prepared: nn.Module, *, quantized: bool = False) -> tuple[Pass, ...
         (FreezeQParams(uncalibrated=False), FoldBatchNorm(), HoldWeights())
     """
     check_kind(prepared, "freeze")
-    if _pt2e.is_program(prepared) or not any(_torch.is_quantizer(m) for m in prepared.modules()):
+    prepared = unwrapped(prepared)
+    if isinstance(prepared, nn.Module):
+        check_tool(prepared, "freeze")
+    if _pt2e.is_program(prepared):
         raise DialectError(
-            f"{type(prepared).__name__} holds no observer and no fake-quant",
+            "an ExportedProgram holds no observers",
             where="freeze",
             expected="a prepared model",
-            remedy="pass the model that prepare_fx / prepare_qat_fx / prepare / prepare_qat "
-            "/ prepare_pt2e / prepare_qat_pt2e returned, before its conversion; an ExportedProgram "
-            "holds none",
+            remedy="pass what prepare_pt2e or prepare_qat_pt2e returned, before its conversion",
         )
+    graph_module = prepared if isinstance(prepared, fx.GraphModule) else None
+    found = any(_torch.is_quantizer(m) for m in prepared.modules())
+    if not found and (graph_module is None or not fx_prepared.matches(graph_module)):
+        raise nothing_prepared(prepared, "freeze")
+    fx_prepared.refuse_equalized(prepared)
     passes = FreezeQParams(), FoldBatchNorm(), HoldWeights()
     if not isinstance(prepared, fx.GraphModule):
         return passes  # an eager module has one grid for all its calls, and its dataflow is code

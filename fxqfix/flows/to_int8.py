@@ -16,9 +16,9 @@ from fxqfix.errors import DialectError, UnknownNameError
 from fxqfix.flows._int8_certificate import certify
 from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.decompose import declared_ranges
-from fxqfix.flows.freeze import freezing
+from fxqfix.flows.freeze import frozen_by
 from fxqfix.pairing import pair
-from fxqfix.passes import AvoidDefects, FloatIslands, RestoreRange, chain
+from fxqfix.passes import AvoidDefects, FloatIslands, RestoreRange
 from fxqfix.qparams import QParams
 from fxqfix.report import Int8Certificate
 
@@ -175,15 +175,16 @@ def _frozen(model: nn.Module) -> nn.Module:
     dialects.check_kind(model, "to_int8")
     refuse_non_finite(model, "to_int8")
     check_floats(dialects.read(model, "to_int8"), "to_int8")
-    frozen: nn.Module = chain(model, *freezing(model, quantized=True)).graph_module
+    frozen = frozen_by(model, quantized=True)
     found = dialects.read(frozen).dialect
     if found != prepared.NAME:
         raise DialectError(
-            "not a prepared model",
+            "PT2E models have no conversion to torch's int8 kernels",
             where="to_int8",
             found=f"a model of dialect {found}",
             expected=prepared.NAME,
-            remedy="pass the model before its conversion",
+            remedy="fxqfix.to_decomposed or fxqfix.migrate, and certify on the route that it runs "
+            "on; or prepare with prepare_fx",
         )
     return frozen
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, fx
 from fxqfix import _rng, _torch
 from fxqfix._settings import as_given, read_as_given
 from fxqfix.errors import DataError, DeviceError, FxqfixError, ModelRunError, NonFiniteError
+from fxqfix.passes._weave import TAG
 
 __all__ = [
     "Run",
@@ -249,7 +251,9 @@ def positional(
     return (*args, *(kwargs.get(name, *default) for name, default in inputs.items()))
 
 
-def cannot_run(who: str, error: Exception, where: str, values: Sequence[Any]) -> ModelRunError:
+def cannot_run(
+    who: str, error: Exception, where: str, values: Sequence[Any], remedy: str | None = None
+) -> ModelRunError:
     """What to raise where a model raised on a batch.
 
     Args:
@@ -257,6 +261,7 @@ def cannot_run(who: str, error: Exception, where: str, values: Sequence[Any]) ->
         error: What it raised.
         where: The call and the batch.
         values: The arguments that it was given.
+        remedy: What to do, where more is known than that a batch has to fit the model.
     """
     found = f"shapes {[tuple(t.shape) for t in tensors_of(values)]}"
     others = [v for v in values if not isinstance(v, (Tensor, Mapping, tuple, list))]
@@ -266,7 +271,8 @@ def cannot_run(who: str, error: Exception, where: str, values: Sequence[Any]) ->
         f"{who} can't run this batch: {str(error).strip().partition(chr(10))[0].rstrip(':')}",
         where=where,
         found=found,
-        remedy="each batch has to be what the model's forward takes "
+        remedy=remedy
+        or "each batch has to be what the model's forward takes "
         "(tensor, tuple of arguments, or dict of keywords)",
     )
 
@@ -282,4 +288,32 @@ def _forward(
     except FxqfixError:
         raise
     except Exception as error:  # a model can raise anything
-        raise cannot_run("the models", error, where, [*args, *kwargs.values()]) from error
+        values, remedy = [*args, *kwargs.values()], None
+        if _raises_converted(twin, args, kwargs):
+            remedy = "here the converted model raises, so call it on this batch by itself; each "
+            remedy += "batch has to be what the model's forward takes, and converted to what its "
+            remedy += "kernels take"
+        raise cannot_run("the models", error, where, values, remedy) from error
+
+
+class _Steps(fx.Interpreter):
+    """Remembers which node it was at."""
+
+    extra_traceback = False
+    at: fx.Node | None = None
+
+    def run_node(self, node: fx.Node) -> Any:
+        """Run it."""
+        self.at = node
+        return super().run_node(node)
+
+
+def _raises_converted(twin: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether it is a node of the converted model that raises; all others are woven in."""
+    if not isinstance(twin, fx.GraphModule):
+        return False
+    steps = _Steps(twin)
+    with suppress(Exception):
+        given = positional(twin, args, kwargs, "compare")
+        steps.run(*_torch.tree_map_tensors(Tensor.clone, given))
+    return steps.at is not None and steps.at.op != "placeholder" and TAG not in steps.at.meta

@@ -8,7 +8,6 @@ Calling it works on a copy, checks what it promises and returns a `PassResult`, 
 from __future__ import annotations
 
 import contextlib
-import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from fxqfix import _pt2e, _rng
 from fxqfix._settings import entry
+from fxqfix.dialects._wrappers import copied
 from fxqfix.errors import DialectError, FxqfixError, PassError, UnsupportedError
 
 __all__ = ["Pass", "PassResult", "Rewriter", "chain", "registry"]
@@ -226,16 +226,9 @@ class Pass(ABC):
         return chain(module, self)
 
     def _copied(self, module: nn.Module) -> nn.Module:
-        try:
-            copied = copy.deepcopy(module)
-            _pt2e.own_annotations(copied)
-            return copied
-        except RuntimeError as error:  # packed weights that their engine can't unpack
-            raise UnsupportedError(
-                f"{type(module).__name__} can't be copied: {error}",
-                where=self.name,
-                remedy="convert the model on another engine, or detach() tensors that it keeps",
-            ) from error
+        own = copied(module, self.name, UnsupportedError)
+        _pt2e.own_annotations(own)
+        return own
 
     def _run(self, before: nn.Module, rewriter: Rewriter) -> None:
         try:

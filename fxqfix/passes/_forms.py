@@ -309,7 +309,7 @@ def emit_float(emit: Emit, found: Match, old: fx.Node) -> fx.Node:
             f"{found.key} has no float form",
             where=f"decompose-quantize, node {old.name}",
             found=old.format_node(),
-            remedy="add a form for this row of the op table to fxqfix/passes/_forms.py",
+            remedy="pass the prepared model, whose ops are float ones; or leave this op in float",
         )
     if old.op == "call_module":
         emit.module = emit.rewriter.graph_module.get_submodule(str(old.target))

@@ -12,6 +12,7 @@ from torch import fx, nn
 from fxqfix import _torch, dialects, ops
 from fxqfix.dialects import Reading, Tap, int8
 from fxqfix.dialects._base import modules_of
+from fxqfix.dialects.quantizer import read_quantizer
 from fxqfix.dialects.weights import WeightView
 from fxqfix.errors import RangeUnknownError, UnsupportedError
 from fxqfix.passes._base import Pass, Rewriter
@@ -186,12 +187,16 @@ def _fake_quant(rewriter: Rewriter, node: fx.Node, module: nn.Module) -> None:
         if _torch.is_placeholder(module) and not _torch.is_dynamic(module):
             rewriter.replace(node, node.all_input_nodes[0], "placeholder -> nothing")
             return
+        state = read_quantizer(module, str(node.target))
         raise UnsupportedError(
             f"{type(module).__name__} has no fixed qparams",
             where=f"decompose-quantize, node {node.name}",
-            found=str(node.target),
+            found=f"{node.target}: {state.source}",
             expected="a frozen fake-quant",
-            remedy="call fxqfix.freeze first; dynamic quantization has no static qparams",
+            remedy="call fxqfix.freeze first"
+            if state.used is not None
+            else "quantize this value statically, by an observer that gives integer qparams; PT2E "
+            "models may be dynamic",
         )
     producer = node.all_input_nodes[0]
     if producer.op == "get_attr":

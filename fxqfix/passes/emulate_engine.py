@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import fx
 
 from fxqfix import dialects, engines
-from fxqfix.dialects import int8
+from fxqfix.dialects import decomposed, int8, reference
 from fxqfix.errors import DialectError, UnsupportedError
 from fxqfix.passes._base import Pass, Rewriter
 
@@ -57,13 +57,17 @@ class EmulateEngine(Pass):
     def rewrite(self, rewriter: Rewriter) -> None:
         """Replace node by node, in the graph's order."""
         model = rewriter.graph_module
-        if dialects.read(model).dialect != int8.NAME:
+        found = dialects.read(model).dialect
+        if found != int8.NAME:
+            plain = found in (decomposed.NAME, reference.NAME)
             raise DialectError(
                 "only int8 models are emulated",
                 where=self.name,
-                found=f"a model of dialect {dialects.read(model).dialect}",
+                found=f"a model of dialect {found}" + ", which has no int8 kernel" * plain,
                 expected=int8.NAME,
-                remedy="pass what convert_fx returned",
+                remedy="run it as it is: its ops are torch's own float ops, on any machine"
+                if plain
+                else "pass what convert_fx or eager convert returned",
             )
         done: dict[fx.Node, fx.Node] = {}
         isa, threads = engines.isa_of(self.isa), engines.threads_of(self.threads)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import fx, nn
 
 from fxqfix import _pt2e, _torch, ops
+from fxqfix.dialects._wrappers import held_graphs
 from fxqfix.dialects.quantizer import QuantizerState, read_quantizer
 from fxqfix.dialects.trace import trace
 from fxqfix.dialects.weights import effective_weight, holder, weight_quantizer, weight_state
@@ -144,7 +145,11 @@ def _ptq_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 path = str(node.target)
                 yield from _weighted(model.get_submodule(path), path)
         return
-    yield from _weighted(model, "")
+    held = held_graphs(model)
+    inside = tuple(f"{path}." for path, _ in held)
+    yield from (found for found in _weighted(model, "") if not found[0].startswith(inside))
+    for outer, graph_module in held:
+        yield from ((f"{outer}.{path}", m) for path, m in _ptq_modules(graph_module))
 
 
 def _weighted(root: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
