@@ -1,6 +1,8 @@
 # On a machine with Python 3.10 or newer and nothing else:
 #   make demo    install, then run the main job
 #   make test    install with the development tools, then lint, types and every test
+#   make quick   lint, types and one fast test of each file
+#   make levels  the engines' tests under every level of int8 kernels that this CPU offers
 # PYTHON=... picks the interpreter that .venv is made from.
 
 PYTHON ?= python3
@@ -8,16 +10,23 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: demo test
+.PHONY: demo levels quick test
 
 demo: .venv/demo.stamp
 	$(BIN)/fxqfix demo
 
+LINT = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
 test: .venv/test.stamp
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(LINT)
 	$(BIN)/pytest -n 2 --dist worksteal
+
+quick: .venv/test.stamp
+	$(LINT)
+	$(BIN)/pytest -n 2 --dist worksteal --quick
+
+levels: .venv/test.stamp
+	$(BIN)/python tests/levels.py
 
 .venv/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) ".[examples,progress]"

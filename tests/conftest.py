@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from fxqfix._torch import quiet
+from fxqfix.engines import ENGINES, isa_of
+from tests.levels import CAPS, missing, own
 
 SEED = 0
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -40,11 +42,25 @@ hypothesis.settings.load_profile("fxqfix")
 
 
 def pytest_report_header() -> list[str]:
-    quantized = torch.backends.quantized
+    quantized, isa = torch.backends.quantized, isa_of(None)
+    caps = " ".join(f"{name}={os.environ[name]}" for name in CAPS if name in os.environ)
     return [
-        f"torch: {torch.__version__}, cuda: {torch.cuda.is_available()}",
+        f"torch: {torch.__version__}, cuda: {torch.version.cuda or 'not built in'}, "
+        f"threads: {torch.get_num_threads()}",
         f"quantized engines: {', '.join(quantized.supported_engines)}; default {quantized.engine}",
+        f"int8 kernels: onednn {isa.onednn}, fbgemm {isa.fbgemm}, ATen {isa.aten}; "
+        f"CPU {isa.cpu}, by which x86 dispatches; caps: {caps or 'none'}",
     ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What no test of this process ran natively."""
+    lacking = [e for e in ENGINES if e not in torch.backends.quantized.supported_engines]
+    lines = [f"levels of int8 kernels: {missing(own())}; make levels runs those of this CPU"]
+    lines += [f"engines that torch lacks: {', '.join(lacking)}"] * bool(lacking)
+    lines += ["CUDA: torch sees no GPU"] * (not torch.cuda.is_available())
+    terminalreporter.section("not run natively")
+    terminalreporter.line("\n".join(lines))
 
 
 def pytest_collection_finish() -> None:
@@ -108,15 +124,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write the golden texts anew; then read them"
     )
-    parser.addoption("--quick", action="store_true", help="the first test of each file only")
+    parser.addoption(
+        "--quick", action="store_true", help="of each file the first test that isn't slow"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--quick"):
         return
-    kept = list({item.path: item for item in reversed(items)}.values())[::-1]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+    fast = [item for item in items if not item.get_closest_marker("slow")]
+    first = set({item.path: item for item in reversed(fast)}.values())
+    config.hook.pytest_deselected(items=[item for item in items if item not in first])
+    items[:] = [item for item in items if item in first]
 
 
 @pytest.fixture

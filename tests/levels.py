@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from fxqfix.engines.isa import PARTS, isa_of
+
 ROOT = Path(__file__).resolve().parents[1]
 CAPS = {
     "ONEDNN_MAX_CPU_ISA": (
@@ -35,7 +37,16 @@ CAPS = {
     "FBGEMM_ENABLE_INSTRUCTIONS": ("AVX2", "AVX512", "AVX512_E1"),
     "ATEN_CPU_CAPABILITY": ("default", "avx2", "avx512"),
 }
-_PROBE = "from fxqfix.engines import isa_of; i = isa_of(None); print(i.onednn, i.fbgemm, i.aten)"
+# The levels that a process can have: fbgemm computes with AVX512 what it computes with AVX2.
+_KNOWN = {part: PARTS[part] for part in ("onednn", "fbgemm", "aten")}
+_KNOWN["fbgemm"] = ("avx2", "vnni")
+_PROBE = "from tests.levels import own; print(own())"
+
+
+def own() -> str:
+    """The levels of onednn, fbgemm and ATen in this process."""
+    isa = isa_of(None)
+    return f"{isa.onednn} {isa.fbgemm} {isa.aten}"
 
 
 def environment(cap: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -45,7 +56,7 @@ def environment(cap: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def level(cap: Mapping[str, str]) -> str:
-    """What a process under a cap has: the levels of onednn, fbgemm and ATen."""
+    """`own` of a process under a cap."""
     command = [sys.executable, "-W", "ignore", "-c", _PROBE]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(cap), check=True, stdout=subprocess.PIPE, text=True
@@ -57,10 +68,10 @@ def offered() -> tuple[str, dict[str, dict[str, str]]]:
     """(the CPU's own levels, other levels -> the first cap that gives them)."""
     caps = [{name: value} for name, values in CAPS.items() for value in values]
     with ThreadPoolExecutor(2) as pool:
-        own, *found = pool.map(level, [{}, *caps])
+        native, *found = pool.map(level, [{}, *caps])
     others = dict(zip(reversed(found), reversed(caps), strict=True))
-    others.pop(own, None)
-    return own, dict(reversed(others.items()))
+    others.pop(native, None)
+    return native, dict(reversed(others.items()))
 
 
 @dataclass(frozen=True)
@@ -81,9 +92,9 @@ def run(cap: Mapping[str, str], arguments: Sequence[str] = ()) -> Outcome:
     """Run tests/engines under a cap."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "junit.xml"
+        options = f"-q -n 1 --max-worker-restart=100 -p no:cacheprovider --junitxml={path}".split()
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-n", "1", "--max-worker-restart=100"]
-            + ["-p", "no:cacheprovider", f"--junitxml={path}", "tests/engines", *arguments],
+            [sys.executable, "-m", "pytest", *options, "tests/engines", *arguments],
             cwd=ROOT,
             env=environment(cap),
             stdout=subprocess.PIPE,
@@ -122,24 +133,22 @@ def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts.get(k, 0):,} {k}" for k in ("passed", "failed", "skipped"))
 
 
-def _not_run(own: str, levels: Sequence[str]) -> list[str]:
-    """Levels of which this CPU has no process, by part."""
-    from fxqfix.engines.isa import PARTS
-
-    found = [set(column) for column in zip(*(x.split() for x in (own, *levels)), strict=True)]
-    lines = []
-    for part, seen in zip(("onednn", "fbgemm", "aten"), found, strict=True):
-        if missing := [known for known in PARTS[part] if known not in seen]:
-            lines.append(f"{part}: {', '.join(missing)}")
-    return lines
+def missing(*levels: str) -> str:
+    """The levels that no process had, of onednn, fbgemm and ATen."""
+    columns = zip(*(found.split() for found in levels), strict=True)
+    left = {
+        part: [name for name in known if name not in seen]
+        for (part, known), seen in zip(_KNOWN.items(), columns, strict=True)
+    }
+    return "; ".join(f"{part} {', '.join(names)}" for part, names in left.items() if names)
 
 
 def main(arguments: Sequence[str]) -> int:
-    own, caps = offered()
+    native, caps = offered()
     if "--native" in arguments:
-        caps = {own: {}, **caps}
+        caps = {native: {}, **caps}
     rest = [a for a in arguments if a not in ("--native", "--")]
-    print(f"native: {_named({}, own)}; {len(caps)} to run", flush=True)
+    print(f"native: {_named({}, native)}; {len(caps)} to run", flush=True)
     begin, total, skipped = time.monotonic(), Counter[str](), Counter[str]()
     with ThreadPoolExecutor(2) as pool:
         outcomes = pool.map(lambda cap: run(cap, rest), caps.values())
@@ -151,7 +160,7 @@ def main(arguments: Sequence[str]) -> int:
             total.update(outcome.counts)
             total["failed"] += "pytest" in outcome.failed
             skipped.update(outcome.skipped)
-    print("not run on this CPU: " + ("; ".join(_not_run(own, list(caps))) or "none"))
+    print(f"not run on this CPU: {missing(native, *caps) or 'none'}")
     print("".join(f"  skipped {count}: {why}\n" for why, count in skipped.most_common()), end="")
     print(f"{_counted(total)}; {len(caps)} levels in {time.monotonic() - begin:.0f} s")
     return int(total["failed"] > 0 or (bool(caps) and not total["passed"]))

@@ -55,6 +55,7 @@ print(json.dumps([peak(1), peak(32)]))
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_is_the_same_for_1_and_for_32_batches() -> None:
     root = str(Path(__file__).resolve().parents[1])
     done = subprocess.run(

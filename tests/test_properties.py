@@ -55,6 +55,7 @@ def freely_converted(case: Case, frozen: fx.GraphModule) -> fx.GraphModule:
 # --- freeze --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(cases(lowers=False))
 @examples(32)
 def test_frozen_equals_decomposed(case: Case) -> None:
@@ -65,6 +66,7 @@ def test_frozen_equals_decomposed(case: Case) -> None:
         assert same(run(frozen, x), run(decomposed, x))
 
 
+@pytest.mark.slow
 @given(cases(lowers=False))
 @examples(15)
 def test_freezing_keeps_the_qparams_in_use_and_twice_changes_nothing(case: Case) -> None:

@@ -16,10 +16,10 @@ from fxqfix import _torch
 from fxqfix.engines import _levels
 from fxqfix.errors import OptionError, UnknownNameError, counting
 
-__all__ = ["ISAS", "UNKNOWN", "VNNI", "Isa", "isa_of", "threads_of"]
+__all__ = ["ISAS", "PARTS", "UNKNOWN", "VNNI", "Isa", "isa_of", "threads_of"]
 
 UNKNOWN = "unknown"
-_PARTS = {
+PARTS = {
     "onednn": ("avx2", "avx2_vnni", "avx512", "vnni", "amx"),
     "fbgemm": ("avx2", "avx512", "vnni"),
     "aten": ("default", "avx2", "avx512"),
@@ -60,11 +60,11 @@ class Isa:
 
     def __post_init__(self) -> None:
         if not self.cpu:
-            levels = _PARTS["cpu"]
+            levels = PARTS["cpu"]
             parts = (_LEAST.get(p, p) for p in (self.onednn, self.fbgemm, self.aten))
             least = max((levels.index(p) for p in parts if p in levels), default=None)
             object.__setattr__(self, "cpu", UNKNOWN if least is None else levels[least])
-        for part, known in _PARTS.items():
+        for part, known in PARTS.items():
             found = getattr(self, part)
             if found not in (*known, UNKNOWN):
                 raise UnknownNameError(

@@ -49,6 +49,7 @@ CAPS = ("ONEDNN_MAX_CPU_ISA", "FBGEMM_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY
 x86 = pytest.mark.skipif(isa_of(None).cpu == "unknown", reason="this is no x86 CPU")
 
 
+@pytest.mark.slow
 @x86
 def test_each_cap_moves_its_own_part_only() -> None:
     own, onednn = _native(), _native(ONEDNN_MAX_CPU_ISA="AVX2")
@@ -57,6 +58,7 @@ def test_each_cap_moves_its_own_part_only() -> None:
     assert _native(**both) == Isa(own.onednn, "avx2", "default", own.cpu)
 
 
+@pytest.mark.slow
 @x86
 @pytest.mark.parametrize("level", ["avx2_vnni", "avx512", "vnni"])
 def test_levels_of_onednn_are_told_apart(level: str) -> None:

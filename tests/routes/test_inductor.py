@@ -30,6 +30,7 @@ def torchao() -> None:
 # ------------------------------------------------------------------------ compiled
 
 
+@pytest.mark.slow
 def test_compiled_ranges_hold_and_the_loss_is_seen() -> None:
     plain = certify(to_decomposed(small.linears(), pin_ranges=False), "inductor", INPUTS)
     assert plain.out_of_range > 0
@@ -41,6 +42,7 @@ def test_compiled_ranges_hold_and_the_loss_is_seen() -> None:
     assert pinned.kernels == plain.kernels == (("qlinear_unary", 2),)
 
 
+@pytest.mark.slow
 def test_any_batch_size() -> None:
     data = [small.rows(count) for count in (4, 6)]
     found = certify(small.linears(), "inductor", data, dynamic_batch=True)
@@ -48,6 +50,7 @@ def test_any_batch_size() -> None:
     assert not any("several sizes" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_nothing_of_the_process_is_changed() -> None:
     config = torch._inductor.config
     with torch.enable_grad():
