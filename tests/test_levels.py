@@ -11,7 +11,7 @@ from tests import levels
 JUNIT = """<testsuites><testsuite>
 <testcase classname="tests.engines.test_a" name="test_one"/>
 <testcase classname="tests.engines.test_a" name="test_two"><failure message="no"/></testcase>
-<testcase classname="" name="tests/engines/test_b.py::test_aborts"><error message="crash"/></testcase>
+<testcase classname="" name="test_b.py::test_aborts"><error message="crash"/></testcase>
 <testcase classname="tests.engines.test_a" name="test_four"><skipped message="no amx"/></testcase>
 </testsuite></testsuites>"""
 
@@ -23,7 +23,7 @@ def test_a_crash_is_a_failure_of_its_test(tmp_path: Path) -> None:
     assert outcome.counts == {"passed": 1, "failed": 2, "skipped": 1}
     assert outcome.failed == [
         "tests.engines.test_a::test_two",
-        "tests/engines/test_b.py::test_aborts",
+        "test_b.py::test_aborts",
     ]
     assert outcome.skipped == {"no amx": 1}
     assert not outcome.ok
