@@ -111,9 +111,11 @@ def floats_of(node: fx.Node) -> torch.dtype:
 
 def clamp_bounds(node: fx.Node) -> tuple[float, float] | None:
     """The bounds of a clamp to two constants; None for any other node."""
-    if node.target not in _CLAMPS or len(node.args) < 3:
+    if node.target not in _CLAMPS:
         return None
-    low, high = node.args[1:3]
+    # Some builds of torch load a saved program's optional arguments by name.
+    given = {**dict(zip(("min", "max"), node.args[1:], strict=False)), **node.kwargs}
+    low, high = given.get("min"), given.get("max")
     return (low, high) if isinstance(low, float) and isinstance(high, float) else None
 
 

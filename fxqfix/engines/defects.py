@@ -72,7 +72,7 @@ class Defect:
 
 
 def find(call: Call) -> Defect | None:
-    """The row that a call meets, whether or not this machine still shows it.
+    """The row that a call meets: one that this machine shows, else one that it has repaired.
 
     Args:
         call: An int8 op, its engine dispatched.
@@ -84,7 +84,8 @@ def find(call: Call) -> Defect | None:
         'average-counts-padding'
     """
     rows = (d for d in DEFECTS if call.engine in d.engines and call.key in d.ops)
-    return next((d for d in rows if d.applies(call)), None)
+    found = [d for d in rows if d.applies(call)]
+    return next((d for d in found if d.present is not False), found[0] if found else None)
 
 
 def met(call: Call, engine: str) -> tuple[Defect, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxqfix import dialects
+from fxqfix import _torch, dialects
 from fxqfix.dialects import Reading
 from fxqfix.dialects._base import scope
 from fxqfix.dialects.decomposed import clamp_bounds
@@ -99,7 +99,7 @@ class SavedFile:
         with _named("torch.export can't take this graph", sizes, remedy):
             program = exported(self.reading.graph_module, batch, dynamic)
         loaded: Any = None
-        with _named("torch.export can't save, or load, the program", sizes):
+        with _named("torch.export can't save, or load, the program", sizes), _torch.quiet():
             torch.export.save(program, self.path)
             loaded = torch.export.load(self.path)
         self._take(dialects.read(loaded, "migrate"))

@@ -40,8 +40,10 @@ def exported(
 def _deploy(graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: bool) -> Deployed:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pt2"
-        torch.export.save(exported(graph_module, batch, dynamic), path)
-        loaded = torch.export.load(path).module()
+        program = exported(graph_module, batch, dynamic)
+        with _torch.quiet():  # some builds warn of buffers that the file gives them read-only
+            torch.export.save(program, path)
+            loaded = torch.export.load(path).module()
 
     def run(*inputs: Any) -> Sequence[Tensor]:
         return list(tensors_of([loaded(*inputs)]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -173,7 +172,7 @@ def test_conv(engine: str, kind: str) -> None:
     for seed, (mode, groups, reduce_range) in enumerate(options):
         if mode != "zeros" and (kind.startswith("ConvT") or dims == 3):
             continue
-        with quantized_engine(engine), warnings.catch_warnings(action="ignore"):
+        with quantized_engine(engine), quiet():
             inner = getattr(nnqd, kind)(
                 8, 8, 3, 2, 1, groups=1 if "Tr" in kind else groups, padding_mode=mode
             )
@@ -195,7 +194,7 @@ def test_fbgemm_reads_min_and_max_from_memory() -> None:
     big = torch.randn(2, 8, 9, 16)
     big[..., 1::2] *= 50
     for engine in ENGINES:
-        with quantized_engine(engine), warnings.catch_warnings(action="ignore"):
+        with quantized_engine(engine), quiet():
             inner = nnqd.Conv2d(8, 8, 3)
         assert differing(Conv(inner, reduce_range=True), big[..., ::2], engine=engine) == (
             0,

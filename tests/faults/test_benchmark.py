@@ -7,6 +7,7 @@ import functools
 import pytest
 
 from fxqfix.causes import registry
+from fxqfix.qparams import zero_point_first
 from tests.faults import benchmark
 from tests.faults.benchmark import EVERYWHERE, OWN, Outcome, Trial, _natural, pairs, run, singles
 from tests.faults.plants import PLANTS
@@ -49,7 +50,10 @@ def test_every_single_fault_is_named_and_nothing_else(architecture: str) -> None
     missed = [o.trial for o in outcomes if not all(hit for _, hit in o.named)]
     assert not missed
     assert {o.trial: set(o.false) for o in outcomes if o.false} == {}
-    assert sum(len(o.idle) for o in outcomes) <= 4
+    idle = [cause for o in outcomes for cause in o.idle]
+    if not zero_point_first():  # native quantize rounds as fake-quantize does: planting it is idle
+        idle = [cause for cause in idle if cause != "rounding"]
+    assert len(idle) <= 4
 
 
 def test_two_faults_at_a_time() -> None:
