@@ -1,6 +1,6 @@
 """What deployed kernels are known to compute otherwise, as float64 recomputations of a site.
 
-Each name of `LAPSES` is a change to convolutions and linears that read codes and integer weights. A
+Each name of `LAPSES` is a change to convolutions and linears that read codes. A
 route lists those of its kernels; they are asked one after the other, each on top of those before
 it, and a code belongs to the first with which it is what was found.
 """
@@ -15,22 +15,25 @@ import torch
 from torch import Tensor, fx
 
 from fxqfix import ops
+from fxqfix.dialects._constants import bias_node, constant
 from fxqfix.dialects.decomposed import is_dequantize, qparams_of_op
 from fxqfix.dialects.int8 import fetch
 from fxqfix.engines._lost import Lost, Walk
 from fxqfix.export._options import arguments_of
 from fxqfix.export.requantize import int32_bias
-from fxqfix.qparams import QParams
+from fxqfix.qparams import QParams, dequantize
 
 __all__ = ["LAPSES", "lapsed"]
 
 LAPSES: Mapping[str, str] = {
+    "weight-int8": "a weight that the graph leaves in float is quantized to int8, per tensor",
     "bias-int32": "the bias is rounded to an int32 in units of the accumulator",
     "weight-zero-point": "the weight's zero point is taken for 0",
     "int16-saturation": "products of neighbouring weights of a kernel saturate in pairs at 16 bits",
     "int16-saturation-by-channel": "products of neighbouring channels saturate in pairs at 16 bits",
 }
-_DIMS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}
+_DIMS = {"linear": 0} | {f"conv{n}d": n for n in (1, 2, 3)}
+_DIMS |= {f"conv_transpose{n}d": n for n in (1, 2, 3)}
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,10 @@ class _Weighted:
         arguments: Its arguments by name.
         source: The dequantize of its input.
         grid: The input's.
-        weight: The dequantize of its weight.
+        weight: What it takes for its weight: the dequantize, or a float constant.
         codes: The weight's.
         weights: Their grid.
+        transposed: Whether it is a transposed convolution, whose output channels stand second.
     """
 
     dims: int
@@ -54,6 +58,7 @@ class _Weighted:
     weight: fx.Node
     codes: Tensor
     weights: QParams
+    transposed: bool = False
 
     @property
     def scale(self) -> float:
@@ -64,34 +69,72 @@ class _Weighted:
         return torch.tensor(self.weights.scales, dtype=torch.float32)
 
     @property
+    def steps(self) -> Tensor:
+        """The accumulator's step per output channel, or one for all."""
+        found = torch.tensor(self.scale, dtype=torch.float32) * self.scales
+        # Of a transposed convolution in groups, the channels of one group have the scales.
+        groups = self.arguments.get("groups", 1) if self.transposed and len(found) > 1 else 1
+        return found.repeat(groups)
+
+    @property
     def depthwise(self) -> bool:
         return self.codes.dim() > 2 and self.codes.shape[1] == 1
 
-    def walk(self) -> Walk:
-        """How the kernel walks its input."""
+    def walk(self) -> Walk | None:
+        """How the kernel walks its input; None where it pads one side more than the other."""
         stride, padding, dilation = (
-            (given,) * self.dims if isinstance(given, int) else tuple(given)
+            (given,) * self.dims if isinstance(given, int) else given
             for given in (
                 self.arguments.get(name, default)
                 for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
             )
         )
-        return Walk(stride, padding, dilation, self.arguments.get("groups", 1))
+        if isinstance(padding, str):
+            sizes = zip(dilation, self.codes.shape[2:], strict=True)
+            both = [d * (size - 1) if padding == "same" else 0 for d, size in sizes]
+            if any(n % 2 for n in both):
+                return None
+            padding = [n // 2 for n in both]
+        return Walk(tuple(stride), tuple(padding), tuple(dilation), self.arguments.get("groups", 1))
 
 
-def _weighted(node: fx.Node, graph_module: fx.GraphModule) -> _Weighted | None:
+def _weighted(
+    node: fx.Node, graph_module: fx.GraphModule, names: tuple[str, ...]
+) -> _Weighted | None:
     found = ops.match_node(node, {}) if node.op == "call_function" else None
-    sources = [n for n in node.all_input_nodes if is_dequantize(n)]
-    if found is None or found.key not in _DIMS or len(sources) < 2:
+    if found is None or found.key not in _DIMS or len(node.all_input_nodes) < 2:
+        return None
+    source, weight = node.all_input_nodes[:2]
+    grid = qparams_of_op(source, graph_module) if is_dequantize(source) else None
+    if grid is None or grid.axis is not None:
+        return None
+    held: tuple[Any, QParams | None] = None, None
+    if is_dequantize(weight):
+        held = fetch(graph_module, weight.args[0]), qparams_of_op(weight, graph_module)
+    elif "weight-int8" in names and _is_constant(weight):
+        held = _quantized(constant(graph_module, weight))
+    codes, weights = held
+    if weights is None or not isinstance(codes, Tensor):
         return None
     arguments = arguments_of(node, graph_module)
-    grid, weights = (qparams_of_op(n, graph_module) for n in sources[:2])
-    codes = fetch(graph_module, sources[1].args[0])
-    if grid is None or weights is None or isinstance(arguments.get("padding"), str):
-        return None
-    if not isinstance(codes, Tensor):
-        return None
-    return _Weighted(_DIMS[found.key], arguments, sources[0], grid, sources[1], codes, weights)
+    transposed = "transpose" in found.key
+    return _Weighted(_DIMS[found.key], arguments, source, grid, weight, codes, weights, transposed)
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Whether a node of a region computes from parameters and buffers alone."""
+    inputs = node.all_input_nodes
+    return node.op == "get_attr" or (bool(inputs) and all(map(_is_constant, inputs)))
+
+
+def _quantized(weight: Tensor) -> tuple[Tensor, QParams]:
+    """As ONNX Runtime does it (its pass WeightBiasQuantization): one grid, with zero on it."""
+    low, high = weight.float().min().clamp(max=0.0), weight.float().max().clamp(min=0.0)
+    scale = (high - low) / 255
+    scale = torch.where(scale > 0, scale, torch.ones(()))
+    point = torch.round(-128 - low / scale).clamp(-128, 127)
+    codes = (torch.round(weight.float() / scale) + point).clamp(-128, 127).to(torch.int8)
+    return codes, QParams(float(scale), int(point), -128, 127, torch.int8)
 
 
 def lapsed(interpreter: fx.Interpreter, node: fx.Node, names: tuple[str, ...]) -> Tensor | None:
@@ -103,17 +146,19 @@ def lapsed(interpreter: fx.Interpreter, node: fx.Node, names: tuple[str, ...]) -
         names: Names of `LAPSES`.
     """
     graph_module: Any = interpreter.module
-    found = _weighted(node, graph_module)
+    found = _weighted(node, graph_module, names)
     if found is None:
         return None
     changed: dict[fx.Node, Tensor] = {}
-    steps = torch.tensor(found.scale, dtype=torch.float32) * found.scales
+    steps = found.steps
+    if not is_dequantize(found.weight):
+        changed[found.weight] = dequantize(found.codes, found.weights).double()
     if "weight-zero-point" in names:
-        scales = found.scales.double().reshape(-1, *(1,) * (found.codes.dim() - 1))
-        changed[found.weight] = found.codes.double() * scales
-    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    if isinstance(bias, fx.Node) and "bias-int32" in names:
-        rounded = int32_bias(interpreter.env[bias], found.scale, found.scales)
+        scale, _ = found.weights.tensors(found.codes)
+        changed[found.weight] = found.codes.double() * scale.double()
+    bias = bias_node(node)
+    if bias is not None and "bias-int32" in names:
+        rounded = int32_bias(interpreter.env[bias], 1.0, steps)
         changed[bias] = rounded.double() * steps.double()
 
     def value(n: fx.Node) -> Any:
@@ -123,9 +168,10 @@ def lapsed(interpreter: fx.Interpreter, node: fx.Node, names: tuple[str, ...]) -
     kwargs: Any = fx.map_arg(node.kwargs, value)
     result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
     pairs = [name for name in names if name.startswith("int16-saturation")]
-    if not pairs or found.depthwise or found.grid.storage != torch.uint8:
+    walk = found.walk() if pairs and not found.transposed else None
+    if walk is None or found.depthwise or found.grid.storage != torch.uint8:
         return result
     raw: Any = interpreter.env[found.source.all_input_nodes[0]]
     point, by_channel = int(found.grid.zero_points[0]), pairs[-1].endswith("by-channel")
-    lost: Tensor = Lost(found.codes, point, 0, found.walk(), by_channel=by_channel)(raw)
+    lost: Tensor = Lost(found.codes, point, 0, walk, by_channel=by_channel)(raw)
     return result - lost * steps.double().reshape(-1, *(1,) * found.dims)

@@ -4,9 +4,9 @@ The exporter drops quant_min and quant_max at every level. A prepared model gets
 codes: ONNX Runtime fuses QLinearConv, QGemm and their like from level "extended" on, and around
 clamps on values it fuses none. The certificate's kernels are those of its optimized graph.
 
-From level "basic" on biases become int32, even where the convolution then runs in float. On CPUs
-without VNNI the int8 kernels saturate at 16 bits; the session option session.x64quantprecision
-makes them exact, and slower.
+From level "basic" on biases become int32, even where the convolution then runs in float, and
+weights that the graph leaves in float become int8. On CPUs without VNNI the int8 kernels saturate
+at 16 bits; the session option session.x64quantprecision makes them exact, and slower.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ ROUTES = tuple(
         + ("" if level else ", its default"),
         deploy=partial(_deploy, level=level),
         extra="onnx",
-        lapses=("bias-int32", "int16-saturation"),
+        lapses=("weight-int8", "bias-int32", "int16-saturation"),
         passes=(PinRanges(where="codes"),),
         packages=("onnxruntime", "onnx", "onnxscript"),
     )
