@@ -24,7 +24,24 @@ __all__ = [
     "UncalibratedError",
     "UnknownNameError",
     "UnsupportedError",
+    "in_brief",
 ]
+
+
+_MOST = 160
+
+
+def in_brief(error: BaseException) -> str:
+    """The first line of a message, cut where it is long: torch goes on with traces and lists.
+
+    Example:
+        >>> in_brief(RuntimeError("no such kernel" + chr(10) + "a backtrace"))
+        'no such kernel'
+    """
+    said = str(error).strip().partition("\n")[0]
+    if len(said) <= _MOST:
+        return said
+    return f"{said[:_MOST].rpartition(' ')[0]} ..."
 
 
 class FxqfixError(Exception):

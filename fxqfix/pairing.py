@@ -276,10 +276,10 @@ def _related(p: Pair) -> bool:
     """Whether two weights may well be one, quantized twice; True where that can't be told."""
     if p.prepared.weight is None or p.converted.weight is None:
         return True
-    mine, theirs = (
-        dequantize(view.codes, view.qparams).double().flatten()
-        for view in (p.prepared.weight(), p.converted.weight())
-    )
+    views = p.prepared.weight(), p.converted.weight()
+    if any(view.garbled for view in views):
+        return True
+    mine, theirs = (dequantize(v.codes, v.qparams).double().flatten() for v in views)
     theirs = theirs.to(mine.device)
     norm = float(mine.norm() * theirs.norm())
     if mine.numel() != theirs.numel() or norm == 0.0:

@@ -7,14 +7,14 @@ explained. A code that only two corrections together repair goes to the later on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fxqfix.causes._view import View
-from fxqfix.errors import FxqfixError
+from fxqfix.errors import FxqfixError, in_brief
 
 __all__ = ["Attribution", "Cause", "attribute"]
 
@@ -41,6 +41,10 @@ class Cause:
     repair: str
     advice: str
     local: bool = True
+
+    def claims(self, view: View) -> Tensor | None:
+        """Mask of the codes that are this cause's, whatever else explains them; mostly None."""
+        return None
 
     def explains(self, view: View) -> Tensor | None:
         """Mask of the codes that agree once this cause is corrected; None where it can't act."""
@@ -74,10 +78,11 @@ def attribute(view: View, causes: Sequence[Cause], into: Attribution) -> None:
         causes: The causes to ask, in order; the last one has to take everything.
         into: Where the counts are added.
     """
-    for cause in causes:
+    asked = [(cause, cause.claims) for cause in causes] + [(c, c.explains) for c in causes]
+    for cause, question in asked:
         if not bool(view.left.any()):
             return
-        mask = _ask(cause, view)
+        mask = _ask(cause, question, view)
         if view.problem and view.problem not in into.problems:
             into.problems.append(view.problem)
         if mask is None:
@@ -92,13 +97,12 @@ def attribute(view: View, causes: Sequence[Cause], into: Attribution) -> None:
             view.left = view.left & ~mine
 
 
-def _ask(cause: Cause, view: View) -> Tensor | None:
+def _ask(cause: Cause, question: Callable[[View], Tensor | None], view: View) -> Tensor | None:
     """A cause that can't be computed for an op says so in the row; the comparison goes on."""
     try:
-        return cause.explains(view)
+        return question(view)
     except FxqfixError:
         raise
     except Exception as error:  # user modules run inside; any kind of error can come back
-        said = str(error).strip().partition("\n")[0]  # torch goes on with traces of the graph
-        view.problem = f"{cause.name} could not be computed here: {said}"
+        view.problem = f"{cause.name} could not be computed here: {in_brief(error)}"
         return None

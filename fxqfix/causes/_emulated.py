@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxqfix.engines import Call, Weighted
+from fxqfix.errors import UnsupportedError
 from fxqfix.passes._region import Cutter, Region, interprets
 from fxqfix.passes._shadow_modules import Local
 
@@ -28,6 +29,7 @@ class Emulated:
         names: Emulated node of every site -> name of its node in the prepared graph.
         inputs: Nodes of the prepared graph that the site's shadow takes, in its order.
         call: The converted op.
+        left: Why nodes of the emulated model stand in it as they were, by name.
     """
 
     cutter: Cutter
@@ -35,6 +37,7 @@ class Emulated:
     names: Mapping[fx.Node, str]
     inputs: tuple[str, ...]
     call: Call
+    left: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def _region(self) -> Region:
@@ -58,6 +61,12 @@ class Emulated:
         modules = (self.cutter.graph_module.get_submodule(str(n.target)) for n in nodes)
         return tuple(m for m in modules if isinstance(m, Weighted))
 
+    @cached_property
+    def refused(self) -> str:
+        """Why the site has no arithmetic; "" where it has."""
+        nodes = (n.name for n in self._region.graph.nodes)
+        return next((self.left[name] for name in nodes if name in self.left), "")
+
     def codes(self, local: Local, without: str = "") -> Tensor | None:
         """The codes that the engine gives; None where an op of the region can't be emulated.
 
@@ -65,12 +74,14 @@ class Emulated:
             local: The shadow's inputs.
             without: An effect of the kernel to leave out, by the name of its cause.
         """
-        if self._order is None:
+        if self._order is None or self.refused:
             return None
         given = [local.inputs[i] if local.raw[i] is None else local.raw[i] for i in self._order]
         try:
             with self._leaving_out(without):
                 found: Any = self._interpreter.run(*given)
+        except UnsupportedError:  # an input of this size
+            return None
         finally:
             # The batch's tensors
             self._interpreter.env, self._interpreter.args_iter = {}, iter(())

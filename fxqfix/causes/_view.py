@@ -22,6 +22,7 @@ from fxqfix.causes._values import differs, settled, swapped
 from fxqfix.dialects import Site
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Defect
+from fxqfix.errors import in_brief
 from fxqfix.pairing import Pair
 from fxqfix.passes._shadow_modules import Local
 from fxqfix.qparams import QParams, quantize, regrid
@@ -54,6 +55,7 @@ class View:
         weight: For a weight site, the prepared weight.
         defect: The known-wrong kernel that the converted op runs on, or None.
         emulated: The converted op in its engine's integers; None where it has none.
+        garbled: Of a weight that its engine packs but can't unpack: whether these are no codes.
         held: What a prepared quantizer holds: that of a weight by its module's path, the site's own
             by "".
         picked: Why the converted grid is not this site's quantizer's choice, "" where it is.
@@ -75,6 +77,7 @@ class View:
     weight: WeightView | None = None
     defect: Defect | None = None
     emulated: Emulated | None = None
+    garbled: bool = False
     held: Callable[[str], Held | None] = field(default=lambda _: None)
     picked: str = ""
     loose: Mapping[str, Site] = field(default_factory=dict)
@@ -134,7 +137,22 @@ class View:
         """The codes that the engine's integers give from the converted model's own inputs."""
         if self.emulated is None or self.local is None:
             return None
-        return self.emulated.codes(self.local)
+        found = self.emulated.codes(self.local)
+        if found is None and self.emulated.refused:
+            self.problem = (
+                f"no cause in the engine's arithmetic looked for: {self.emulated.refused}"
+            )
+        return found
+
+    @cached_property
+    def miscomputed(self) -> Tensor:
+        """Mask of the codes that are not what the op makes of the converted integers.
+
+        By the engine's integers as they should be; by float64 where these are not known.
+        """
+        if self._integers is not None:
+            return self._integers != self.raw
+        return ~self.agrees(self.converted, self.target, self.raw)
 
     def owed_to(self, effect: str = "") -> Tensor | None:
         """Codes that the engine's integers give, and without one of its effects don't.
@@ -175,8 +193,7 @@ class View:
             return self.recompute.exact(self.local, weights, **options)
         except (RuntimeError, TypeError, AttributeError) as error:
             # A user's module may not run in float64; the cause then works on float32 values.
-            said = str(error).strip().partition("\n")[0]  # torch goes on with traces of the graph
-            self.problem = f"no float64 recomputation: {said}"
+            self.problem = f"no float64 recomputation: {in_brief(error)}"
             return self.value.double()
 
     @cached_property

@@ -16,9 +16,20 @@ __all__ = ["CAUSE", "KernelDefect"]
 class KernelDefect(Cause):
     """The op meets a row of the known-wrong kernels, and a probe shows that it is wrong here.
 
-    Looks at int8 models only. Counterfactual: the op in float64 on the converted model's own
-    integers gives the prepared model's codes, so whatever else the kernel gave is its own doing.
+    Looks at int8 models only. Counterfactual: the op on the converted model's own integers, as it
+    should be computed, gives other codes than the kernel: these are claimed before any cause is
+    asked. Of a kernel whose effect the engine's arithmetic follows: it gives the prepared model's
+    codes in float64, so whatever else the kernel gave is its own doing. Of a weight that the
+    engine packs but can't unpack, all codes that differ.
     """
+
+    def claims(self, view: View) -> Tensor | None:
+        """Codes that are not what the op makes of the converted integers."""
+        if view.defect is None or not view.defect.present:
+            return None
+        if view.garbled:
+            return view.differs_locally
+        return None if view.defect.emulated or view.local is None else view.miscomputed
 
     def explains(self, view: View) -> Tensor | None:
         """Codes that the op itself, on the converted integers, would have right."""

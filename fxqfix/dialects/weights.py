@@ -41,6 +41,8 @@ class WeightView:
         bias: The float bias, None without one.
         values: The float values that were quantized, where the model still holds them.
         folded: Whether a BatchNorm, in eval mode, is folded into the values.
+        garbled: Whether its engine packs it so that it can't be unpacked: these are no codes of it,
+            and other ones each time.
     """
 
     codes: Tensor
@@ -48,6 +50,26 @@ class WeightView:
     bias: Tensor | None = None
     values: Tensor | None = None
     folded: bool = False
+    garbled: bool = False
+
+    def checked(self, where: str) -> WeightView:
+        """The view itself.
+
+        Args:
+            where: Who needs the codes, for messages.
+
+        Raises:
+            UnsupportedError: The codes are none of the weight's.
+        """
+        if not self.garbled:
+            return self
+        raise UnsupportedError(
+            "torch can't unpack this weight: what it gives back are not the codes that it packed",
+            where=where,
+            found=f"a weight of {'x'.join(map(str, self.codes.shape))}, packed by fbgemm for its "
+            "kernel for small transposed convolutions",
+            remedy="take the prepared model, or what fxqfix.to_int8 makes of it",
+        )
 
 
 def batch_norm_factor(module: nn.Module) -> Tensor | None:
@@ -216,7 +238,8 @@ def int8_weight(module: nn.Module) -> WeightView | None:
     if not isinstance(weight, Tensor) or not weight.is_quantized:
         return None
     value = bias() if callable(bias) and not isinstance(bias, Tensor) else None
-    return tensor_weight(weight, value)
+    view = tensor_weight(weight, value)
+    return replace(view, garbled=not _torch.gives_back(getattr(module, "_packed_params", None)))
 
 
 def _unpacked(getter: Callable[[], Any]) -> Any:
@@ -237,7 +260,7 @@ def packed_weight(packed: Any) -> WeightView | None:
     weight, bias = unpacked if isinstance(unpacked, tuple) else (unpacked, None)
     if not isinstance(weight, Tensor) or not weight.is_quantized:
         return None
-    return tensor_weight(weight, bias)
+    return replace(tensor_weight(weight, bias), garbled=not _torch.gives_back(packed))
 
 
 def reference_weight(module: nn.Module) -> WeightView | None:

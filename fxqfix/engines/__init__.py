@@ -29,6 +29,7 @@ from fxqfix.engines._requantize import Qnnpack, Weighted
 from fxqfix.engines.calls import calls
 from fxqfix.engines.defects import DEFECTS, Defect, met
 from fxqfix.engines.defects import find as find_defect
+from fxqfix.engines.defects import rows as defect_rows
 from fxqfix.engines.dispatch import dispatch, placed
 from fxqfix.engines.isa import ISAS, Isa, isa_of, threads_of
 from fxqfix.engines.saturation import saturation_possible
@@ -47,6 +48,7 @@ __all__ = [
     "Weighted",
     "accumulator_bound",
     "calls",
+    "defect_rows",
     "dispatch",
     "find_defect",
     "intervals",

@@ -8,9 +8,10 @@ table.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from fxqfix._settings import exact
@@ -71,6 +72,8 @@ class Call:
             said, as this torch has it (`fxqfix.qparams.zero_point_first`).
         in_memory_order: Whether the kernel gets its input as it lies in memory (`InMemoryOrder`).
         others: The grids of the first input wherever else the same packed weight is called.
+        fused_otherwise: Whether the same packed weight is called on the same grids elsewhere, with
+            another activation fused.
         rereads: Of an op that writes over an input: names of the nodes that read it behind the op,
             and of the op itself where it takes that memory twice.
 
@@ -96,7 +99,18 @@ class Call:
     point_first: bool = field(default_factory=zero_point_first)
     in_memory_order: bool = False
     others: tuple[QParams | None, ...] = ()
+    fused_otherwise: bool = False
     rereads: tuple[str, ...] = ()
+
+    def without_graph(self) -> Call:
+        """The call with nothing of its model: options and sizes, grids and levels."""
+        names = ("stride", "padding", "dilation", "groups")
+        weight = self.weight
+        if weight is not None:
+            codes = torch.empty(weight.codes.shape, dtype=weight.codes.dtype, device="meta")
+            weight = replace(weight, codes=codes, bias=None, values=None)
+        options = {name: self.option(name) for name in names}
+        return replace(self, arguments=options, module=None, inputs=(), target=None, weight=weight)
 
     @property
     def source(self) -> QParams:

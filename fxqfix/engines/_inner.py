@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from torch import fx, nn
+import functools
+from dataclasses import replace
+
+from torch import Tensor, fx, nn
 
 from fxqfix.dialects import int8
 from fxqfix.dialects.trace import trace
-from fxqfix.engines._base import Call, Kernel, table
+from fxqfix.engines._base import Builder, Call, Kernel, table
 from fxqfix.engines.calls import calls
-from fxqfix.engines.defects import find
+from fxqfix.engines.defects import Defect, rows
 from fxqfix.engines.isa import UNKNOWN
 from fxqfix.errors import UnsupportedError
 from fxqfix.qparams import QParams
@@ -17,8 +19,15 @@ from fxqfix.qparams import QParams
 __all__ = ["inner", "row_of"]
 
 
-def row_of(call: Call) -> Kernel:
+def row_of(call: Call, *, as_it_should: bool = False) -> Kernel:
     """The row that computes a call.
+
+    Where only the size of its input tells whether the kernel is wrong, the module that the row
+    builds refuses such inputs.
+
+    Args:
+        call: The call.
+        as_it_should: Whether to go by the op where its kernel is known to be wrong.
 
     Raises:
         UnsupportedError: There is none, or the kernel is wrong in a way that no row follows.
@@ -28,13 +37,12 @@ def row_of(call: Call) -> Kernel:
         >>> row_of(Call("fc", "fbgemm", "linear")).inexact
         ''
     """
-    defect, row = find(call), table().get((call.engine, call.key))
+    row = table().get((call.engine, call.key))
+    wrong = [] if as_it_should else [d for d in rows(call) if not d.emulated]
+    defect = next((d for d in wrong if d.at is None and d.present is not False), None)
     reason = ""
-    if defect is not None and not defect.emulated and defect.present is not False:
-        reason = (
-            f"{call.engine}'s kernel is wrong in torch {torch.__version__} ({defect.name}): "
-            f"{defect.condition}"
-        )
+    if defect is not None:
+        reason = defect.refusal(call)
     elif row is None:
         reason = f"{call.engine} has no exact arithmetic for {call.key!r}"
     elif UNKNOWN in (call.isa.cpu, call.isa.aten, getattr(call.isa, call.engine, "")):
@@ -44,11 +52,45 @@ def row_of(call: Call) -> Kernel:
             f"node can't be emulated: {reason}",
             where=f"node {call.node!r}",
             found=str(call.target if call.module is None else type(call.module).__name__),
-            remedy="see `fxqfix engines` for the ops that each engine runs"
-            if UNKNOWN not in reason
-            else 'say which: emulate(model, isa="vnni") or another level',
+            remedy=_remedy(defect, reason),
         )
+    by_size = tuple(d for d in wrong if d.at is not None)
+    if by_size and row.build is not None:
+        return replace(row, build=functools.partial(_watched, row.build, by_size))
     return row
+
+
+def _remedy(defect: Defect | None, reason: str) -> str:
+    if defect is not None:
+        return defect.way_round
+    if UNKNOWN in reason:
+        return 'say which: emulate(model, isa="vnni") or another level'
+    return "see `fxqfix engines` for the ops that each engine runs"
+
+
+def _watched(build: Builder, defects: tuple[Defect, ...], call: Call) -> nn.Module:
+    module = build(call)
+    module.register_forward_pre_hook(_Refuse(defects, call.without_graph()))
+    return module
+
+
+class _Refuse:
+    """A hook that refuses inputs of sizes for which the kernel is wrong."""
+
+    def __init__(self, defects: tuple[Defect, ...], call: Call) -> None:
+        self.names, self.call = {d.name for d in defects}, call
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """See what comes in."""
+        shape = tuple(inputs[0].shape)
+        for defect in rows(self.call, shape):
+            if defect.name in self.names and defect.present is not False:
+                raise UnsupportedError(
+                    f"this input can't be emulated: {defect.refusal(self.call)}",
+                    where=f"node {self.call.node!r}",
+                    found=f"an input of {'x'.join(map(str, shape))}",
+                    remedy=defect.way_round,
+                )
 
 
 def inner(

@@ -6,8 +6,6 @@ True where the kernel is wrong on this machine.
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 from typing import Any, cast
 
 import torch
@@ -15,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxqfix import _torch
+from fxqfix.engines import _apart
 
 
 def _quantized(x: Tensor, scale: float = 1 / 16, point: int = 64) -> Tensor:
@@ -100,22 +99,67 @@ def depthwise_saturates() -> bool:
     return int(found.int_repr()[0, 0, 2, 2]) != 250
 
 
-_CRASH = """
-import torch
-torch.backends.quantized.engine = "fbgemm"
-w = torch.quantize_per_tensor(torch.ones(12, 4, 3, 3), 1.0, 0, torch.qint8)
-packed = torch.ops.quantized.conv2d_prepack(w, None, [1, 1], [1, 1], [1, 1], 3)
-x = torch.quantize_per_tensor(torch.ones(2, 12, 9, 9), 1.0, 0, torch.quint8)
-for _ in range(20):
-    torch.ops.quantized.conv2d(x, packed, 1.0, 0)
-"""
+_ONES = [1, 1]
 
 
-def crashes() -> bool:
-    done = subprocess.run(  # this interpreter, with the text above
-        [sys.executable, "-W", "ignore", "-c", _CRASH], capture_output=True, check=False
-    )
-    return done.returncode < 0
+def overruns_groups() -> bool | None:
+    """5 groups of 4 channels leave one over with AVX512 and without."""
+    options: Any = {"kernel": [3, 3], "stride": _ONES, "padding": _ONES, "dilation": _ONES}
+    return _apart.ask(engine="fbgemm", shape=[2, 20, 9, 9], outputs=20, groups=5, **options)
+
+
+def dies_outside() -> bool | None:
+    options: Any = {"kernel": [2, 2], "stride": [2, 2], "padding": [1, 3], "dilation": [2, 2]}
+    return _apart.ask(engine="onednn", shape=[1, 16, 8, 1], outputs=16, **options)
+
+
+def corrupts_heap() -> bool | None:
+    options: Any = {"kernel": [7, 7], "stride": [2, 2], "padding": [1, 0], "dilation": _ONES}
+    return _apart.ask(engine="onednn", shape=[1, 4, 7, 600], outputs=16, times=20, **options)
+
+
+def forgets_padded_rows() -> bool | None:
+    options: Any = {"kernel": [3, 1], "stride": _ONES, "padding": [1, 0], "dilation": _ONES}
+    return _apart.ask(engine="onednn", shape=[1, 16, 20, 100], outputs=16, **options)
+
+
+def mistakes_one_plane() -> bool | None:
+    one = [1, 1, 1]
+    options: Any = {"kernel": [3, 7, 7], "stride": one, "padding": [1, 3, 3], "dilation": one}
+    return _apart.ask(engine="onednn", shape=[1, 3, 1, 28, 28], outputs=4, **options)
+
+
+def mistakes_narrow() -> bool | None:
+    options: Any = {"kernel": [3, 3], "stride": [2, 2], "padding": [0, 0], "dilation": _ONES}
+    return _apart.ask(engine="onednn", shape=[1, 16, 21, 3], outputs=16, **options)
+
+
+def writes_one_plane() -> bool:
+    """What is never written holds what was there before: each time something else."""
+    weight = torch.quantize_per_tensor(torch.ones(2, 2, 1, 1, 1), 1.0, 0, torch.qint8)
+    x, ops = _quantized(_noise(1, 2, 4, 4, 4)), cast(Any, torch.ops.quantized)
+    with _torch.quantized_engine("qnnpack"):
+        options = [1] * 3, [0] * 3, [0] * 3, [1] * 3, 1
+        packed = ops.conv_transpose3d_prepack(weight, None, *options)
+        for filled in range(0, 256, 15):
+            before = [torch.full((x.numel(),), filled, dtype=torch.uint8) for _ in range(8)]
+            del before  # freed memory is what the kernel gets next
+            found = ops.conv_transpose3d(x, packed, 1.0, 128)
+            wanted = x.dequantize().sum(1, keepdim=True).expand(x.shape)
+            if _far(found, wanted):
+                return True
+    return False
+
+
+def keeps_activation() -> bool:
+    """The kernel that the first call made is used by the second, relu and all."""
+    weight = torch.quantize_per_tensor(_noise(4, 2), 1 / 16, 0, torch.qint8)
+    x, ops = _quantized(_noise(3, 2)), cast(Any, torch.ops.quantized)
+    with _torch.quantized_engine("onednn"):
+        packed = ops.linear_prepack(weight, None)
+        ops.linear(x, packed, 1 / 8, 128)
+        found = ops.linear_relu(x, packed, 1 / 8, 128)
+    return _far(found, F.linear(x.dequantize(), weight.dequantize()).clamp(0, 15.875))
 
 
 def norm_cancels() -> bool:

@@ -86,7 +86,7 @@ def calls(
 
 
 def _reused(found: dict[fx.Node, Call]) -> dict[fx.Node, Call]:
-    """Each call with the grids that its packed weight is called with elsewhere."""
+    """Each call with what else its packed weight is called for: on which grids, fused with what."""
     groups: defaultdict[int, list[fx.Node]] = defaultdict(list)
     for node, call in found.items():
         packed = next((v for v in call.arguments.values() if hasattr(v, "unpack")), None)
@@ -94,10 +94,22 @@ def _reused(found: dict[fx.Node, Call]) -> dict[fx.Node, Call]:
         if owner is not None and call.weight is not None:
             groups[id(owner)].append(node)
     for nodes in groups.values():
-        for node in nodes if len(nodes) > 1 else ():
-            grids = tuple(g for n in nodes if n is not node for g in found[n].qparams[:1])
-            found[node] = replace(found[node], others=grids)
+        calls = [found[node] for node in nodes]
+        for node, call in zip(nodes, calls, strict=True):
+            others = [c for c in calls if c is not call]
+            grids = tuple(g for c in others for g in c.qparams[:1])
+            otherwise = any(_fused(c) != _fused(call) and _on_grids_of(c, call) for c in others)
+            found[node] = replace(call, others=grids, fused_otherwise=otherwise)
     return found
+
+
+def _fused(call: Call) -> tuple[Any, ...]:
+    """What the kernel does behind the sums."""
+    return call.key, call.relu, call.option("negative_slope")
+
+
+def _on_grids_of(call: Call, other: Call) -> bool:
+    return (call.qparams, call.output) == (other.qparams, other.output)
 
 
 def _is_dynamic(match: ops.Match) -> bool:

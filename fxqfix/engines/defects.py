@@ -2,27 +2,24 @@
 
 A probe runs the kernel on a few values beside the same op in float and says whether it is still
 wrong here, so that a torch release which repairs it turns the row off. Nothing of this follows a
-version number.
+version number. Kernels that a process may die of are run in one of their own.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from fxqfix import _rng, _torch
-from fxqfix.engines import _probes
+from fxqfix.engines import _probes, _strikes
 from fxqfix.engines._base import Call
 from fxqfix.engines.dispatch import placed
-from fxqfix.engines.isa import ISAS
-from fxqfix.qparams import container_range
+from fxqfix.engines.isa import ISAS, Isa, isa_of
 
-__all__ = ["DEFECTS", "Defect", "find", "met"]
+__all__ = ["DEFECTS", "Defect", "find", "met", "rows"]
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,15 @@ class Defect:
         effect: What comes out.
         way_round: What to do instead.
         applies: Whether a call meets the condition, as far as the graph tells.
-        probe: Runs the kernel: True where it is wrong on this machine.
+        probe: Runs the kernel: True where it is wrong on this machine, None where that can't be
+            asked.
         emulated: Whether the effect is arithmetic that `emulate` follows; else it refuses.
         certain: Whether the graph tells the condition; else it may be met, by shape or layout.
         cure: How `to_int8` goes round it: "island" (the float op between dequantize and quantize),
             "contiguous" (a contiguous input), "memory order" (`InMemoryOrder`), or "" (it doesn't).
+        levels: The levels whose kernel it is; None for all. What this process doesn't run, it
+            can't ask.
+        at: Where the size of the first input decides: whether a call meets the condition on it.
 
     Example:
         >>> from fxqfix.engines import DEFECTS
@@ -56,26 +57,55 @@ class Defect:
     effect: str
     way_round: str
     applies: Callable[[Call], bool]
-    probe: Callable[[], bool]
+    probe: Callable[[], bool | None]
     emulated: bool = False
     certain: bool = True
     cure: str = ""
+    levels: Callable[[Isa], bool] | None = None
+    at: Callable[[Call, Sequence[int]], bool] | None = None
 
     @functools.cached_property
     def present(self) -> bool | None:
-        """Whether the kernel is wrong here; None where this torch lacks the engine."""
+        """Whether the kernel is wrong in this process, under its caps.
+
+        None where that can't be asked: this torch lacks the engine, or this process runs kernels
+        of another level.
+        """
         available = torch.backends.quantized.supported_engines
         if not any(engine in available for engine in self.engines):
+            return None
+        if self.levels is not None and not self.levels(isa_of(None)):
             return None
         with _torch.quiet(), _rng.same_rng(), torch.no_grad():
             return self.probe()
 
+    def meets(self, call: Call, shape: Sequence[int] | None = None) -> bool:
+        """Whether a call meets the row, or may meet it where no shape is given.
 
-def find(call: Call) -> Defect | None:
+        Args:
+            call: An int8 op, its engine dispatched.
+            shape: Of its first input.
+        """
+        if call.engine not in self.engines or call.key not in self.ops:
+            return False
+        if (self.levels is not None and not self.levels(call.isa)) or not self.applies(call):
+            return False
+        return self.at is None or shape is None or self.at(call, shape)
+
+    def refusal(self, call: Call) -> str:
+        """Why a call that meets the row is not emulated."""
+        return (
+            f"{call.engine}'s kernel is wrong in torch {torch.__version__} ({self.name}): "
+            f"{self.condition}"
+        )
+
+
+def find(call: Call, shape: Sequence[int] | None = None) -> Defect | None:
     """The row that a call meets: one that this machine shows, else one that it has repaired.
 
     Args:
         call: An int8 op, its engine dispatched.
+        shape: Of its first input; None where it is not known: what a call may meet then counts.
 
     Example:
         >>> from fxqfix.engines import Call, find_defect
@@ -83,16 +113,20 @@ def find(call: Call) -> Defect | None:
         >>> find_defect(Call("pool", "qnnpack", "avg_pool2d", arguments=options)).name
         'average-counts-padding'
     """
-    rows = (d for d in DEFECTS if call.engine in d.engines and call.key in d.ops)
-    found = [d for d in rows if d.applies(call)]
+    found = rows(call, shape)
     return next((d for d in found if d.present is not False), found[0] if found else None)
 
 
-def met(call: Call, engine: str) -> tuple[Defect, ...]:
-    """The rows that a call may meet where it is deployed, with or without VNNI.
+def rows(call: Call, shape: Sequence[int] | None = None) -> tuple[Defect, ...]:
+    """All rows that a call meets; see `find`."""
+    return tuple(d for d in DEFECTS if d.meets(call, shape))
+
+
+def met(call: Call, engine: str) -> dict[Defect, tuple[str, ...]]:
+    """The rows that a call may meet where it is deployed, with the levels that each strikes at.
 
     Rows that this torch has repaired are left out; those that it can't probe, because it lacks the
-    engine, are not.
+    engine or runs another level, are not.
 
     Args:
         call: An int8 op.
@@ -104,106 +138,15 @@ def met(call: Call, engine: str) -> tuple[Defect, ...]:
         >>> [d.name for d in met(Call("p", "", "avg_pool2d", arguments=options), "qnnpack")]
         ['average-counts-padding']
     """
-    rows = dict.fromkeys(find(placed(call, engine, isa)) for isa in ISAS)
-    return tuple(d for d in rows if d is not None and d.present is not False)
+    found: dict[Defect, tuple[str, ...]] = {}
+    for isa in ISAS:
+        there = placed(call, engine, isa)
+        for row in rows(there):
+            found[row] = (*found.get(row, ()), isa)
+    return {row: levels for row, levels in found.items() if row.present is not False}
 
 
-# ------------------------------------------------------------------- when they strike
-
-
-def _channels(call: Call) -> tuple[int, int]:
-    """(input, output) channels of a transposed convolution, per group."""
-    if call.weight is None:
-        return 0, 0
-    return call.weight.codes.shape[0], call.weight.codes.shape[1]
-
-
-def _permutes(call: Call) -> bool:
-    inputs, outputs = _channels(call)
-    return inputs != outputs and min(inputs, outputs) > 1
-
-
-def _small_kernel(call: Call) -> bool:
-    inputs, outputs = _channels(call)
-    if call.weight is None or inputs % 8 or outputs % 8:
-        return False
-    kernel = tuple(call.weight.codes.shape[2:])
-    strides, padding = call.option("stride"), call.option("padding")
-    return kernel[0] == 2 and kernel[1] <= 6 and max(strides) <= 2 and not any(padding)
-
-
-def _skips_rows(call: Call) -> bool:
-    if call.weight is None:
-        return False
-    kernel = call.weight.codes.shape[2:]
-    strides = list(call.option("stride"))[-len(kernel) :]
-    return any(s >= k + 2 for s, k in zip(strides[:-1], kernel[:-1], strict=True))
-
-
-def _per_channel(call: Call) -> bool:
-    return call.weight is not None and call.weight.qparams.axis is not None
-
-
-def _excludes_padding(call: Call) -> bool:
-    padding = call.option("padding", 0)
-    padded = any(padding) if isinstance(padding, list | tuple) else bool(padding)
-    return padded and not call.option("count_include_pad", True)
-
-
-def _odd_groups(call: Call) -> bool:
-    if call.weight is None or call.isa.cpu != "avx2":
-        return False
-    return call.option("groups", 1) == 3 and call.weight.codes.shape[1] == 4
-
-
-def _zero_points(call: Call) -> bool:
-    return call.weight is not None and any(call.weight.qparams.zero_points)
-
-
-def _signed(call: Call) -> bool:
-    return bool(call.qparams) and call.qparams[0] is not None and call.source.storage == torch.int8
-
-
-def _unknown_padding(call: Call) -> bool:
-    known = call.option("padding_mode", "zeros") in ("zeros", "reflect")
-    return not known or isinstance(call.option("padding"), str)
-
-
-def _output_padding(call: Call) -> bool:
-    found = call.option("output_padding", 0)
-    return any(found) if isinstance(found, list | tuple) else bool(found)
-
-
-def _remembers(call: Call) -> bool:
-    """Only a new input scale makes qnnpack set its kernel up again."""
-    if not call.qparams or call.qparams[0] is None:
-        return False
-    mine = call.qparams[0]
-    return any(
-        g is not None and g.scales == mine.scales and g.zero_points != mine.zero_points
-        for g in call.others
-    )
-
-
-def _clips_slopes(call: Call) -> bool:
-    """Of a float module not told: its grid is chosen in conversion, and its slopes may train on."""
-    if isinstance(call.module, nn.PReLU):
-        return True
-    weight: Any = call.option("weight")
-    if not isinstance(weight, Tensor) or not weight.is_quantized:
-        return False
-    (low, high), point = container_range(weight.dtype), weight.q_zero_point()
-    codes = weight.int_repr().int()
-    if point == low and bool((codes == low).any()) and int(codes.max()) <= low + 128:
-        return True  # a qint8 grid reaches 128, one made for quint8 its end: negative slopes went
-    return not low <= point + round(1 / weight.q_scale()) <= high
-
-
-def _both_signed(call: Call) -> bool:
-    dtypes = [None if q is None else q.dtype for q in call.qparams]
-    return dtypes == [torch.qint8, torch.qint8]
-
-
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
 DEFECTS: tuple[Defect, ...] = (
@@ -222,10 +165,10 @@ DEFECTS: tuple[Defect, ...] = (
         "transposed-permutes",
         ("onednn",),
         _TRANSPOSED,
-        "input channels != output channels, both > 1",
+        "input channels != output channels of a group, both > 1",
         "weights are permuted: SQNR about -3 dB",
         "qnnpack, or a float island",
-        _permutes,
+        _strikes.permutes,
         lambda: _probes.transposed("onednn", 2, 3, 3, 1),
         cure="island",
     ),
@@ -233,10 +176,10 @@ DEFECTS: tuple[Defect, ...] = (
         "transposed-skips-rows",
         ("onednn",),
         _TRANSPOSED,
-        "stride >= kernel + 2 along any axis but the last",
+        "stride >= kernel + 2 along any axis but the last, zero point not 0",
         "rows that no input reaches are not written: they hold whatever memory held",
         "a stride of at most kernel + 1, another engine, or a float island",
-        _skips_rows,
+        _strikes.skips_rows,
         _probes.leaves_rows,
         cure="island",
     ),
@@ -244,11 +187,11 @@ DEFECTS: tuple[Defect, ...] = (
         "transposed-2x2",
         ("fbgemm",),
         ("conv_transpose2d",),
-        "kernel height 2, width up to 6, padding 0, channels multiples of 8; stride 2, or several "
-        "images",
-        "SQNR -10 to -20 dB",
+        "kernel height 2, width up to 6, padding 0, no groups, channels multiples of 8; stride 2, "
+        "or several images",
+        "SQNR -10 to -20 dB; at any stride the packed weight gives other codes back than it got",
         "qnnpack, or a float island",
-        _small_kernel,
+        _strikes.small_kernel,
         lambda: _probes.transposed("fbgemm", 8, 8, 2, 2),
         cure="island",
     ),
@@ -259,7 +202,7 @@ DEFECTS: tuple[Defect, ...] = (
         "per-channel weights",
         "raises",
         "per-tensor weights, or qnnpack",
-        _per_channel,
+        _strikes.per_channel,
         _probes.refuses_per_channel,
         cure="island",
     ),
@@ -270,18 +213,18 @@ DEFECTS: tuple[Defect, ...] = (
         "count_include_pad=False with padding",
         "the option is ignored: errors up to 119 codes; 1x1 pools raise",
         "pad by hand and divide, or a float island",
-        _excludes_padding,
+        _strikes.excludes_padding,
         _probes.counts_padding,
         cure="island",
     ),
     Defect(
         "padding-remembers",
         ("qnnpack",),
-        ("conv1d", "conv2d", "conv3d", *_TRANSPOSED),
+        (*_CONVOLUTIONS, *_TRANSPOSED),
         "a module called on two inputs of one scale and different zero points",
         "the second is padded with the first one's zero point",
         "fxqfix.freeze, which gives each call a module of its own",
-        _remembers,
+        _strikes.remembers,
         _probes.remembers_padding,
     ),
     Defect(
@@ -298,14 +241,16 @@ DEFECTS: tuple[Defect, ...] = (
         cure="memory order",
     ),
     Defect(
-        "three-groups-crash",
+        "groups-left-over",
         ("fbgemm",),
-        ("conv2d",),
-        "3 groups of 4 input channels on CPUs without AVX512",
-        "corrupts the heap: the process may die",
-        "another number of groups, or qnnpack",
-        _odd_groups,
-        _probes.crashes,
+        ("conv2d", "conv3d"),
+        "3x3 (or 3x3x3), padding 1, stride 1 or 2, 2 or 4 channels in and out per group, as many "
+        "groups as are taken at a time (2 channels: 8, 4 channels: 4; without AVX512 4 and 2) and "
+        "some left over",
+        "what is left over is read and written beyond its end: wrong codes, or the process dies",
+        "a number of groups that leaves none over, qnnpack, or a float island",
+        _strikes.overruns_groups,
+        _probes.overruns_groups,
         cure="island",
     ),
     Defect(
@@ -387,22 +332,22 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(
         "weights-with-zero-point",
         ("onednn",),
-        ("linear", "conv1d", "conv2d", "conv3d", *_TRANSPOSED),
+        ("linear", *_CONVOLUTIONS, *_TRANSPOSED),
         "a weight whose zero point is not 0 (a channel of one sign, frozen to the fused kernel's)",
         "raises",
         "symmetric weights, another engine, or a float island",
-        _zero_points,
+        _strikes.zero_points,
         _probes.refuses_zero_points,
         cure="island",
     ),
     Defect(
         "signed-activations",
         ("fbgemm", "onednn", "qnnpack"),
-        ("conv1d", "conv2d", "conv3d", *_TRANSPOSED),
+        (*_CONVOLUTIONS, *_TRANSPOSED),
         "qint8 activations",
         "raises",
         "quint8 activations, or a float island",
-        _signed,
+        _strikes.signed,
         _probes.refuses_signed_conv,
         cure="island",
     ),
@@ -413,7 +358,7 @@ DEFECTS: tuple[Defect, ...] = (
         "qint8 activations",
         "raises",
         "quint8 activations, engine onednn, or a float island",
-        _signed,
+        _strikes.signed,
         _probes.refuses_signed_linear,
         cure="island",
     ),
@@ -424,8 +369,19 @@ DEFECTS: tuple[Defect, ...] = (
         "output padding",
         "raises",
         "another engine, or a float island",
-        _output_padding,
+        _strikes.output_padding,
         _probes.refuses_output_padding,
+        cure="island",
+    ),
+    Defect(
+        "transposed-one-plane",
+        ("qnnpack",),
+        ("conv_transpose3d",),
+        "any",
+        "only the first plane of the result is written: the others hold whatever memory held",
+        "another engine, or a float island",
+        lambda call: True,
+        _probes.writes_one_plane,
         cure="island",
     ),
     Defect(
@@ -454,11 +410,11 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(
         "unknown-padding",
         ("fbgemm", "onednn", "qnnpack"),
-        ("conv1d", "conv2d", "conv3d"),
+        _CONVOLUTIONS,
         'padding="same", or a padding mode other than zeros and reflect',
         "torch's conversion raises",
         "pad by a module of its own, or a float island",
-        _unknown_padding,
+        _strikes.unknown_padding,
         _probes.refuses_padding,
         cure="island",
     ),
@@ -471,7 +427,7 @@ DEFECTS: tuple[Defect, ...] = (
         "positive inputs are multiplied by that end in place of 1, at slopes of 0.25 by 0.25; "
         "torch's conversion stores qint8 slopes as quint8: negative ones become 0",
         "a float island",
-        _clips_slopes,
+        _strikes.clips_slopes,
         _probes.clips_slopes,
         emulated=True,
         cure="island",
@@ -483,7 +439,7 @@ DEFECTS: tuple[Defect, ...] = (
         "per-channel weights with several groups",
         "scales are read beyond their end: raises, or computes with what memory held",
         "per-tensor weights, or a float island",
-        lambda call: _per_channel(call) and call.option("groups", 1) > 1,
+        lambda call: _strikes.per_channel(call) and call.option("groups", 1) > 1,
         _probes.reads_beyond_scales,
         cure="island",
     ),
@@ -507,7 +463,7 @@ DEFECTS: tuple[Defect, ...] = (
         "XNNPACK's kernel rounds in its own way (up to 23% of the codes by 1), and raises where it "
         "broadcasts a contiguous tensor to a channels-last one",
         "quint8 activations, another engine, or a float island",
-        _both_signed,
+        _strikes.both_signed,
         lambda: _probes.xnnpack_takes("add"),
         cure="island",
     ),
@@ -519,8 +475,87 @@ DEFECTS: tuple[Defect, ...] = (
         "XNNPACK's kernel reads a contiguous tensor beside a channels-last one as it lies in "
         "memory: off by up to 255 codes; it raises where it broadcasts the one to the other",
         "quint8 activations, or a float island",
-        _both_signed,
+        _strikes.both_signed,
         lambda: _probes.xnnpack_takes("mul"),
         cure="island",
+    ),
+    Defect(
+        "first-activation-stays",
+        ("onednn",),
+        (*_CONVOLUTIONS, "conv2d_add", "linear", "linear_leaky_relu", "linear_tanh"),
+        "one packed weight called with and without relu (or with another activation), on the same "
+        "grids and sizes",
+        "the first call's activation is used by all of them",
+        "a packed weight for each call",
+        lambda call: call.fused_otherwise,
+        _probes.keeps_activation,
+        certain=False,
+    ),
+    Defect(
+        "windows-outside",
+        ("onednn",),
+        (*_CONVOLUTIONS, "conv2d_add"),
+        "AVX512: every window lies in the padding along the width; not depthwise",
+        "the process dies, or with one output and a zero point that isn't 0 wrong codes",
+        "pad by a module of its own, or a float island",
+        _strikes.may_lie_outside,
+        _probes.dies_outside,
+        certain=False,
+        cure="island",
+        levels=_strikes.on_avx512,
+        at=_strikes.outside,
+    ),
+    Defect(
+        "amx-four-channels",
+        ("onednn",),
+        ("conv2d", "conv2d_add"),
+        "AMX: 4 input channels, stride > 1, padding along the height and none along the width, "
+        "zero point not 0",
+        "the heap is corrupted: the process may die (seen: 7x7, stride 2, an image of 7x600)",
+        "the same padding along both, or a float island",
+        _strikes.four_channels,
+        _probes.corrupts_heap,
+        cure="island",
+        levels=_strikes.on_amx,
+    ),
+    Defect(
+        "amx-padded-rows",
+        ("onednn",),
+        ("conv2d", "conv3d", "conv2d_add"),
+        "AMX: padding along the height and none along the width, zero point not 0 (kernels of one "
+        "column, or a wide image)",
+        "the padding is not corrected for the zero point: up to 164 codes",
+        "the same padding along both, or a float island",
+        _strikes.pads_rows,
+        _probes.forgets_padded_rows,
+        cure="island",
+        levels=_strikes.on_amx,
+    ),
+    Defect(
+        "amx-one-plane",
+        ("onednn",),
+        ("conv3d",),
+        "AMX: an image of one plane, a kernel deeper than one padded along the depth, less than 4 "
+        "input channels",
+        "wrong codes: 3,052 of 3,136",
+        "conv2d, or a float island",
+        _strikes.one_plane,
+        _probes.mistakes_one_plane,
+        certain=False,
+        levels=_strikes.on_amx,
+        at=_strikes.one_deep,
+    ),
+    Defect(
+        "amx-narrow",
+        ("onednn",),
+        ("conv2d", "conv3d", "conv2d_add"),
+        "AMX: a result of width 1 with several rows, stride and kernel width above 1",
+        "wrong codes: 141 of 160, by up to 130",
+        "a wider image, or a float island",
+        _strikes.one_wide,
+        _probes.mistakes_narrow,
+        certain=False,
+        levels=_strikes.on_amx,
+        at=_strikes.narrow,
     ),
 )

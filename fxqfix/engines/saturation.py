@@ -31,6 +31,7 @@ __all__ = [
     "pairs_of_weights",
     "raw_rows",
     "reference_from",
+    "runs_grouped",
     "runs_reference",
     "saturating",
     "saturation_possible",
@@ -124,7 +125,7 @@ def _fbgemm_saturates(call: Call) -> bool:
     """Fbgemm's kernel for small groups looks at the CPU, not at its cap."""
     if _fbgemm_depthwise(call):
         return True
-    return (call.isa.cpu if _fbgemm_grouped(call) else call.isa.fbgemm) != "vnni"
+    return (call.isa.cpu if runs_grouped(call) else call.isa.fbgemm) != "vnni"
 
 
 def _group(call: Call) -> tuple[int, int]:
@@ -229,7 +230,7 @@ def groups_together(call: Call) -> int:
     return max(width // outputs // max(inputs, 4), 1)
 
 
-def _fbgemm_grouped(call: Call) -> bool:
+def runs_grouped(call: Call) -> bool:
     """Whether fbgemm has its kernel for small groups for a convolution.
 
     Source:

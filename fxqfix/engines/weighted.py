@@ -28,7 +28,8 @@ def integer_weight(call: Call) -> Tensor:
     """The weight's codes with their zero points taken off, int32."""
     if call.weight is None:
         raise call.refuse("its weight can't be read")
-    codes, qparams = call.weight.codes.to(torch.int32), call.weight.qparams
+    weight = call.weight.checked(f"node {call.node!r}")
+    codes, qparams = weight.codes.to(torch.int32), weight.qparams
     if any(float(z) % 1 for z in qparams.zero_points):
         raise call.refuse("zero points of its weight are not whole")
     points = torch.tensor(qparams.zero_points, dtype=torch.int32)

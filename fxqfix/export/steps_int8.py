@@ -90,6 +90,8 @@ def _step(
             (None,) * len(inputs),
             weight=weight,
         )
+    if call.weight is not None:
+        call.weight.checked(f"extract_parameters, node {node.name!r}")
     arguments = arguments_of(node, graph_module)
     given = [(n, q) for n, q in zip(call.inputs, call.qparams, strict=True) if n not in sizes]
     qparams = [q.with_range(*limits[n]) if q is not None and n in limits else q for n, q in given]

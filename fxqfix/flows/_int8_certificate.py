@@ -13,7 +13,7 @@ from fxqfix import _torch, ops
 from fxqfix.dialects import Reading, int8
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.weights import WeightView
-from fxqfix.engines import Interval, calls, intervals, placed, saturation_possible
+from fxqfix.engines import ISAS, Interval, calls, intervals, placed, saturation_possible
 from fxqfix.inserted import FloatIsland, InMemoryOrder
 from fxqfix.pairing import Pair, Pairing, pair
 from fxqfix.passes._detours import ROUTE
@@ -116,12 +116,19 @@ def _saturating(graph_module: fx.GraphModule, engine: str) -> Iterator[Saturatin
 
 
 def _wrong_kernels(graph_module: fx.GraphModule, engine: str) -> dict[str, Any]:
-    """Ops that run on a wrong kernel, and those of which the graph can't tell."""
+    """Ops that run on a wrong kernel, those of which the graph can't tell, and sizes of inputs."""
     found: dict[str, Any] = {"defects": (), "possible": ()}
-    for node, defect in defects_of(graph_module, engine, unlikely=True).items():
-        reason = f"{defect.name}: {defect.condition}; way round: {defect.way_round}"
-        found["defects" if defect.certain else "possible"] += ((node.name, reason),)
-    return found
+    by_size: dict[str, list[str]] = {}
+    for node, defect, levels in defects_of(graph_module, engine, unlikely=True):
+        at = f" (at {', '.join(levels)})" if len(levels) < len(ISAS) else ""
+        reason = f"{defect.name}{at}: {defect.condition}"
+        if defect.at is not None and not defect.cure:  # few models meet such sizes
+            by_size.setdefault(reason, []).append(node.name)
+        else:
+            said = f"{reason}; way round: {defect.way_round}"
+            found["defects" if defect.certain else "possible"] += ((node.name, said),)
+    unless = ((f"{len(n)} op{'s' * (len(n) > 1)}, {n[0]} first", r) for r, n in by_size.items())
+    return {**found, "unless": tuple(unless)}
 
 
 def _unchecked(own: Reading, result: Reading, pairing: Pairing) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -22,8 +22,9 @@ from fxqfix.pairing import Pair, Pairing
 from fxqfix.passes import EmulateEngine, FoldBatchNorm, FreezeQParams, InsertShadows
 from fxqfix.passes._region import Cutter, functional_uses
 from fxqfix.passes._weave import returned
+from fxqfix.passes.emulate_engine import LEFT
 from fxqfix.passes.insert_shadows import Probing
-from fxqfix.qparams import QParams
+from fxqfix.qparams import QParams, quantize
 from fxqfix.report import Coverage, Report, Row, Uncovered
 
 __all__ = ["Session"]
@@ -74,13 +75,14 @@ class Session:
             self.isa, self.threads = engines.isa_of(None), engines.threads_of(None)
             options = self.engine, self.isa, self.threads
             found = engines.calls(self.converted.graph_module, *options, strict=False)
-            self.calls = {node.name: call for node, call in found.items()}
+            self.calls = {node.name: call for node, call in found.items()} | self._garbled(found)
             self.writers = {name: call for call in found.values() for name in call.rereads}
             if self.attribute and self.engine in engines.ENGINES:
                 emulate = EmulateEngine(*options, strict=False)
                 self._emulate(emulate(self.converted.graph_module).graph_module)
 
     def _emulate(self, emulation: fx.GraphModule) -> None:
+        self.left = emulation.meta[LEFT]
         nodes = {n.name.removeprefix("emulated_"): n for n in emulation.graph.nodes}
         pairs = [p for p in self.pairing.pairs if p.prepared.site.kind == "activation"]
         self.emulated_nodes = {p.converted.node.name: nodes[p.converted.node.name] for p in pairs}
@@ -102,7 +104,7 @@ class Session:
             unfolded = p.prepared.weight() if p.prepared.weight else mine
             found[path] = (
                 WeightView(mine.codes, mine.qparams, mine.bias, mine.values, unfolded.folded),
-                p.converted.weight(),
+                _as_packed(p.converted.weight(), mine),
             )
         return found
 
@@ -120,6 +122,19 @@ class Session:
             ),
             attribute=self.attribute,
         )
+
+    def _garbled(self, calls: Mapping[fx.Node, engines.Call]) -> dict[str, engines.Call]:
+        """The calls whose weight can't be unpacked, with the codes that conversion packed."""
+        return {
+            p.converted.node.name: replace(
+                call, weight=_as_packed(call.weight, p.prepared.weight())
+            )
+            for p in self.pairing.pairs
+            if p.prepared.weight is not None
+            and (call := calls.get(p.converted.node)) is not None
+            and call.weight is not None
+            and call.weight.garbled
+        }
 
     def _overwritten(self) -> dict[str, QParams]:
         """In-place ops whose result is read in float behind them, with their converted grids."""
@@ -175,7 +190,6 @@ class Session:
         # The quantizer's node has one name before and after folding, its input need not.
         site = self.nodes[p.prepared.node.name]
         call = self.calls.get(p.converted.kernel.name)
-        defect = self._defect(p.converted.kernel.name)
         native = self.converted.dialect != decomposed.NAME
         wide = self.weights, self.frozen, self.inner, native, self.floats
         recompute = Recompute(self.cutter, site.all_input_nodes[0], site, *wide)
@@ -184,7 +198,6 @@ class Session:
         loose = {name: self.sites[name] for name in probing.loose}
         known: dict[str, Any] = {
             "recompute": recompute,
-            "defect": defect,
             "emulated": emulated,
             "loose": loose,
             "picked": self.picked(p.converted),
@@ -193,15 +206,21 @@ class Session:
 
         def judge(local: Any, converted: Tensor, prepared: Tensor, target: QParams) -> None:
             args = (p, used, target, local.value, local.expected, converted, prepared.int())
-            view = View(*args, local=local, held=held, **known)
+            defect = self._defect(p.converted.kernel.name, local.inputs)
+            view = View(*args, local=local, held=held, defect=defect, **known)
             causes.attribute(view, causes.registry(), share)
 
         return judge
 
-    def _defect(self, kernel: str) -> engines.Defect | None:
+    def _defect(self, kernel: str, inputs: Sequence[Any] = ()) -> engines.Defect | None:
         """The row that an op meets; else that of an op which writes over what this one reads."""
         call, writer = self.calls.get(kernel), self.writers.get(kernel)
-        own = engines.find_defect(replace(call, rereads=())) if call is not None else None
+        own = None
+        if call is not None:
+            shapes: list[Any] = [v.shape for v in inputs if isinstance(v, Tensor)] or [None]
+            called = replace(call, rereads=())
+            found = (d for s in shapes for d in engines.defect_rows(called, s))
+            own = next((d for d in found if d.present), None)
         return engines.find_defect(writer) if own is None and writer is not None else own
 
     def _emulated(self, p: Pair, call: engines.Call, recompute: Recompute) -> Emulated | None:
@@ -209,7 +228,7 @@ class Session:
         if self.emulated is None:
             return None
         end = self.emulated_nodes[p.converted.node.name]
-        return Emulated(self.emulated, end, self.names, recompute.inputs, call)
+        return Emulated(self.emulated, end, self.names, recompute.inputs, call, self.left)
 
     def report(self, result: Run) -> Report:
         """Turn the probes' numbers into rows."""
@@ -299,7 +318,10 @@ class Session:
             codes = own.codes.int()
             args = (p, own.qparams, other.qparams, own.values, codes, other.codes, codes)
             held = holdings(self.reading, p.prepared)
-            causes.attribute(View(*args, weight=own, held=held), causes.registry(), share)
+            defect = self._defect(p.converted.node.name)
+            known: dict[str, Any] = {"defect": defect, "garbled": other.garbled}
+            view = View(*args, weight=own, held=held, **known)
+            causes.attribute(view, causes.registry(), share)
         return Row(
             name=site.name,
             kind=site.kind,
@@ -340,6 +362,13 @@ class Session:
             unpaired=tuple(Uncovered(t.site.name, side, r) for t, side, r in unpaired),
             unsupported=tuple(unsupported),
         )
+
+
+def _as_packed(theirs: WeightView, mine: WeightView) -> WeightView:
+    """A converted weight; of one that can't be unpacked the codes that conversion packed."""
+    if not theirs.garbled or mine.values is None:
+        return theirs
+    return replace(theirs, codes=quantize(mine.values, theirs.qparams), garbled=False)
 
 
 def _kernel(tap: Tap, reading: Reading) -> str:

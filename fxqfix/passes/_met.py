@@ -17,8 +17,8 @@ _AVERAGES = ("avg_pool", "adaptive_avg_pool", "mean")
 
 def defects_of(
     graph_module: fx.GraphModule, engine: str, *, unlikely: bool = False
-) -> dict[fx.Node, Defect]:
-    """The wrong kernels that an int8 graph may run on, with or without VNNI; each row is probed.
+) -> Iterator[tuple[fx.Node, Defect, tuple[str, ...]]]:
+    """The wrong kernels that an int8 graph may run on, and the levels that each strikes at.
 
     Args:
         graph_module: The graph.
@@ -26,14 +26,12 @@ def defects_of(
         unlikely: Whether to list those too that only images of one pixel meet, where the graph has
             no pool that makes them.
     """
-    found: dict[fx.Node, Defect] = {}
     for node, call in calls(graph_module, engine, strict=False).items():
-        for defect in met(call, engine):
-            likely = unlikely or defect.certain or defect.cure != "island"
-            if _is_cured(call, defect) or not (likely or _has_one_pixel(node, graph_module)):
-                continue
-            found.setdefault(node, defect)
-    return found
+        for defect, levels in met(call, engine).items():
+            by_pixels = not defect.certain and defect.at is None and defect.cure == "island"
+            likely = unlikely or not by_pixels or _has_one_pixel(node, graph_module)
+            if likely and not _is_cured(call, defect):
+                yield node, defect, levels
 
 
 def meeting_ties(graph_module: fx.GraphModule, engine: str) -> dict[fx.Node, bool]:

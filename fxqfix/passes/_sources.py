@@ -27,7 +27,8 @@ def weight_of(
 ) -> WeightView | None:
     """The integer weight that a node computes with; None where it has none."""
     if reading.dialect == int8.NAME:
-        return int8.weight_of(node, graph_module, modules_of(graph_module))
+        found = int8.weight_of(node, graph_module, modules_of(graph_module))
+        return found.checked(f"to_decomposed, node {node.name!r}") if found is not None else None
     if module is None:
         return None
     if not reading.prepared:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
 
+from torch import fx
+
 from fxqfix import dialects
 from fxqfix.dialects import int8
+from fxqfix.engines import Defect
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._detours import Detours
 from fxqfix.passes._met import defects_of, meeting_ties
@@ -49,9 +52,11 @@ class AvoidDefects(Pass):
         taps = [tap for tap in self._taps(rewriter) if tap.node.name not in self.leave]
         wanted = {tap.node: self.grids.get(tap.site.name) for tap in taps}
         ties = meeting_ties(rewriter.graph_module, self.engine) if self.averages else {}
-        for node, defect in list(defects_of(rewriter.graph_module, self.engine).items()):
-            if node.name in self.leave:
-                continue
+        curable: dict[fx.Node, Defect] = {}
+        for node, defect, _ in defects_of(rewriter.graph_module, self.engine):
+            if defect.cure and node.name not in self.leave:
+                curable.setdefault(node, defect)
+        for node, defect in curable.items():
             if defect.cure == "contiguous":
                 work.contiguous(node, defect.name)
             elif defect.cure == "memory order":

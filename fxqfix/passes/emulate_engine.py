@@ -12,7 +12,9 @@ from fxqfix.dialects import decomposed, int8, reference
 from fxqfix.errors import DialectError, UnsupportedError
 from fxqfix.passes._base import Pass, Rewriter
 
-__all__ = ["EmulateEngine"]
+__all__ = ["LEFT", "EmulateEngine"]
+
+LEFT = "left as they were"  # in the meta of a model that is emulated in parts: node -> why
 
 
 class Emulated(fx.GraphModule):
@@ -36,7 +38,8 @@ class EmulateEngine(Pass):
         isa: The levels of the kernels; see `fxqfix.emulate`.
         threads: Number of threads that they run on; None for torch.get_num_threads().
         strict: Refuse a model with an op that can't be emulated, instead of leaving the op as it
-            is: the result then runs in parts only.
+            is: the result then runs in parts only, and where a kernel is known to be wrong these
+            compute what it should.
 
     Raises:
         DialectError: The model is not an int8 model.
@@ -57,7 +60,8 @@ class EmulateEngine(Pass):
     def rewrite(self, rewriter: Rewriter) -> None:
         """Replace node by node, in the graph's order."""
         model = rewriter.graph_module
-        found = dialects.read(model).dialect
+        reading = dialects.read(model)
+        found = reading.dialect
         if found != int8.NAME:
             plain = found in (decomposed.NAME, reference.NAME)
             raise DialectError(
@@ -70,6 +74,7 @@ class EmulateEngine(Pass):
                 else "pass what convert_fx or eager convert returned",
             )
         done: dict[fx.Node, fx.Node] = {}
+        left = {site.name.removesuffix(".weight"): why for site, why in reading.unsupported}
         isa, threads = engines.isa_of(self.isa), engines.threads_of(self.threads)
         options = self.engine, isa, threads
         for node, call in engines.calls(model, *options, strict=self.strict).items():
@@ -78,9 +83,10 @@ class EmulateEngine(Pass):
             known = call if self.strict else replace(call, rereads=())
             try:
                 done[node] = self._replace(rewriter, node, known, inputs)
-            except UnsupportedError:
+            except UnsupportedError as error:
                 if self.strict:
                     raise
+                left[node.name] = error.what
         for node in reversed(model.graph.nodes):  # scales and packed weights that nothing reads
             if node.op == "get_attr" and not node.users:
                 model.graph.erase_node(node)
@@ -88,12 +94,13 @@ class EmulateEngine(Pass):
         rewriter.module.meta = {
             **model.meta,
             "emulation": {"engine": self.engine, "isa": isa, "threads": threads},
+            **({} if self.strict else {LEFT: left}),
         }
 
     def _replace(
         self, rewriter: Rewriter, node: fx.Node, call: engines.Call, inputs: tuple[fx.Node, ...]
     ) -> fx.Node:
-        row = engines.row_of(call)
+        row = engines.row_of(call, as_it_should=not self.strict)
         if row.build is None:
             return node
         name = rewriter.add_module(f"emulated_{node.name}", row.build(call))

@@ -123,6 +123,8 @@ class Int8Certificate(Judged):
         unchecked: (name, why) of what could not be checked.
         defects: (name, why) of ops that run on a kernel that is known to be wrong.
         possible: (name, why) of ops that may run on one: the graph can't tell.
+        unless: (ops, when): sizes of inputs for which a kernel is wrong; the certificate holds for
+            all others.
 
     Example:
         >>> certificate = Int8Certificate("fbgemm", "2.13.0", (), (), (), (), ())
@@ -139,6 +141,7 @@ class Int8Certificate(Judged):
     unchecked: tuple[tuple[str, str], ...]
     defects: tuple[tuple[str, str], ...] = ()
     possible: tuple[tuple[str, str], ...] = ()
+    unless: tuple[tuple[str, str], ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -198,6 +201,7 @@ class Int8Certificate(Judged):
         yield from _section("runs on a kernel that is wrong", heads, self.defects)
         yield from _section("may run on a kernel that is wrong", heads, self.possible)
         yield from _section("not checked", heads, self.unchecked)
+        yield from _section("holds unless an input has these sizes", ("ops", "when"), self.unless)
 
 
 def _range_text(record: CheckedRange) -> str:
