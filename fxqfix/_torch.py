@@ -7,9 +7,9 @@ running that very kernel on a copy of the module.
 from __future__ import annotations
 
 import abc
+import copy
 import functools
 import importlib
-import math
 import sys
 import threading
 import warnings
@@ -253,6 +253,17 @@ def is_packed_params(value: object) -> bool:
     return isinstance(value, torch.ScriptObject) and hasattr(value, "unpack")
 
 
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy with the packed weights of the original.
+
+    Torch's packs them anew: for the engine in force, and from wrong codes where one can't unpack.
+    """
+    made, own = copy.deepcopy(module), dict(module.named_modules())
+    for name, part in made.named_modules():
+        vars(part).update({k: v for k, v in vars(own[name]).items() if is_packed_params(v)})
+    return made
+
+
 def cpu_level() -> str:
     """What cpuid says, caps not asked: "vnni" (AVX512-VNNI), "avx512", "avx2", or "unknown"."""
     asked = {n: getattr(torch.cpu, f"_is_{n}_supported", bool) for n in ("vnni", "avx512", "avx2")}
@@ -292,34 +303,6 @@ def packed_engine(packed: Any) -> str | None:
             named = next((e for e in ("qnnpack", "onednn", "fbgemm") if e in said), None)
             return named or ("fbgemm" if dim == 0 else None)
     return None
-
-
-def gives_back(packed: Any) -> bool:
-    """Whether a packed weight can be unpacked to what it was packed from.
-
-    fbgemm packs some transposed convolutions in an order of their own, and unpacks what memory
-    held. A known weight of the same sizes is packed and asked.
-    """
-    if not is_packed_params(packed) or not hasattr(packed, "transpose") or not packed.transpose():
-        return True
-    engine = packed_engine(packed)
-    if engine is None:
-        return True
-    names = ("stride", "padding", "output_padding", "dilation")
-    options = tuple(tuple(getattr(packed, name)()) for name in names)
-    return _gives_back(engine, tuple(packed.unpack()[0].shape), options, packed.groups())
-
-
-@functools.cache
-def _gives_back(
-    engine: str, shape: tuple[int, ...], options: tuple[tuple[int, ...], ...], groups: int
-) -> bool:
-    codes = (torch.arange(math.prod(shape)) * 37 % 251 - 125).reshape(shape).float()
-    weight = torch.quantize_per_tensor(codes, 1.0, 0, torch.qint8)
-    with quiet(), same_rng(), quantized_engine(engine):
-        prepack = getattr(torch.ops.quantized, f"conv_transpose{len(shape) - 2}d_prepack")
-        found = prepack(weight, None, *map(list, options), groups).unpack()[0]
-    return torch.equal(found.int_repr(), weight.int_repr())
 
 
 def requantized(like: Tensor, codes: Tensor, scale: float, zero_point: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -83,7 +82,7 @@ def copied(model: M, where: str, kind: type[FxqfixError] = TraceError) -> M:
         Linear(in_features=2, out_features=2, bias=True)
     """
     try:
-        return copy.deepcopy(model)
+        return _torch.copied(model)
     except Exception as error:  # whatever a user's module raises
         name = type(model).__name__
         found = next(_tracked(model), None)

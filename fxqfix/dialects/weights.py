@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from fxqfix import _torch, ops
 from fxqfix._observers import Answers, light_copy
+from fxqfix._rng import same_rng
 from fxqfix.dialects.quantizer import QuantizerState, qparams_of, read_quantizer
 from fxqfix.errors import NonFiniteError, UnsupportedError
 from fxqfix.inserted import FloatIsland
@@ -239,7 +242,7 @@ def int8_weight(module: nn.Module) -> WeightView | None:
         return None
     value = bias() if callable(bias) and not isinstance(bias, Tensor) else None
     view = tensor_weight(weight, value)
-    return replace(view, garbled=not _torch.gives_back(getattr(module, "_packed_params", None)))
+    return replace(view, garbled=not _gives_back(getattr(module, "_packed_params", None)))
 
 
 def _unpacked(getter: Callable[[], Any]) -> Any:
@@ -254,13 +257,45 @@ def _unpacked(getter: Callable[[], Any]) -> Any:
         raise UnsupportedError(f"torch can't read this packed weight: {error}") from error
 
 
+def _gives_back(packed: Any) -> bool:
+    """Whether a packed weight can be unpacked to what it was packed from.
+
+    fbgemm packs some transposed convolutions in an order of their own, and unpacks what memory
+    held. A known weight of the same sizes is packed and asked.
+    """
+    if (
+        not _torch.is_packed_params(packed)
+        or not hasattr(packed, "transpose")
+        or not packed.transpose()
+    ):
+        return True
+    engine = _torch.packed_engine(packed)
+    if engine is None:
+        return True
+    names = ("stride", "padding", "output_padding", "dilation")
+    options = tuple(tuple(getattr(packed, name)()) for name in names)
+    return _packs_well(engine, tuple(packed.unpack()[0].shape), options, packed.groups())
+
+
+@functools.cache
+def _packs_well(
+    engine: str, shape: tuple[int, ...], options: tuple[tuple[int, ...], ...], groups: int
+) -> bool:
+    codes = (torch.arange(math.prod(shape)) * 37 % 251 - 125).reshape(shape).float()
+    weight = torch.quantize_per_tensor(codes, 1.0, 0, torch.qint8)
+    with _torch.quiet(), same_rng(), _torch.quantized_engine(engine):
+        prepack = getattr(torch.ops.quantized, f"conv_transpose{len(shape) - 2}d_prepack")
+        found = prepack(weight, None, *map(list, options), groups).unpack()[0]
+    return torch.equal(found.int_repr(), weight.int_repr())
+
+
 def packed_weight(packed: Any) -> WeightView | None:
     """Weight of the opaque object that torch.ops.quantized.conv2d and the like take."""
     unpacked = _unpacked(packed.unpack)
     weight, bias = unpacked if isinstance(unpacked, tuple) else (unpacked, None)
     if not isinstance(weight, Tensor) or not weight.is_quantized:
         return None
-    return replace(tensor_weight(weight, bias), garbled=not _torch.gives_back(packed))
+    return replace(tensor_weight(weight, bias), garbled=not _gives_back(packed))
 
 
 def reference_weight(module: nn.Module) -> WeightView | None:

@@ -42,7 +42,11 @@ def known_wrong(*, probe: bool = False) -> tuple[tuple[str, ...], list[tuple[str
         probe: Run the kernels, and say in a last column whether each is wrong here.
     """
     headers = ("kernel", "engines", "ops", "when", "effect", "way round")
-    answers = {True: "wrong here", False: "right here", None: "no such engine here"}
+    answers = {
+        True: "wrong here",
+        False: "right here",
+        None: "no such engine, or level, here",
+    }
     rows = [
         (d.name, ", ".join(d.engines), ", ".join(d.ops), d.condition, d.effect, d.way_round)
         + ((answers[d.present],) if probe else ())

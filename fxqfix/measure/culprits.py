@@ -7,7 +7,6 @@ take back all that is upstream of the site as well, and always name the last one
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +83,7 @@ class Corrector:
     """
 
     def __init__(self, converted: fx.GraphModule, count: int) -> None:
-        self._model, self._count = copy.deepcopy(converted), count
+        self._model, self._count = _torch.copied(converted), count
         self._sites: dict[str, tuple[Probing, Probe]] = {}
         self._after: dict[str, Discrepancy] | None = None
 

@@ -13,30 +13,29 @@ from torch.ao.quantization import get_default_qat_qconfig_mapping, get_default_q
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
 import fxqfix
-from fxqfix.engines import DEFECTS, Call, find_defect
+from fxqfix._torch import quantized_engine
+from fxqfix.engines import DEFECTS, Call, find_defect, isa_of
 from fxqfix.engines.calls import calls
 from fxqfix.engines.listing import coverage, known_wrong
 from fxqfix.ops import TABLE
 from fxqfix.qparams import QParams
 
-# Wrong on some CPUs only: what the row says of them.
-_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
-_MACHINE = {"three-groups-crash": _AVX2, "signed-add": False, "signed-mul": False}
 _MEASURED = "2.13.0+cpu"  # other builds of torch are shown, not judged
-_ONLY_MEASURED_ON_AVX2 = {"transposed-skips-rows"}
+_BUILT_OTHERWISE = {"signed-add", "signed-mul"}  # this build has no XNNPACK
+_BY_CHANCE = {"amx-four-channels"}  # corrupted memory
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda d: d.name)
 def test_the_kernel_is_still_wrong(defect) -> None:
     """A torch that repairs one fails here: give the row its end, or drop it."""
-    if defect.present is None:
+    known = torch.backends.quantized.supported_engines
+    if not any(engine in known for engine in defect.engines):
         pytest.skip(f"this torch has none of the engines {defect.engines}")
-    if defect.name in _ONLY_MEASURED_ON_AVX2 and not _AVX2:
-        pytest.skip("not measured on CPUs of this kind")
-    wanted = _MACHINE.get(defect.name, True)
+    runs = defect.levels is None or defect.levels(isa_of(None))
+    wanted = defect.name not in _BUILT_OTHERWISE if runs else None
     if defect.present is not wanted and torch.__version__ != _MEASURED:
         pytest.skip(f"wrong here: {defect.present}; in torch {_MEASURED}: {wanted}")
-    assert defect.present is wanted
+    assert defect.present is wanted or (runs and defect.name in _BY_CHANCE)
 
 
 def test_rows_name_ops_and_engines_that_exist() -> None:
@@ -111,7 +110,8 @@ def test_compare_names_clipped_slopes(slope: float) -> None:
     prepared = prepare_qat_fx(net.train(), get_default_qat_qconfig_mapping("fbgemm"), (x,))
     prepared(x)
     frozen = fxqfix.freeze(prepared.eval())
-    converted = convert_fx(copy.deepcopy(frozen))
+    with quantized_engine("fbgemm"):  # x86, torch's default, may pack the convolution for onednn
+        converted = convert_fx(copy.deepcopy(frozen))
     report = fxqfix.compare(frozen, converted, [x], engine="fbgemm")
     causes = next(row.causes for row in report.rows if row.op == "prelu")
     assert causes["kernel-defect"] > 0

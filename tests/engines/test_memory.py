@@ -58,7 +58,7 @@ class Own(Net):
 class OwnView(Net):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.a(x))
-        return self.c(y.view(8, 4, 8, 8)) + y
+        return self.c(y.view(1, 4, 8, 300)) + y
 
 
 class ReadAgain(Net):
@@ -71,14 +71,14 @@ class ReadAgain(Net):
 class ViewReadAgain(Net):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.a(x))
-        v = y.view(8, 4, 8, 8)
+        v = y.view(1, 4, 8, 300)
         z = F.relu(self.c(x) + y)
         return z + v
 
 
 KEPT = (Plain, ReadBefore, SizeAsked)
 WRONG = {Own: "c", OwnView: "c", ReadAgain: "add_1", ViewReadAgain: "add_1"}
-X = 2 * torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+X = 2 * torch.randn(1, 4, 8, 300, generator=torch.Generator().manual_seed(0))
 
 
 @functools.cache
@@ -131,7 +131,7 @@ class Constant(nn.Module):
     def __init__(self, packed: Any) -> None:
         super().__init__()
         self.packed = packed
-        added = torch.ones(1, 4, 8, 8).contiguous(memory_format=torch.channels_last)
+        added = torch.ones(1, 4, 8, 300).contiguous(memory_format=torch.channels_last)
         self.register_buffer("added", torch.quantize_per_tensor(added, 0.1, 3, torch.quint8))
 
     def forward(self, x: Tensor) -> Tensor:
