@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -253,11 +253,11 @@ def is_packed_params(value: object) -> bool:
     return isinstance(value, torch.ScriptObject) and hasattr(value, "unpack")
 
 
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy with the packed weights of the original.
+_M = TypeVar("_M", bound=nn.Module)
 
-    Torch's packs them anew: for the engine in force, and from wrong codes where one can't unpack.
-    """
+
+def copied(module: _M) -> _M:
+    """A deep copy with the original's packed weights: torch's packs what it unpacks, anew."""
     made, own = copy.deepcopy(module), dict(module.named_modules())
     for name, part in made.named_modules():
         vars(part).update({k: v for k, v in vars(own[name]).items() if is_packed_params(v)})

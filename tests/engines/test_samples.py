@@ -11,17 +11,12 @@ from torch import Tensor
 
 import fxqfix
 from fxqfix._torch import quantized_engine, quiet
-from fxqfix.engines import isa_of
 from fxqfix.errors import UnsupportedError
 from tests.op_flows import batches, convert, prepare
 from tests.op_samples import SAMPLES, Sample
 
 # Samples that are refused, by what the error says. One that is emulated all the same fails.
 REFUSED: dict[str, tuple[str, ...]] = {
-    # Where the CPU has AVX512-VNNI, x86 runs onednn's transposed convolutions, else fbgemm's.
-    "transposed-permutes": ("conv_transpose1d-x86", "conv_transpose2d-x86")
-    if isa_of(None).cpu == "vnni"
-    else (),
     "can't be copied": (  # torch packs 3-D weights for qnnpack, and can't unpack them
         "conv3d-qnnpack",
         "conv3d_bn-qnnpack",
