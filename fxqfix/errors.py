@@ -24,7 +24,6 @@ __all__ = [
     "UncalibratedError",
     "UnknownNameError",
     "UnsupportedError",
-    "in_brief",
 ]
 
 
