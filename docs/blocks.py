@@ -99,6 +99,7 @@ def alike(expected: str, found: str, slack: float = 0.1) -> bool:
 
 def _words(text: str) -> list[str]:
     text = re.sub(r"\(floor [\w.]+\)", "", GRIDS.sub(_one_grid, text))
+    text = re.sub(r"\btorch \d+\.\d+[\w.+]*", "torch", text)  # whichever runs the page
     text = re.sub(r"(?<=\d),(?=\d{3} )", "", text)  # 45,490 is one number
     # The rules of a table are as wide as its figures are.
     return [w for w in re.split(r"[\s,;:()/\[\]]+", text) if w.strip("-+=|")]

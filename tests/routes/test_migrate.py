@@ -422,7 +422,7 @@ REFUSED: dict[str, tuple[type[FxqfixError], str, Callable[[], Any], Any, dict[st
     ),
     "not exportable": (
         RouteError,
-        r"migrate: torch\.export can't take this graph: \w+: .*data-dependent",
+        r"migrate: torch\.export can't take this graph: \w+: .*(data-dep|Dynamic control)",
         unexportable,
         [torch.rand(2, 4)],
         {},
