@@ -116,6 +116,14 @@ def _call(target: str) -> Any:
         raise UsageError(
             "the target names no function", found=target, expected="pkg.module:function"
         )
+    name = Path(module_name).name.removesuffix(".py")
+    if module_name.startswith(".") or "/" in module_name or module_name.endswith(".py"):
+        raise UsageError(
+            "the target is a path, and a module's name is due",
+            found=target,
+            expected="pkg.module:function",
+            remedy=f"write {name}:{function_name}, in the folder of {name}.py",
+        )
     if os.getcwd() not in sys.path:  # a console script starts without it
         sys.path.insert(0, os.getcwd())
     module = _guarded(f"import of {module_name}", lambda: importlib.import_module(module_name))
@@ -125,7 +133,10 @@ def _call(target: str) -> Any:
         nearest = closest(function_name, names)
         raise UsageError(
             f"module {module_name} has no function {function_name!r}",
-            found=f"functions {', '.join(nearest)}" if nearest else "no function at all",
+            expected=f"one of its functions: {', '.join(nearest)}" if nearest else None,
+            remedy="write a function there that returns the models and data"
+            if not nearest
+            else "correct the name",
         )
     return _guarded(f"{target}()", function)
 

@@ -254,11 +254,17 @@ class Report(Judged):
 
         return plot.plot(self, ax)
 
-    def log(self, summary_writer: Any, step: int) -> None:
-        """Write the scalars of every row to a TensorBoard SummaryWriter."""
+    def log(
+        self, summary_writer: Any, step: int, *, prefix: str = "fxqfix", sites: bool = True
+    ) -> None:
+        """Write the report's sums, and the scalars of every row, to a TensorBoard SummaryWriter.
+
+        A cause that is gone is written as 0, an SQNR that is infinite as 200 dB; see
+        `fxqfix.report.tensorboard.log`.
+        """
         from fxqfix.report import tensorboard
 
-        tensorboard.log(self, summary_writer, step)
+        tensorboard.log(self, summary_writer, step, prefix=prefix, sites=sites)
 
     def origin(self, name: str) -> Origin:
         """The path from where the error of this row was born down to this row.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+from fxqfix.dialects.site import digits_apart, qparams_text
 from fxqfix.errors import PairingError
 from fxqfix.measure.culprits import Culprit
 from fxqfix.measure.discrepancy import Discrepancy
@@ -45,9 +46,10 @@ def merged(report: Report, other: object) -> Report:
         raise PairingError(
             "only reports of the same two models can be merged",
             where="Report.merge",
-            found=f"{len(theirs)} rows on engine {other.engine or 'unknown'} that are not "
-            f"the {len(mine)} rows of this report on engine {report.engine or 'unknown'}",
-            remedy="merge reports that came from the same prepared and converted model",
+            found=_apart(report, other),
+            remedy="compare one and the same prepared and converted model on each part of the "
+            "data; on the ranks of a distributed run broadcast buffers first, since their "
+            "observers drift apart",
         )
     rows = tuple(_rows(a, b) for a, b in zip(report.rows, other.rows, strict=True))
     notes = tuple(dict.fromkeys((*report.notes, *other.notes)))
@@ -60,6 +62,22 @@ def merged(report: Report, other: object) -> Report:
         isa=" and ".join(dict.fromkeys(filter(None, (report.isa, other.isa)))),
         threads=report.threads if report.threads == other.threads else 0,
     )
+
+
+def _apart(report: Report, other: Report) -> str:
+    """The first thing that tells the models of two reports apart: site and scales, in words."""
+    if report.engine != other.engine:
+        return f"engine {other.engine or 'unknown'}, and {report.engine or 'unknown'} here"
+    for a, b in zip(report.rows, other.rows, strict=False):
+        if a.name != b.name:
+            return f"site {b.name!r} in the place of {a.name!r}"
+        for side in ("prepared", "converted"):
+            here, there = getattr(a, side), getattr(b, side)
+            if here != there:
+                digits = 6 if None in (here, there) else digits_apart(here, there)
+                texts = [g if g is None else qparams_text(g, digits) for g in (there, here)]
+                return f"site {a.name!r}: {side} {texts[0]}, and {texts[1]} here"
+    return f"{len(other.rows)} rows, and {len(report.rows)} here"
 
 
 def _add(a: Discrepancy | None, b: Discrepancy | None) -> Discrepancy | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
+from fxqfix import causes
 from fxqfix.report.data import Report
+from fxqfix.report.rows import Row
 
-__all__ = ["ScalarWriter", "log"]
+__all__ = ["CAP_DB", "ScalarWriter", "log"]
 
 
 class ScalarWriter(Protocol):
@@ -24,38 +25,70 @@ class ScalarWriter(Protocol):
         """Take one figure."""
 
 
-def log(report: Report, writer: ScalarWriter, step: int) -> None:
-    """Log the figures of every row, and the sums of the report.
+# What stands for an SQNR without noise, and bounds all others; dB.
+CAP_DB = 200.0
 
-    A chart has no place for infinite values: sites that are equal to the bit log no SQNR.
+
+def log(
+    report: Report, writer: ScalarWriter, step: int, *, prefix: str = "fxqfix", sites: bool = True
+) -> None:
+    """Log the sums of the report, and the figures of every row.
+
+    A chart keeps the last value that it was given. So what is well again is written too: every
+    cause is logged at every step, 0 where it has no code, and an SQNR that is infinite, because
+    the values are equal to the bit, is logged as `CAP_DB`, 200 dB.
 
     Args:
         report: Where the figures are.
-        writer: Takes (tag, value, step); tags are "fxqfix_<figure>/<site>", so that TensorBoard
-            makes a section of each figure.
+        writer: Takes (tag, value, step).
         step: Training step, the x axis of the charts.
+        prefix: What tags begin with, "<prefix>/<figure>" for the report, "<prefix>_causes/<cause>",
+            and "<prefix>_<figure>/<site>" for the rows, so that TensorBoard makes a section of each
+            figure.
+        sites: Whether to log the rows one by one: up to five tags each.
 
     Example:
         >>> class Printer:
         ...     def add_scalar(self, tag, value, step):
-        ...         print(tag, value, step)
-        >>> log(Report(rows=()), Printer(), step=7)
-        fxqfix/exact 0.0 7
-        fxqfix/unexplained 0 7
+        ...         if "causes" not in tag:
+        ...             print(tag, value, step)
+        >>> log(Report(rows=()), Printer(), step=7, prefix="run1")
+        run1/exact 0.0 7
+        run1/unexplained 0 7
+        run1/worst_local_share 0.0 7
+        run1/worst_cumulative_share 0.0 7
     """
-    writer.add_scalar("fxqfix/exact", float(report.exact), step)
-    writer.add_scalar("fxqfix/unexplained", report.unexplained, step)
-    for cause, count in report.causes.items():
-        writer.add_scalar(f"fxqfix_causes/{cause}", count, step)
-    for row in report.rows:
-        figures = {
-            "cumulative_share": row.cumulative_share,
-            "sqnr_db": row.cumulative.sqnr_db,
-            "noise_floor_db": row.noise_floor_db,
-        }
-        if row.local is not None:
-            figures["local_share"] = row.local_share
-            figures["local_max_lsb"] = row.local.max_lsb
-        for figure, value in figures.items():
-            if math.isfinite(value):
-                writer.add_scalar(f"fxqfix_{figure}/{row.name}", value, step)
+    local = [row.local_share for row in report.rows if row.local is not None]
+    outputs = [row.cumulative.sqnr_db for row in report.rows if row.kind == "output"]
+    sums: dict[str, float] = {
+        "exact": float(report.exact),
+        "unexplained": report.unexplained,
+        "worst_local_share": max(local, default=0.0),
+        "worst_cumulative_share": max((row.cumulative_share for row in report.rows), default=0.0),
+    }
+    if outputs:
+        sums["output_sqnr_db"] = _bounded(min(outputs))
+    for figure, value in sums.items():
+        writer.add_scalar(f"{prefix}/{figure}", value, step)
+    found = report.causes
+    for cause in dict.fromkeys([*(cause.name for cause in causes.registry()), *found]):
+        writer.add_scalar(f"{prefix}_causes/{cause}", found.get(cause, 0), step)
+    for row in report.rows if sites else ():
+        for figure, value in _figures(row).items():
+            writer.add_scalar(f"{prefix}_{figure}/{row.name}", value, step)
+
+
+def _figures(row: Row) -> dict[str, float]:
+    found: dict[str, float] = {
+        "cumulative_share": row.cumulative_share,
+        "sqnr_db": _bounded(row.cumulative.sqnr_db),
+    }
+    if row.noise_floor is not None:
+        found["noise_floor_db"] = _bounded(row.noise_floor_db)
+    if row.local is not None:
+        found |= {"local_share": row.local_share, "local_max_lsb": row.local.max_lsb}
+    return found
+
+
+def _bounded(decibels: float) -> float:
+    return max(-CAP_DB, min(CAP_DB, decibels))

@@ -50,6 +50,16 @@ def test_merge_refuses_other_models(other: Report) -> None:
         SAMPLE.merge(other)
 
 
+def test_merge_says_which_site_and_what_to_do() -> None:
+    drifted = replace(SAMPLE.rows[0], converted=samples.NARROW)
+    with pytest.raises(PairingError, match=r"site '(.*)': converted .*, and .* here") as caught:
+        SAMPLE.merge(replace(SAMPLE, rows=(drifted, *SAMPLE.rows[1:])))
+    assert SAMPLE.rows[0].name in str(caught.value)
+    assert "broadcast buffers" in str(caught.value)
+    with pytest.raises(PairingError, match=f"{len(SAMPLE.rows) - 1} rows, and {len(SAMPLE.rows)}"):
+        SAMPLE.merge(replace(SAMPLE, rows=SAMPLE.rows[:-1]))
+
+
 def test_row_is_found_by_name_or_module() -> None:
     assert SAMPLE.row("conv1") is SAMPLE.rows[2]
     renamed = replace(SAMPLE, rows=(replace(SAMPLE.rows[2], name="node", module="a.b"),))
