@@ -111,7 +111,8 @@ class QParams:
                 where="QParams",
                 found=found,
                 expected="finite scale > 0 and finite zero_point",
-                remedy="calibrate the model again on finite data, or reset this observer",
+                remedy="reset the observer, observer.reset_min_max_vals(), and calibrate it on "
+                "finite data",
             )
 
     @property

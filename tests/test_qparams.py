@@ -382,7 +382,7 @@ def test_regrid_far_apart_saturates() -> None:
     ],
 )
 def test_qparams_refuse_what_no_kernel_can_use(make: Callable[[], QParams]) -> None:
-    with pytest.raises(NonFiniteError, match=r"not finite and positive.*To do: calibrate") as info:
+    with pytest.raises(NonFiniteError, match=r"not finite and positive.*To do: reset") as info:
         make()
     assert isinstance(info.value, ValueError)
 

@@ -202,7 +202,8 @@ def _ask(module: nn.Module) -> _Answer:
             "the observed range is none",
             found=str(error),
             expected="min <= max, both finite",
-            remedy="calibrate the model again on finite data, or reset this observer",
+            remedy="reset the observer, observer.reset_min_max_vals(), and calibrate it on finite "
+            "data",
         ) from error
     except Exception as error:  # whatever a class of the user's raises
         return f"calculate_qparams raises {type(error).__name__}: {error}"

@@ -117,8 +117,8 @@ def trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
         raise TraceError(
             f"FX can't trace {type(model).__name__}: {error}",
             where="trace",
-            remedy="wrap data-dependent control flow in a module of its own and make it a leaf "
-            "with torch.fx.wrap, or pass a GraphModule",
+            remedy="move control flow that depends on data into a function at the top of a file "
+            "and decorate it with torch.fx.wrap, or pass a GraphModule",
         ) from error
     traced = fx.GraphModule(root, graph, type(model).__name__)
     for path, module in traced.named_modules(remove_duplicate=False):

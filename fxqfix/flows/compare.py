@@ -145,5 +145,5 @@ def _same_device(prepared: nn.Module, converted: Reading) -> None:
             "int8 kernels run on the CPU, the prepared model is elsewhere",
             where="compare",
             found=f"prepared on {devices.pop()}",
-            remedy="compare(prepared.cpu(), converted, data)",
+            remedy="compare(prepared.cpu(), converted, data), with data on the CPU",
         )

@@ -70,7 +70,8 @@ def _converted(model: nn.Module) -> nn.Module:
     raise DialectError(
         "torch can't convert this graph: prepare_fx / prepare_qat_fx did not make it",
         where="convert",
-        remedy="pass the converted model too: compare(prepared, converted, data)",
+        remedy="pass what torch prepared, an eager model as it is and not its trace; or the "
+        "converted model too: compare(prepared, converted, data)",
     )
 
 

@@ -147,8 +147,8 @@ def declared_ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, 
             "a converted model does not hold quant_min / quant_max any more",
             where="to_decomposed",
             found=f"a model of dialect {reading.dialect}",
-            remedy="pass ranges_from= the prepared model (or the qconfig mapping) that it was "
-            "converted from",
+            remedy="fxqfix.to_decomposed(model, ranges_from=prepared), with the prepared model (or "
+            "the qconfig mapping) that it was converted from; or pass the prepared model itself",
         )
     if isinstance(ranges_from, nn.Module) or _pt2e.is_program(ranges_from):
         known = _from_prepared(reading, ranges_from)

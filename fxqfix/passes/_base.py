@@ -90,6 +90,7 @@ class Rewriter:
         if not isinstance(self.module, fx.GraphModule):
             raise DialectError(
                 "this pass rewrites graphs",
+                where="pass",
                 found=type(self.module).__name__,
                 expected="a GraphModule",
                 remedy="call fxqfix.trace(model) first",

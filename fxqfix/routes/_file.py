@@ -154,6 +154,14 @@ def _check_same(mine: Reading, theirs: Reading) -> None:
         a.qparams == b.qparams and a.codes.dtype == b.codes.dtype and torch.equal(a.codes, b.codes)
         for a, b in zip(*weights, strict=True)
     )
+    if len(weights[0]) < len(weights[1]):  # torch.export tells constants that are computed
+        raise RouteError(
+            "a weight that the graph computes can't be followed through the file",
+            where="migrate",
+            found=f"{len(weights[1])} weights in the file, {len(weights[0])} in the graph",
+            remedy="compute it before the model is prepared, so that it is a parameter; "
+            "fxqfix.to_decomposed and fxqfix.certify take the model as it is",
+        )
     if grids[0] != grids[1] or not same:
         raise RouteError(
             "the saved program is not the graph that was exported",

@@ -602,7 +602,7 @@ def test_range_that_is_none(make: Callable[[], nn.Module], which: str, value: fl
     module = observed(make(), DATA["both signs"])
     getattr(getattr(module, "activation_post_process", module), which).fill_(value)
     before = fingerprint(module)
-    with pytest.raises(NonFiniteError, match="To do: calibrate the model again") as info:
+    with pytest.raises(NonFiniteError, match="To do: reset the observer") as info:
         read_quantizer(module, "layer1.0.conv")
     assert str(info.value).startswith("layer1.0.conv: ")
     assert type(module).__name__ in str(info.value)
