@@ -23,6 +23,7 @@ from fxqfix.dialects._modes import drops, in_eval
 from fxqfix.dialects._writes import Overwrite
 from fxqfix.dialects.weights import WeightView, holder
 from fxqfix.passes import FrozenFakeQuantize
+from fxqfix.passes._draws import Draws, Replaying
 from fxqfix.passes._fold_exported import FOLDED_IN_TRAINING
 from fxqfix.passes._region import Cutter, Region, interprets
 from fxqfix.passes._shadow_modules import Local
@@ -49,6 +50,7 @@ class Recompute:
         floats: What only the prepared model quantizes, inside what is one float computation for the
             converted one: node name of a fake-quant -> (site, None), path of a module -> (site, its
             float weight).
+        draws: What the converted model drew, which the region draws again.
         native: Whether those values are rounded by kernels, which add the zero point before they
             round (an odd one flips the parity of a tie), or by decomposed ops, which add it after.
     """
@@ -61,6 +63,7 @@ class Recompute:
     inner: Mapping[str, QParams] = field(default_factory=dict)
     native: bool = True
     floats: Mapping[str, tuple[str, Tensor | None]] = field(default_factory=dict)
+    draws: Draws | None = None
 
     @cached_property
     def _region(self) -> Region:
@@ -135,13 +138,16 @@ class Recompute:
                     return str(node.meta[FOLDED_IN_TRAINING])
         if _torch.DROPOUT in kinds:
             for node in self._region.graph.nodes:
-                if drops(node):
+                if drops(node) and not self._drew(node):
                     return str(node.name)
         for path in self._paths:
             for name, module in self.unfolded.get_submodule(path).named_modules():
                 if module.training and isinstance(module, kinds):
                     return f"{path}.{name}" if name else path
         return ""
+
+    def _drew(self, node: fx.Node) -> bool:
+        return self.draws is not None and self.draws.drew(node.name)
 
     def folded(self, local: Local) -> Tensor:
         """The site's value in float32, with BatchNorm folded."""
@@ -153,7 +159,9 @@ class Recompute:
         return self._interprets(self._region.graph)
 
     def _interprets(self, graph: fx.Graph) -> _Region:
-        return interprets(_Region, self.cutter.graph_module, graph)
+        made = interprets(_Region, self.cutter.graph_module, graph)
+        made.draws = self.draws
+        return made
 
     @cached_property
     def _readers(self) -> dict[Reads, _Region]:
@@ -206,6 +214,8 @@ class Recompute:
         for node in self._region.graph.nodes:
             if node.op == "call_module" and node.name in loose and loose[node.name] is None:
                 modules[str(node.target)] = nn.Identity()
+            if node.op == "call_module" and self._drew(node):
+                modules.pop(str(node.target))
         inputs = [
             _wide(value) if pair is None else _dequantize_wide(*pair)
             for value, pair in zip(local.inputs, local.codes, strict=True)
@@ -220,8 +230,11 @@ class Recompute:
                 shell.empty()
 
 
-class _Region(fx.Interpreter):
-    """Interprets a region, again and again, with some modules swapped and some values rounded."""
+class _Region(Replaying):
+    """Interprets a region, again and again, with some modules swapped and some values rounded.
+
+    What drew random numbers draws them again, in float32: in float64 they would be others.
+    """
 
     _swapped: Mapping[str, Callable[..., Any]]
     _grids: Mapping[str, tuple[QParams, bool]]
@@ -232,12 +245,19 @@ class _Region(fx.Interpreter):
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a node: in eval mode in float64, as copies where it shall not write."""
         args, kwargs = super().fetch_args_kwargs_from_env(n)
-        if self._is_wide and drops(n):
+        if self._drew(n):
+            if self._is_wide:
+                narrowed: Any = _torch.tree_map_tensors(_narrow, (args, kwargs))
+                args, kwargs = narrowed
+        elif self._is_wide and drops(n):
             args, kwargs = in_eval(args, kwargs)
         if n.name not in self.spared:
             return args, kwargs
         copied: Any = _torch.tree_map_tensors(Tensor.clone, (args, kwargs))
         return copied[0], copied[1]
+
+    def _drew(self, n: fx.Node) -> bool:
+        return self.draws is not None and self.draws.drew(n.name)
 
     def compute(
         self,
@@ -269,6 +289,7 @@ class _Region(fx.Interpreter):
         """Run a node, or take the bias in its place; round its value where a grid is given."""
         bias = self._biases.get(n.name)
         value = super().run_node(n) if bias is None else bias.detach().double()
+        value = _wide(value) if self._is_wide and self._drew(n) else value
         if n.name not in self._grids:
             return value
         grid = self._grids[n.name]  # of each part, where the op gives several
@@ -350,6 +371,10 @@ def _rounded(x: Tensor, qparams: QParams, native: bool) -> Tensor:
     low, high = qparams.quant_min, qparams.quant_max
     codes = round_native(x / scale, point) if native else torch.round(x / scale) + point
     return (codes.clamp(low, high) - point) * scale
+
+
+def _narrow(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
 def _wide(value: Any) -> Any:

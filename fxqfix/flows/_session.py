@@ -192,7 +192,8 @@ class Session:
         call = self.calls.get(p.converted.kernel.name)
         native = self.converted.dialect != decomposed.NAME
         wide = self.weights, self.frozen, self.inner, native, self.floats
-        recompute = Recompute(self.cutter, site.all_input_nodes[0], site, *wide)
+        draws = probing.shadow.draws
+        recompute = Recompute(self.cutter, site.all_input_nodes[0], site, *wide, draws)
         emulated = self._emulated(p, call, recompute) if call is not None else None
 
         loose = {name: self.sites[name] for name in probing.loose}

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxqfix import _rng, _torch
+from fxqfix import _torch
 from fxqfix.errors import PairingError
+from fxqfix.passes._draws import Draws, Replaying
 from fxqfix.qparams import QParams, dequantize, quantize
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
     "Settle",
     "Shadow",
     "Snapshot",
-    "Streams",
     "Tail",
 ]
 
@@ -112,13 +112,20 @@ class _Part(nn.Module):
             float input. The codes are the converted ones; the layout is the prepared one's, since
             the order in which a pool or a norm sums up depends on it.
         mutates: Whether the region writes in place, so that it has to get copies.
+        draws: What the converted model drew, which the region draws again.
     """
 
     def __init__(
-        self, region: fx.GraphModule, sources: tuple[Source | None, ...], mutates: bool
+        self,
+        region: fx.GraphModule,
+        sources: tuple[Source | None, ...],
+        mutates: bool,
+        draws: Draws | None = None,
     ) -> None:
         super().__init__()
         self.region, self.mutates = region, mutates
+        drawing = draws is not None and any(n.name in draws.names for n in region.graph.nodes)
+        self.draws = draws if drawing else None
         self.sources = sources  # a tuple, so that nn.Module does not own them twice
 
     def computed(self, inputs: tuple[Any, ...]) -> tuple[Any, Any, Any, Any]:
@@ -128,7 +135,14 @@ class _Part(nn.Module):
         raw = tuple(
             None if source is None else x for x, source in zip(inputs, self.sources, strict=True)
         )
-        return values, codes, raw, self.region(*given)
+        return values, codes, raw, self._run(given)
+
+    def _run(self, given: tuple[Any, ...]) -> Any:
+        if self.draws is None:
+            return self.region(*given)
+        again = Replaying(self.region)
+        again.draws = self.draws
+        return again.run(*given)
 
     def floats(
         self, inputs: tuple[Any, ...]
@@ -153,6 +167,7 @@ class Shadow(_Part):
         qparams: The site's qparams in the prepared model.
         sources: See `_Part`.
         mutates: See `_Part`.
+        draws: See `_Part`.
     """
 
     def __init__(
@@ -161,8 +176,9 @@ class Shadow(_Part):
         qparams: QParams,
         sources: tuple[Source | None, ...],
         mutates: bool,
+        draws: Draws | None = None,
     ) -> None:
-        super().__init__(region, sources, mutates)
+        super().__init__(region, sources, mutates, draws)
         self.qparams = qparams
 
     def forward(self, *inputs: Any) -> Local:
@@ -217,12 +233,13 @@ class Later(nn.Module):
             ]
             left = [name for name in self.weights if name not in names]
             region = _InFloat(self.shadow.region, self._held[0], left)
+            region.draws = self.shadow.draws
             return quantize(region.run(*(_clone(v) for v in chosen)), self.shadow.qparams)
 
         return replace(local, settle=settle)
 
 
-class _InFloat(fx.Interpreter):
+class _InFloat(Replaying):
     """Runs a region with some of its modules as they are in another model."""
 
     def __init__(self, region: fx.GraphModule, other: fx.GraphModule, names: list[str]) -> None:
@@ -257,26 +274,6 @@ class Clone(nn.Module):
 
 def _clone(x: Any) -> Any:
     return _torch.tree_map_tensors(Tensor.clone, x)
-
-
-class Streams(nn.Module):
-    """A random stream per branch: each draws what it would draw alone, from the same start."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._states: dict[str, Any] = {}
-        self._current = "converted"
-
-    def forward(self, name: str) -> None:
-        """Switch to a branch; "start" begins a batch with all branches at the present state."""
-        now = _rng.rng_state()
-        if name == "start":
-            self._states = {"start": now}
-            self._current = "converted"
-            return
-        self._states[self._current] = now
-        _rng.set_rng_state(self._states.get(name, self._states["start"]))
-        self._current = name
 
 
 def check_shape(site: str, expected: Tensor, actual: Tensor) -> None:

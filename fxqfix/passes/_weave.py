@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from torch import fx, nn
 
-from fxqfix.dialects._writes import Overwrite
+from fxqfix.dialects._base import modules_of
+from fxqfix.dialects._writes import Overwrite, is_inplace
 from fxqfix.pairing import Pair
 from fxqfix.passes._base import Rewriter
-from fxqfix.passes._random import draws
+from fxqfix.passes._draws import Draws, Mark, Replayed, called
+from fxqfix.passes._random import draws_in
 from fxqfix.passes._region import Cutter, Region
 from fxqfix.passes._shadow_modules import (
     Clone,
@@ -21,7 +23,6 @@ from fxqfix.passes._shadow_modules import (
     Shadow,
     Snapshot,
     Source,
-    Streams,
     Tail,
 )
 from fxqfix.qparams import QParams
@@ -92,7 +93,7 @@ class Branch:
         self.sites = {nodes[p.prepared.node.name]: p for p in pairs}
         self.codes: dict[Pair, fx.Node] = {}
         self.snapshots: dict[Pair, Snapshot] = {}
-        self.random = draws(model)
+        self.random = {node.name for node in draws_in(model)}
         self._env: dict[fx.Node, fx.Node] = {}
         self._todo: Iterator[fx.Node] = iter(list(model.graph.nodes))
 
@@ -106,8 +107,6 @@ class Branch:
         while wanted not in self.codes:
             node = next(self._todo)
             if node not in self._env:
-                if self.random:
-                    weaver.switch(self.name)
                 self._env[node] = self._copy(weaver, node)
             here = self.sites.get(node)
             if here is not None and here.prepared.site.used is not None:
@@ -119,8 +118,6 @@ class Branch:
         """Copy the nodes that are left; what the model returns, in order."""
         for node in self._todo:
             if node.op != "output" and node not in self._env:
-                if self.random:
-                    weaver.switch(self.name)
                 self._env[node] = self._copy(weaver, node)
         return [self._env[node] for node in returned(self.model.graph)]
 
@@ -134,10 +131,23 @@ class Branch:
             source = node.all_input_nodes[0]
             nudge = weaver.module("nudge", Nudge(), (env[source],), self.name)
             env = {**env, source: nudge}  # for this node alone
+        if node.name in self.random:
+            return self._replayed(weaver, node, env)
         new = weaver.rewriter.graph.node_copy(node, lambda n: env[n])
         if node.op in ("call_module", "get_attr"):
             new.target = f"{PREFIX}{self.name}.{node.target}"
         return weaver.tag(new, self.name)
+
+    def _replayed(self, weaver: Weaver, node: fx.Node, env: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        """A copy that draws what the converted model's op drew."""
+        modules = modules_of(self.model)
+        inplace = is_inplace(node, modules)
+        module = Replayed(called(node, modules), node.name, weaver.draws, inplace)
+        args: Any = fx.map_arg(node.args, lambda n: env[n])
+        kwargs: Any = fx.map_arg(node.kwargs, lambda n: env[n])
+        new = weaver.module(f"{self.name}_{node.name}", module, args, self.name)
+        new.kwargs = kwargs
+        return new
 
 
 @dataclass(frozen=True)
@@ -171,7 +181,6 @@ class Weaver:
     loose: frozenset[str] = frozenset()
     uses: tuple[Overwrite, ...] = ()
     outputs: OutputFactory | None = None
-    _stream: str = "converted"
     _inputs: dict[fx.Node, fx.Node] = field(default_factory=dict)
     _stand_ins: dict[fx.Node, str] = field(default_factory=dict)
     _codes: dict[fx.Node, _Known] = field(default_factory=dict)
@@ -188,16 +197,20 @@ class Weaver:
         inputs = [n for n in nodes if n.op == "placeholder"]
         for node in inputs:  # torch's conversion leaves an input where its quantize op stands
             first.prepend(node)
+        drawing = self._drawing()
         with graph.inserting_before(first):
             self._begin(inputs)
         for node in nodes:
             with graph.inserting_before(node):
                 if node.op == "output" and self.outputs is not None:
                     self._end(self.outputs)
-                if node.op != "placeholder":
-                    self.switch("converted")
-            for p in sites.get(node, ()):
-                with graph.inserting_before(node.next):
+                if node in drawing:
+                    self._mark("before", drawing[node], (node.args, dict(node.kwargs)))
+            behind = node.next
+            with graph.inserting_before(behind):
+                if node in drawing:
+                    self._mark("after", drawing[node])
+                for p in sites.get(node, ()):
                     self._site(p, node)
         self.rewriter.note(f"{len(self.pairs)} shadows")
 
@@ -206,15 +219,28 @@ class Weaver:
         return Cutter(self.frozen, frozenset(p.prepared.node for p in self.pairs), self.uses)
 
     @cached_property
-    def _random(self) -> bool:
-        return any(branch.random for branch in self.branches)
+    def draws(self) -> Draws:
+        """What the converted model draws, for all that draws it again."""
+        return Draws(frozenset().union(*(branch.random for branch in self.branches)))
+
+    def _drawing(self) -> dict[fx.Node, str]:
+        """Nodes of the converted model that may draw -> the prepared model's node, by its name.
+
+        Conversions keep the names of functions; else the order tells, where as many are left.
+        """
+        left = list(draws_in(self.rewriter.graph_module)) if self.draws.names else []
+        found = {node: node.name for node in left if node.name in self.draws.names}
+        order = [n.name for n in self.branches[0].model.graph.nodes if n.name in self.draws.names]
+        others = [name for name in order if name not in found.values()]
+        left = [node for node in left if node not in found]
+        return found | (dict(zip(left, others, strict=True)) if len(left) == len(others) else {})
 
     def _begin(self, inputs: list[fx.Node]) -> None:
         for branch in self.branches:
             self.rewriter.module.add_module(f"{PREFIX}{branch.name}", branch.model)
-        if self._random:
-            self.rewriter.module.add_module(f"{PREFIX}streams", Streams())
-            self._switch_node("start")
+        if self.draws.names:
+            self.rewriter.module.add_module(f"{PREFIX}draws", Mark(self.draws))
+            self._mark("start")
         for branch in self.branches:
             branch.start(self, inputs)
         # An input that the prepared model does not use may be gone from the converted one.
@@ -237,8 +263,6 @@ class Weaver:
         region = self._cutter.region(p.prepared.producer, p.prepared.node)
         if any(n.op != "placeholder" and n not in self._codes for n in region.inputs):
             return  # the converted graph computes an input later: nothing local to compare
-        if self._random:
-            self.switch(f"shadow_{name}")
         shadow, inputs = self._shadow(region, used, "converted")
         local = self.module(f"shadow_{name}", shadow, inputs, "shadow")
         if self.probe is None:
@@ -263,10 +287,8 @@ class Weaver:
         region = self._cutter.region(end)
         if any(n.op != "placeholder" and n not in self._codes for n in region.inputs):
             return None
-        if self._random:
-            self.switch(f"shadow_{end.name}")
         sources, nodes = self._sources(region, "converted")
-        tail = Tail(region.module(self.frozen), sources, region.mutates)
+        tail = Tail(region.module(self.frozen), sources, region.mutates, self.draws)
         return self.module(f"tail_{end.name}", tail, nodes, "shadow")
 
     def _origins(self, region: Region) -> tuple[str, ...]:
@@ -289,7 +311,7 @@ class Weaver:
     ) -> tuple[Shadow, tuple[fx.Node, ...]]:
         """The prepared op on the codes of one model, and the nodes that it takes them from."""
         sources, nodes = self._sources(region, side)
-        return Shadow(region.module(self.frozen), used, sources, region.mutates), nodes
+        return Shadow(region.module(self.frozen), used, sources, region.mutates, self.draws), nodes
 
     def _sources(
         self, region: Region, side: str
@@ -322,15 +344,9 @@ class Weaver:
         node.meta[TAG] = stream
         return node
 
-    def switch(self, stream: str) -> None:
-        """Go on with a branch's own random stream, where any branch draws random numbers."""
-        if self._random and stream != self._stream:
-            self._switch_node(stream)
-            self._stream = stream
-
-    def _switch_node(self, stream: str) -> None:
-        path = f"{PREFIX}streams"
-        self.tag(self.rewriter.graph.create_node("call_module", path, (stream,)), "rng")
+    def _mark(self, *args: Any) -> None:
+        path = f"{PREFIX}draws"
+        self.tag(self.rewriter.graph.create_node("call_module", path, args), "rng")
 
 
 def returned(graph: fx.Graph) -> list[fx.Node]:
