@@ -149,6 +149,9 @@ class Certificate(Judged):
         found = [f"{name}: {reason}" for name, reason in self.unchecked]
         if not any(site.found.elements for site in self.sites):
             found.append("no site was looked at")
+        else:
+            empty = [record for record in (*self.sites, *self.outputs) if not record.found.elements]
+            found += [f"{record.name}: the batches held no value of it" for record in empty]
         if not self.outputs:
             found.append("no output was looked at")
         found += [

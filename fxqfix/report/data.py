@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Report"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(Judged):
     """The result of a comparison.
 
@@ -154,6 +154,9 @@ class Report(Judged):
             found.append("no site was compared")
         elif not any(row.kind == "output" for row in self.rows):
             found.append("no output of the model was compared")
+        else:
+            empty = [row for row in self.rows if not row.cumulative.elements]
+            found += [f"{row.name}: the batches held no value of it" for row in empty]
         unasked = sum(map(_without_cause, self.rows))
         if unasked:
             found.append(f"{unasked} codes differ whose cause was not asked for")
@@ -194,6 +197,18 @@ class Report(Judged):
         from fxqfix.report import merging
 
         return merging.merged(self, other)
+
+    def summary(self) -> str:
+        """The verdict, its reasons, the outputs, the causes and the worst sites, in a few lines."""
+        from fxqfix.report import text
+
+        return text.summary(self)
+
+    def __repr__(self) -> str:
+        """One short line: what a notebook shows of a report in a list."""
+        rows = f"{len(self.rows)} rows" if len(self.rows) != 1 else "1 row"
+        state = "exact" if self.exact else self.verdict
+        return f"<Report: {self.engine or 'unknown engine'}, {rows}, {state}>"
 
     def __str__(self) -> str:
         """Render the table, the causes and the coverage as text."""

@@ -34,7 +34,9 @@ __all__ = [
     "reasons",
     "render",
     "render_inspection",
+    "summary",
     "table",
+    "title",
     "verdict",
 ]
 
@@ -254,6 +256,51 @@ def reasons(report: Report) -> list[str]:
     return [*report.faults, *sites, *report.left_out[gone:]]
 
 
+def summary(report: Report, most: int = 5) -> str:
+    """A report in a few lines: verdict, reasons, outputs, causes, and the sites that add most.
+
+    Args:
+        report: What to render.
+        most: Lines of each kind.
+
+    Example:
+        >>> print(summary(Report(rows=(), engine="fbgemm")))
+        fxqfix report: engine fbgemm, 0 batches, 0 rows: not judged, nothing was compared
+        - no site was compared
+    """
+    outputs = [row for row in report.rows if row.kind == "output"]
+    worst = [row for row in report.worst(most) if row.local_share and row.kind != "output"]
+    lines = [
+        *(f"- {reason}" for reason in reasons(report)[:most]),
+        *(f"{row.name}: {_apart(row)}" for row in outputs[:most]),
+        *causes(report)[:most],
+        *(f"worst: {row.name} ({row.op}): {_apart(row)}; {_causes(row)}" for row in worst),
+    ]
+    return "\n".join([title(report), *lines])
+
+
+def title(report: Report) -> str:
+    """The first line of a report.
+
+    Example:
+        >>> title(Report(rows=(), engine="x86", batches=2))
+        'fxqfix report: engine x86, 2 batches, 0 rows: not judged, nothing was compared'
+    """
+    rows = counted(len(report.rows), "row")
+    size = f"{counted(report.batches, 'batch', 'es')}, {rows}"
+    return f"fxqfix report: engine {report.engine or 'unknown'}, {size}: {verdict(report)}"
+
+
+def _apart(row: Row) -> str:
+    found = row.cumulative
+    values = "values" if row.kind == "output" else "codes"
+    local = "" if row.local is None else f", {row.local.differing} on the same inputs"
+    return (
+        f"{found.differing} of {found.elements} {values} differ{local}, SQNR "
+        f"{decibels(found.sqnr_db)}"
+    )
+
+
 def evidence(report: Report) -> Iterator[tuple[str, int, int, str]]:
     """Yield the causes, most codes first, each with the evidence of its worst row.
 
@@ -345,9 +392,7 @@ def render(
         fxqfix report: engine fbgemm, 1 batch, 0 rows: not judged, nothing was compared
     """
     rows = counted(len(report.rows), "row")
-    size = f"{counted(report.batches, 'batch', 'es')}, {rows}"
-    title = f"fxqfix report: engine {report.engine or 'unknown'}, {size}: {verdict(report)}"
-    parts = [title, table(report, fmt, sort, limit)]
+    parts = [title(report), table(report, fmt, sort, limit)]
     if limit is not None and limit < len(report.rows):
         parts.append(f"{limit} of {rows} shown")
     if report.rows:

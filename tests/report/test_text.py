@@ -215,3 +215,23 @@ def test_evidence_is_that_of_the_worst_row_which_has_some() -> None:
     assert found["upstream"] == (40, 2, "most in conv1")
     told = replace(SAMPLE, rows=(first, replace(conv, evidence={"range-lost": "57 of them"})))
     assert next(text.evidence(told))[3] == "conv1: 57 of them"
+
+
+def test_summary() -> None:
+    lines = text.summary(SAMPLE, most=2).splitlines()
+    assert lines[0] == text.title(SAMPLE) == str(SAMPLE).splitlines()[0]
+    assert lines[1:3] == ["- range-lost: 68 codes", "- stale-qparams: 13 codes"]
+    assert lines[3].startswith("- range-lost: 68 codes in 2 rows")
+    assert lines[5].startswith("worst: conv1.weight (conv2d_relu): 13 of 27 codes differ")
+    assert len(lines) == 7
+    exact = EXACT.summary().splitlines()
+    assert exact == [
+        text.title(EXACT),
+        "output 0: 0 of 64 values differ, 0 on the same inputs, SQNR exact",
+    ]
+
+
+def test_a_report_has_a_short_repr() -> None:
+    assert repr(SAMPLE) == "<Report: fbgemm, 5 rows, not ok>"
+    assert repr(EXACT) == "<Report: x86, 3 rows, exact>"
+    assert repr(Report(rows=EXACT.rows[:1])) == "<Report: unknown engine, 1 row, not judged>"

@@ -223,3 +223,11 @@ def test_check() -> None:
     with pytest.raises(CheckError, match="2 codes out of range"):
         outside.check()
     outside.check(allow=["range-lost"])
+
+
+def test_a_site_without_values_is_not_judged() -> None:
+    report = with_site(local=Discrepancy(), cumulative=Discrepancy())
+    assert report.left_out == ("relu: the batches held no value of it",)
+    found = certificate(SAME, SAME)
+    found = replace(found, sites=(*found.sites, Certified("b", "", None, Discrepancy())))
+    assert found.left_out == ("b: the batches held no value of it",)
