@@ -33,7 +33,7 @@ def compared(plot: Plot, **options: Any) -> Report:
 
 
 def end(report: Report) -> Discrepancy:
-    read = {name for row in report.rows for name in row.inputs}
+    read = {name for row in report.rows if row.kind != "output" for name in row.inputs}
     rows = [r for r in report.rows if r.kind == "activation" and r.name not in read]
     return sum((r.cumulative for r in rows), Discrepancy())
 

@@ -176,7 +176,7 @@ class Report(Judged):
         return self.causes.get("unexplained", 0)
 
     def worst(self, n: int = 5) -> tuple[Row, ...]:
-        """The n rows with the largest share of locally differing codes (then cumulative).
+        """The n sites with the largest share of locally differing codes (then cumulative).
 
         Raises:
             OptionError: n is negative, or no whole number.
@@ -186,7 +186,8 @@ class Report(Judged):
         def badness(row: Row) -> tuple[float, float]:
             return row.local_share, row.cumulative_share
 
-        return tuple(sorted(self.rows, key=badness, reverse=True)[:n])
+        sites = (row for row in self.rows if row.kind != "output")
+        return tuple(sorted(sites, key=badness, reverse=True)[:n])
 
     def merge(self, other: Report) -> Report:
         """Add up with the report of other data on the same pair of models.

@@ -269,7 +269,7 @@ def summary(report: Report, most: int = 5) -> str:
         - no site was compared
     """
     outputs = [row for row in report.rows if row.kind == "output"]
-    worst = [row for row in report.worst(most) if row.local_share and row.kind != "output"]
+    worst = [row for row in report.worst(most) if row.local_share]
     lines = [
         *(f"- {reason}" for reason in reasons(report)[:most]),
         *(f"{row.name}: {_apart(row)}" for row in outputs[:most]),

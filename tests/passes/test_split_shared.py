@@ -68,7 +68,7 @@ def test_every_call_keeps_its_grid(head: str, qat: bool) -> None:
     assert len({v for k, v in grids(frozen).items() if k.startswith("head")}) >= 2
     report = fxqfix.compare(frozen, convert_fx(copy.deepcopy(frozen)), [torch.randn(SHAPE)])
     assert not report.coverage.unpaired
-    for row in report.rows:
+    for row in (row for row in report.rows if row.kind != "output"):
         assert row.prepared.same_grid(row.converted), row.name
 
 
