@@ -179,3 +179,17 @@ def test_float_placeholders_are_no_sites() -> None:
     report = fxqfix.compare(frozen, deployed, [(ids, mask)], engine="fbgemm")
     assert report.exact == torch.equal(frozen(ids, mask), deployed(ids, mask))
     assert report.exact
+
+
+def test_random_ops_are_not_certified_without_data() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(self.fc(x), 0.5, True)
+
+    certificate = fxqfix.certificate_of(fxqfix.to_int8(prepared(Dropping()), engine="fbgemm"))
+    assert certificate.verdict == "not judged"
+    assert any("draws random numbers" in reason for reason in certificate.left_out)
