@@ -189,7 +189,7 @@ def _weights(prepared: Reading, converted: Reading, partner: Mapping[Tap, Tap]) 
     theirs = {t: _fed(t, partner.values()) for t in converted.weights if t not in used}
     for tap in (t for t in prepared.weights if t not in found):
         fed = {partner[owner] for owner in _fed(tap, partner)}
-        fits = [other for other, sites in theirs.items() if fed & sites]
+        fits = [t for t, sites in theirs.items() if fed & sites and _alike(tap, t)]
         # Several that feed one site come in the order of the graph.
         fits.sort(key=lambda x: (theirs[x] != fed, x.site.shape != tap.site.shape))
         if fits:

@@ -246,6 +246,16 @@ def test_other_tools_are_named_by_their_package() -> None:
         check_tool(nn.Sequential(kind(2, 2)), "lint")
 
 
+def test_a_computed_weight_is_no_other_checkpoint() -> None:
+    """The parameter that it is computed from is not what the kernel was given."""
+    prepared, data = made("weight-computed")
+    for model in (prepared, fxqfix.freeze(prepared)):
+        report = fxqfix.compare(model, None, data, engine="fbgemm")
+        assert "other-weights" not in report.causes
+        assert report.verdict != "ok"
+        assert "linear.weight" in {left.name for left in report.coverage.unpaired}
+
+
 @pytest.mark.parametrize("kind", ["chunk-eager", "split-eager", "unbind-eager"])
 def test_ops_that_return_several_values_are_recomputed(kind: str) -> None:
     prepared, data = made(kind)
