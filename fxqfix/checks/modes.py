@@ -7,8 +7,8 @@ from typing import Any
 
 from fxqfix import _torch
 from fxqfix.checks._base import Check, Finding, Subject
+from fxqfix.checks._draws import drawing
 from fxqfix.dialects._modes import trains
-from fxqfix.passes._random import draws_in
 
 __all__ = ["CHECKS"]
 
@@ -60,7 +60,7 @@ def _random(subject: Subject) -> Iterator[Finding]:
     if subject.training:
         return
     known = {f.site for check in (_batch_norm, _dropout) for f in check(subject)}
-    for node in draws_in(subject.graph_module):
+    for node in drawing(subject.graph_module):
         if node.name not in known and str(node.target) not in known:
             yield Finding(
                 "nondeterministic",
