@@ -3,6 +3,7 @@
 #   make test    install with the development tools, then lint, types and every test
 #   make quick   lint, types and one fast test of each file
 #   make levels  the engines' tests under every level of int8 kernels that this CPU offers
+#   make gpu     all that needs a GPU, in under four minutes; with the torch that is installed
 # PYTHON=... picks the interpreter that .venv is made from.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: demo levels quick test
+.PHONY: demo gpu levels quick test
 
 demo: .venv/demo.stamp
 	$(BIN)/fxqfix demo
@@ -27,6 +28,13 @@ quick: .venv/test.stamp
 
 levels: .venv/test.stamp
 	$(BIN)/python tests/levels.py
+
+# PY: a Python whose torch has CUDA; fxqfix itself need not be installed.
+PY ?= $(BIN)/python
+
+gpu:
+	PYTHONPATH=. $(PY) -m pytest -m gpu -p no:cacheprovider tests/test_devices.py tests/routes/test_inductor.py
+	PYTHONPATH=.:benchmarks $(PY) benchmarks/gpu.py
 
 .venv/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) ".[examples,progress]"

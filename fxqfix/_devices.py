@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxqfix.errors import DeviceError, UnsupportedError
 
-__all__ = ["CPU", "device_of", "on_cpu"]
+__all__ = ["CPU", "check_int8", "device_of", "on_cpu"]
 
 CPU = torch.device("cpu")
 
@@ -77,3 +77,24 @@ def on_cpu(model: nn.Module, where: str = "") -> nn.Module:
             where=where,
             remedy="detach() the tensors that it keeps, or pass model.cpu()",
         ) from error
+
+
+def check_int8(model: nn.Module, where: str) -> None:
+    """Refuse an int8 model that was moved: its kernels, and packed weights, stay on the CPU.
+
+    Raises:
+        DeviceError: It is not on the CPU.
+
+    Example:
+        >>> check_int8(nn.ReLU(), "emulate")
+    """
+    there = device_of(model, where)
+    if there != CPU:
+        raise DeviceError(
+            "int8 kernels run on the CPU only",
+            where=where,
+            found=f"the int8 model's scales on {there}",
+            expected="an int8 model on the CPU",
+            remedy=f"pass converted.cpu(); fxqfix.emulate(converted.cpu()).to({str(there)!r}) "
+            "gives its codes there",
+        )

@@ -301,13 +301,17 @@ def fused_sum(a: Tensor, b: Tensor) -> Tensor:
     found = total.float()
     ties = (total.view(torch.int64) & _LAST_29) == _MIDDLE
     small = total.abs() < _SUBNORMAL
-    if bool(small.any()):
+    looks = total.device.type == "cpu"  # elsewhere, a look at a value waits for the device
+    if not looks or bool(small.any()):
         ties |= small & (total != 0)
-    if not bool(ties.any()):
+    if looks and not bool(ties.any()):
         return found
     back = total - a
     error = (a - (total - back)) + (b - back)
     ties &= (error != 0) & total.isfinite() & ((total.view(torch.int64) & 1) == 0)
+    if not looks:
+        beyond = torch.where(error > 0, math.inf, -math.inf).to(total.dtype)
+        return torch.where(ties, torch.nextafter(total, beyond).float(), found)
     if bool(ties.any()):  # picking them takes longer than looking for them
         beyond = torch.where(error[ties] > 0, math.inf, -math.inf).to(total.dtype)
         found[ties] = torch.nextafter(total[ties], beyond).float()

@@ -18,6 +18,8 @@ import torch
 from fxqfix._torch import quiet
 from fxqfix.engines import ENGINES, isa_of
 from tests.levels import CAPS, missing, own
+from tests.pretend import DEVICE as PRETENDED
+from tests.pretend import PretendedCuda
 
 SEED = 0
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -118,6 +120,16 @@ def seed() -> Iterator[int]:
     engine = torch.backends.quantized.engine
     yield SEED
     torch.backends.quantized.engine = engine
+
+
+@pytest.fixture
+def device() -> Iterator[str]:
+    """A GPU where there is one; else a device that is checked like one and has values."""
+    if torch.cuda.is_available():
+        yield "cuda:0"
+        return
+    with PretendedCuda():
+        yield PRETENDED
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

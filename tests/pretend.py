@@ -36,6 +36,9 @@ _NO_INTEGERS = (
 _MIXES = ("copy_", "_to_copy", "_copy_from", "index", "index_put", "index_put_", "_index_put_impl_")
 
 
+_DATA: Any = torch._C.TensorBase.data  # what `.data = ` sets, of any tensor
+
+
 class _Pretended(Tensor):
     """A tensor on the pretended device; `elem` holds its values."""
 
@@ -68,6 +71,15 @@ class _Pretended(Tensor):
         found: _Pretended = memo[id(self)]
         return found
 
+    @property
+    def data(self) -> Any:  # type: ignore[override]
+        return self.detach()
+
+    @data.setter
+    def data(self, new: _Pretended) -> None:
+        _DATA.__set__(self, new)
+        self.elem = new.elem
+
     def tolist(self) -> Any:
         return self.elem.tolist()
 
@@ -80,12 +92,16 @@ class PretendedCuda(TorchDispatchMode):
 
     def __enter__(self) -> PretendedCuda:
         torch._C._set_only_lift_cpu_tensors(True)
+        # Module.to and .double() put new parameters in place of the old ones: these keep `elem`.
+        self._overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
         super().__enter__()
         return self
 
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
         torch._C._set_only_lift_cpu_tensors(False)
+        torch.__future__.set_overwrite_module_params_on_conversion(self._overwrites)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
@@ -104,8 +120,9 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     wrappers = {id(t.elem): t for t in given if isinstance(t, _Pretended)}
     plain = tree_map_only(_Pretended, lambda t: t.elem, (args, kwargs))
     found = func(*plain[0], **plain[1])
-    if any(tuple(w.shape) != tuple(w.elem.shape) for w in wrappers.values()):
-        raise NotImplementedError(f"{func} changes the shape of what it is given")
+    for wrapper in wrappers.values():
+        if wrapper.shape != wrapper.elem.shape:  # resize_, and what writes into an empty `out`
+            _DATA.__set__(wrapper, _Pretended(wrapper.elem))
 
     def wrap(made: Tensor) -> Tensor:
         if id(made) in wrappers:

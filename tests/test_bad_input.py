@@ -139,15 +139,6 @@ def test_data_on_another_device() -> None:
     assert "cpu" in message
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_prepared_model_on_cuda_against_int8() -> None:
-    prepared = trained()
-    converted = convert_fx(copy.deepcopy(prepared))
-    prepared.cuda()
-    with pytest.raises(DeviceError, match=r"prepared\.cpu"):
-        fxqfix.compare(prepared, converted, [b.cuda() for b in data()])
-
-
 @pytest.mark.parametrize("empty", [[], iter(()), (b for b in ())])
 def test_empty_data(empty: Any) -> None:
     prepared = trained()

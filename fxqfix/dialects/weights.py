@@ -74,6 +74,11 @@ class WeightView:
             remedy="take the prepared model, or what fxqfix.to_int8 makes of it",
         )
 
+    def to(self, device: torch.device) -> WeightView:
+        """The same on another device."""
+        bias, values = (None if t is None else t.to(device) for t in (self.bias, self.values))
+        return replace(self, codes=self.codes.to(device), bias=bias, values=values)
+
 
 def batch_norm_factor(module: nn.Module) -> Tensor | None:
     """Gamma / sqrt(running_var + eps) of a QAT conv-BN or linear-BN module, else None.

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,19 +42,24 @@ class AdaptiveAveragePool(Exact):
         point, dims = int(self.source.zero_points[0]), len(self.size)
         sizes = codes.shape[-dims:]
         target = [t or n for t, n in zip(self.size, sizes, strict=True)]
-        axes = [_counts(n, t, codes) for n, t in zip(sizes, target, strict=True)]
+        axes = [_counts(n, t) for n, t in zip(sizes, target, strict=True)]
         axes = [a.reshape(-1, *(1 for _ in axes[i + 1 :])) for i, a in enumerate(axes)]
         counts = torch.ones_like(axes[0])
         for axis in axes:
             counts = counts * axis
+        counts = counts.to(codes.device)
         sums = torch.round(_POOLS[dims](codes.double(), target) * counts)
         centered = (sums - point * counts).float()
         even = all(n % t == 0 for n, t in zip(sizes, target, strict=True))
         if self.qnnpack and even and target != list(sizes):
-            scaled = centered * qnnpack_multiplier(self.source, int(counts.flatten()[0]))
+            count = math.prod(n // t for n, t in zip(sizes, target, strict=True))
+            scaled = centered * qnnpack_multiplier(self.source, count)
             return as_qnnpack(to_codes(torch.round(scaled) + point, self.source), codes)
         if not passes_for_last(codes):
-            return laid_out(to_codes(torch.round(sums.float() * _inverse(axes)), self.source), 0)
+            return laid_out(
+                to_codes(torch.round(sums.float() * _inverse(axes).to(codes.device)), self.source),
+                0,
+            )
         inverse = 1.0 / (1.0 / (1.0 / counts.float()))
         zero = torch.tensor(float(point), device=codes.device)
         body = torch.round(fma(centered, inverse, zero))
@@ -62,9 +68,9 @@ class AdaptiveAveragePool(Exact):
         return stored(to_codes(found, self.source), codes)
 
 
-def _counts(size: int, target: int, like: Tensor) -> Tensor:
-    """Elements in each of `target` adaptive windows over `size`."""
-    index = torch.arange(target, device=like.device)
+def _counts(size: int, target: int) -> Tensor:
+    """Elements in each of `target` adaptive windows over `size`, on the CPU."""
+    index = torch.arange(target, device="cpu")
     return (-(-(index + 1) * size // target) - index * size // target).double()
 
 

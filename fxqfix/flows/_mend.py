@@ -10,12 +10,13 @@ import torch
 from torch import fx, nn
 
 from fxqfix import _rng, _torch, dialects
+from fxqfix._devices import on_cpu
 from fxqfix.dialects import Reading, Tap, decomposed, int8, reference
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects._writes import overwrites
 from fxqfix.dialects.site import qparams_text
 from fxqfix.errors import PairingError, UnsupportedError
-from fxqfix.flows.compare import prepared_reading
+from fxqfix.flows.compare import prepared_reading, same_device
 from fxqfix.flows.decompose import to_decomposed
 from fxqfix.flows.freeze import frozen_by
 from fxqfix.flows.to_int8 import convert_with_islands
@@ -55,13 +56,14 @@ class Bench:
     prepared: nn.Module
     converted: nn.Module
     engine: str
+    given: Reading = field(init=False)  # the prepared model where it is; `mine` beside `theirs`
     mine: Reading = field(init=False)
     theirs: Reading = field(init=False)
     pairing: Pairing = field(init=False)
 
     def __post_init__(self) -> None:
         """Read, pair, and convert the frozen model the right way."""
-        self.mine = prepared_reading(self.prepared, _CALL, _OLD_ORDER)
+        self.given = self.mine = prepared_reading(self.prepared, _CALL, _OLD_ORDER)
         self.theirs = dialects.read(self.converted, "repair")
         if self.theirs.dialect not in _DONORS:
             raise PairingError(
@@ -71,6 +73,10 @@ class Bench:
                 expected=_CALL,
                 remedy=_OLD_ORDER,
             )
+        same_device(self.given, self.theirs, "repair")
+        if self.theirs.dialect == int8.NAME:  # its weights are packed, on the CPU
+            self.prepared = on_cpu(self.prepared, "repair")
+            self.mine = dialects.read(self.prepared, "repair")
         self.pairing = pair(self.mine, self.theirs)
         # As to_int8 does: what reads behind an in-place op then has the user's kernel.
         frozen = frozen_by(self.prepared, quantized=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from fxqfix import _torch
-from fxqfix.dialects import Reading
+from fxqfix import _torch, ops
+from fxqfix.dialects import Reading, Tap
+from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.quantizer import read_quantizer
 from fxqfix.report import Row
 
-__all__ = ["of_prepared", "of_weights"]
+__all__ = ["kernel_of", "of_prepared", "of_weights"]
 
 
 def of_weights(rows: Iterable[Row]) -> Iterator[str]:
@@ -56,3 +57,24 @@ def of_prepared(reading: Reading) -> list[str]:
             "cumulative discrepancy is that of quantization itself"
         )
     return notes
+
+
+def kernel_of(tap: Tap, reading: Reading) -> str:
+    """What computes a converted value, as torch spells it.
+
+    Args:
+        tap: The converted site.
+        reading: The converted model.
+    """
+    node = tap.kernel
+    found = ops.match_node(node, modules_of(reading.graph_module))
+    if node.op == "call_module":
+        if found is not None and found.column == "int8":
+            return f"quantized.{found.key}"
+        return type(reading.graph_module.get_submodule(str(node.target))).__name__
+    name = getattr(node.target, "__name__", str(node.target))
+    spelled = str(node.target)
+    for space in ("quantized_decomposed.", "quantized."):
+        if space in spelled:
+            return space + spelled.rpartition(space)[2].removesuffix(".default")
+    return str(name)

@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxqfix import causes, dialects, engines, ops
+from fxqfix import _torch, causes, dialects, engines
+from fxqfix._devices import CPU, device_of
 from fxqfix.causes import Attribution, Emulated, Recompute, View
 from fxqfix.dialects import Reading, Site, Tap, decomposed, int8
-from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.weights import WeightView
 from fxqfix.flows import _notes
+from fxqfix.flows._away import Away
 from fxqfix.flows._holdings import holdings, picked, weight_node
 from fxqfix.flows._outputs import Outputs
 from fxqfix.measure import Corrector, Probe, Run, discrepancy, run
@@ -44,6 +45,7 @@ class Session:
     shares: dict[str, Attribution] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.home = device_of(self.reading.graph_module)
         self.taps = {tap.node: tap for tap in self.reading.activations}
         self.frozen = FreezeQParams(uncalibrated=True)(self.reading.graph_module).graph_module
         self.folded: fx.GraphModule = FoldBatchNorm()(self.frozen).graph_module
@@ -62,13 +64,11 @@ class Session:
         self.floats = self._floats()
         self.picked = picked(self.converted)
         self.outputs = self._outputs()
-        self.corrector = None
-        if self.culprits:
-            self.corrector = Corrector(self.converted.graph_module, self.culprits)
         self.sites = {tap.node.name: tap.site for tap in self.reading.taps}
         self.calls: dict[str, engines.Call] = {}  # by node: shadows are woven into a copy
         self.writers: dict[str, engines.Call] = {}  # by the node that reads what they wrote over
         self.emulated: Cutter | None = None
+        self.away: Away | None = None  # int8 kernels run on the CPU only
         self.isa: engines.Isa | None = None  # what int8 kernels run on
         self.threads = 0
         if self.converted.dialect == int8.NAME:
@@ -77,12 +77,20 @@ class Session:
             found = engines.calls(self.converted.graph_module, *options, strict=False)
             self.calls = {node.name: call for node, call in found.items()} | self._garbled(found)
             self.writers = {name: call for call in found.values() for name in call.rereads}
-            if self.attribute and self.engine in engines.ENGINES:
+            if self.home != CPU:
+                self.away = Away.of(self.converted, self.calls.values(), options, self.home)
+                self._emulate(self.away.emulation)
+            elif self.attribute and self.engine in engines.ENGINES:
                 emulate = EmulateEngine(*options, strict=False)
                 self._emulate(emulate(self.converted.graph_module).graph_module)
+        self.corrector = None
+        if self.culprits:
+            model = _torch.copied(self.converted.graph_module)
+            model = self.away.put(model) if self.away is not None else model
+            self.corrector = Corrector(model, self.culprits)
 
     def _emulate(self, emulation: fx.GraphModule) -> None:
-        self.left = emulation.meta[LEFT]
+        self.left = emulation.meta.get(LEFT, {})
         nodes = {n.name.removeprefix("emulated_"): n for n in emulation.graph.nodes}
         pairs = [p for p in self.pairing.pairs if p.prepared.site.kind == "activation"]
         self.emulated_nodes = {p.converted.node.name: nodes[p.converted.node.name] for p in pairs}
@@ -104,7 +112,7 @@ class Session:
             unfolded = p.prepared.weight() if p.prepared.weight else mine
             found[path] = (
                 WeightView(mine.codes, mine.qparams, mine.bias, mine.values, unfolded.folded),
-                _as_packed(p.converted.weight(), mine),
+                _as_packed(p.converted.weight().to(self.home), mine),
             )
         return found
 
@@ -127,7 +135,7 @@ class Session:
         """The calls whose weight can't be unpacked, with the codes that conversion packed."""
         return {
             p.converted.node.name: replace(
-                call, weight=_as_packed(call.weight, p.prepared.weight())
+                call, weight=_as_packed(call.weight, p.prepared.weight().to(CPU))
             )
             for p in self.pairing.pairs
             if p.prepared.weight is not None
@@ -159,8 +167,8 @@ class Session:
                 found[str(tap.node.target)] = tap.site.name, tap.weight().values
         return found
 
-    def run(self, data: Iterable[Any], noise_floor: bool, progress: bool | None) -> Run:
-        """Weave the twin graph and stream the data through it."""
+    def weave(self, noise_floor: bool) -> fx.GraphModule:
+        """The twin graph, with a probe for each pair."""
         weave = InsertShadows(
             self.reading.graph_module,
             self.probe,
@@ -168,7 +176,12 @@ class Session:
             self.frozen,
             outputs=lambda: self.outputs.probe,
         )
-        twin = weave(self.converted.graph_module).graph_module
+        twin: fx.GraphModule = weave(self.converted.graph_module).graph_module
+        return twin if self.away is None else self.away.put(twin)
+
+    def run(self, data: Iterable[Any], noise_floor: bool, progress: bool | None) -> Run:
+        """Weave the twin graph and stream the data through it."""
+        twin = self.weave(noise_floor)
         if self.corrector is not None:
             self.corrector.start()
         return run(twin, data, progress=progress, after=self.corrector)
@@ -247,6 +260,7 @@ class Session:
             threads=self.threads,
             batches=result.batches,
             notes=(
+                *([self.away.note] if self.away is not None else ()),
                 *_notes.of_prepared(self.reading),
                 *_notes.of_weights(rows),
                 *self._rounding(),
@@ -287,7 +301,7 @@ class Session:
             kind=site.kind,
             module=site.module,
             op=site.op,
-            kernel=_kernel(p.converted, self.converted),
+            kernel=_notes.kernel_of(p.converted, self.converted),
             prepared=probe.grid,
             converted=probe.converted_qparams,
             local=probe.local,
@@ -312,7 +326,7 @@ class Session:
         site, mine, theirs = p.prepared.site, p.prepared.weight, p.converted.weight
         if site.used is None or mine is None or theirs is None:
             return None
-        own, other = mine(), theirs()
+        own, other = mine(), theirs().to(self.home)
         numbers = discrepancy(own.codes, other.codes, own.qparams, other.qparams)
         share = Attribution()
         if self.attribute and numbers.differing and own.values is not None:
@@ -370,22 +384,6 @@ def _as_packed(theirs: WeightView, mine: WeightView) -> WeightView:
     if not theirs.garbled or mine.values is None:
         return theirs
     return replace(theirs, codes=quantize(mine.values, theirs.qparams), garbled=False)
-
-
-def _kernel(tap: Tap, reading: Reading) -> str:
-    """What computes a converted value, as torch spells it."""
-    node = tap.kernel
-    found = ops.match_node(node, modules_of(reading.graph_module))
-    if node.op == "call_module":
-        if found is not None and found.column == "int8":
-            return f"quantized.{found.key}"
-        return type(reading.graph_module.get_submodule(str(node.target))).__name__
-    name = getattr(node.target, "__name__", str(node.target))
-    spelled = str(node.target)
-    for space in ("quantized_decomposed.", "quantized."):
-        if space in spelled:
-            return space + spelled.rpartition(space)[2].removesuffix(".default")
-    return str(name)
 
 
 def _note(site: Site) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from fxqfix import _torch, dialects
+from fxqfix._devices import check_int8, device_of
 from fxqfix._settings import entry
-from fxqfix.dialects import Reading
+from fxqfix.dialects import Reading, int8
 from fxqfix.dialects._dtypes import check_floats
 from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.errors import DeviceError, DialectError, PairingError, UncalibratedError, counting
@@ -18,7 +19,7 @@ from fxqfix.flows.convert import convert_by_torch
 from fxqfix.pairing import pair
 from fxqfix.report import Report
 
-__all__ = ["compare", "prepared_reading"]
+__all__ = ["compare", "prepared_reading", "same_device"]
 
 
 @entry
@@ -79,8 +80,8 @@ def compare(
         mine = prepared_reading(prepared)
         other = convert_by_torch(prepared) if converted is None else converted
         theirs = dialects.read(other, "compare")
+        same_device(mine, theirs, "compare")
         session = Session(mine, theirs, pair(mine, theirs), attribute, name, culprits)
-        _same_device(prepared, theirs)
         return session.report(session.run(data, noise_floor, progress))
 
 
@@ -138,12 +139,30 @@ def prepared_reading(
     return reading
 
 
-def _same_device(prepared: nn.Module, converted: Reading) -> None:
-    devices = {str(p.device) for p in prepared.parameters()}
-    if len(devices) == 1 and converted.dialect == "fx-int8" and devices != {"cpu"}:
+def same_device(prepared: Reading, converted: Reading, where: str) -> None:
+    """Refuse two models that can't run side by side.
+
+    An int8 model on the CPU is emulated where the prepared model is.
+
+    Args:
+        prepared: The prepared model.
+        converted: The converted one.
+        where: Who asks, for messages.
+
+    Raises:
+        DeviceError: They are on different devices, one is on several, or an int8 model is not on
+            the CPU.
+    """
+    home = device_of(prepared.graph_module, f"{where}, the prepared model")
+    if converted.dialect == int8.NAME:
+        check_int8(converted.graph_module, where)
+        return
+    there = device_of(converted.graph_module, f"{where}, the converted model")
+    if there != home:
         raise DeviceError(
-            "int8 kernels run on the CPU, the prepared model is elsewhere",
-            where="compare",
-            found=f"prepared on {devices.pop()}",
-            remedy="compare(prepared.cpu(), converted, data), with data on the CPU",
+            "the two models are on different devices",
+            where=where,
+            found=f"the prepared one on {home}, the converted one on {there}",
+            expected="both on one device",
+            remedy=f"pass converted.to({str(home)!r})",
         )

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from fxqfix import _pt2e, _rng, _torch
+from fxqfix._devices import CPU, device_of
 from fxqfix.dialects import pt2e, read, unwrapped
 from fxqfix.dialects._wrappers import copied, held_graphs
 from fxqfix.errors import DialectError, FxqfixError, PassError, UnsupportedError
@@ -28,6 +29,8 @@ _CONVERT = (
 def convert_by_torch(prepared: nn.Module) -> nn.Module:
     """Convert a copy with `convert_fx` (FX, on the engine in force), `convert` or `convert_pt2e`.
 
+    int8 kernels are the CPU's: a model elsewhere is copied there first, but for PT2E's.
+
     Args:
         prepared: A prepared model; it is not changed. FX and PT2E graphs that an eager model holds
             are converted each by its own flow.
@@ -42,6 +45,9 @@ def convert_by_torch(prepared: nn.Module) -> nn.Module:
         UnsupportedError: The model can't be copied.
     """
     model = copied(unwrapped(prepared), "convert", UnsupportedError)
+    exported = isinstance(model, fx.GraphModule) and pt2e.matches(model)
+    if device_of(model, "convert") != CPU and not exported:
+        model = model.cpu()
     try:
         with _torch.quiet(), _rng.same_rng(), torch.no_grad():
             return _converted(model)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _pt2e, _torch, dialects, ops
+from fxqfix._devices import device_of
 from fxqfix._settings import entry
 from fxqfix.dialects import Reading, decomposed, int8, pt2e
 from fxqfix.dialects._base import modules_of, scope
@@ -70,6 +71,7 @@ def to_decomposed(
     """
     refuse_non_finite(model, "to_decomposed")
     reading = dialects.read(model, "to_decomposed")
+    device_of(reading.graph_module, "to_decomposed")
     if reading.prepared:
         check_floats(reading, "to_decomposed")
     source, passes = reading.graph_module, list[Pass]()

@@ -6,6 +6,7 @@ import torch
 from torch import fx, nn
 
 from fxqfix import dialects, engines
+from fxqfix._devices import check_int8
 from fxqfix._settings import entry
 from fxqfix.engines import ENGINES, Isa, isa_of, threads_of
 from fxqfix.engines._base import check_name
@@ -67,6 +68,7 @@ def emulate(
     chosen = check_name("engine", engine or torch.backends.quantized.engine, ENGINES)
     options = chosen, isa_of(isa), threads_of(threads)
     model = dialects.read(converted, "emulate").graph_module
+    check_int8(model, "emulate")
     # Asked of the user's own model: a copy is packed anew, for the engine of the moment.
     for call in engines.calls(model, *options, strict=False).values():
         check_packed(call, chosen)

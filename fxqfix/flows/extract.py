@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _rng, _torch, dialects
+from fxqfix._devices import check_int8, device_of
 from fxqfix._settings import as_given, entry
 from fxqfix.dialects import decomposed, int8
 from fxqfix.dialects._finite import refuse_non_finite
@@ -103,6 +104,8 @@ def golden_vectors(model: nn.Module, inputs: Any, *, ranges_from: Any = None) ->
     """
     with torch.no_grad(), _rng.same_rng():
         program = _program(model, ranges_from, "golden_vectors")
+        if int8.matches(program.graph_module):
+            check_int8(program.graph_module, "golden_vectors")
         names = {step.value.name: step for step in program.steps}
         grids = {step.value.name: step.output for step in program.steps}
         with _torch.quiet():  # deepcopy and some kernels warn of what the caller can't change
@@ -177,7 +180,7 @@ class _Recorder(fx.Interpreter):
         args = inputs if isinstance(inputs, list | tuple) else (inputs,)
         if not args or len(args) > len(names):
             raise _not_taken(f"{len(args)} inputs", names)
-        check_values(self.given, "golden_vectors", args)
+        check_values(self.given, "golden_vectors", args, device_of(self.given))
         try:
             with as_given(model=True):
                 self.run(*_torch.tree_map_tensors(Tensor.clone, tuple(args)))

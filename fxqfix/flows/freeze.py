@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import fx, nn
 
 from fxqfix import _pt2e, _torch
+from fxqfix._devices import device_of
 from fxqfix._settings import entry
 from fxqfix.dialects import check_kind, check_tool, nothing_prepared, unwrapped
 from fxqfix.dialects import prepared as fx_prepared
@@ -67,6 +68,8 @@ def freeze(prepared: M) -> M:
         >>> type(freeze(prepared)[0].activation_post_process).__name__
         'FrozenFakeQuantize'
     """
+    check_kind(prepared, "freeze")
+    device_of(prepared, "freeze")
     return frozen_by(prepared)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -15,7 +14,6 @@ from fxqfix.flows._mend import Bench
 from fxqfix.flows._session import Session
 from fxqfix.measure import batches_of, run
 from fxqfix.pairing import pair
-from fxqfix.passes import InsertShadows
 from fxqfix.report import Mend, Refusal, Repair, Report, Row
 
 __all__ = ["repair"]
@@ -101,10 +99,8 @@ def _judge(bench: Bench, model: fx.GraphModule, data: Iterable[Any]) -> tuple[Re
     """Compare the model as it came and as it is now, both on each batch."""
     sessions, twins = [], []
     for reading in (bench.theirs, dialects.read(model)):
-        session = Session(bench.mine, reading, pair(bench.mine, reading), True, bench.engine)
-        outputs = partial(getattr, session.outputs, "probe")
-        twin = InsertShadows(bench.mine.graph_module, session.probe, outputs=outputs)
-        twins.append(twin(reading.graph_module).graph_module)
+        session = Session(bench.given, reading, pair(bench.given, reading), True, bench.engine)
+        twins.append(session.weave(noise_floor=True))
         sessions.append(session)
     both: Any = _SideBySide(*twins)
     result = run(both, data, where="repair", progress=False)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import fx, nn
 
 from fxqfix import _torch, dialects
+from fxqfix._devices import CPU, device_of, on_cpu
 from fxqfix._settings import entry
 from fxqfix.checks import Subject
 from fxqfix.dialects import Reading, prepared
@@ -57,7 +60,7 @@ def to_int8(
             training did: "exact" takes them in float, "kernel" leaves the kernel.
 
     Returns:
-        A new GraphModule, in eval mode; of an eager model its trace.
+        A new GraphModule, in eval mode, on the CPU; of an eager model its trace.
 
     Raises:
         UnknownNameError: This torch has no such engine, or one of the choices is none.
@@ -89,7 +92,7 @@ def to_int8(
         own, islands = dialects.read(frozen), saturation == "island"
         converted = convert_with_islands(frozen, name, islands_saturation=islands)
         routes = AvoidDefects(name, _grids(own, converted), averages=averages == "exact")
-        return _certified(own, frozen, routes(converted).graph_module, name)
+        return _certified(own, frozen, routes(converted).graph_module, name, _notes(prepared))
 
 
 def certificate_of(model: nn.Module) -> Int8Certificate:
@@ -136,12 +139,17 @@ def _check_engine(name: str) -> None:
         )
 
 
+def _notes(model: nn.Module) -> tuple[str, ...]:
+    home = device_of(model)
+    return () if home == CPU else (f"converted as a copy on the CPU: the model is on {home}",)
+
+
 def _certified(
-    own: Reading, frozen: nn.Module, routed: fx.GraphModule, engine: str
+    own: Reading, frozen: nn.Module, routed: fx.GraphModule, engine: str, notes: tuple[str, ...]
 ) -> fx.GraphModule:
     ranges = declared_ranges(dialects.read(routed), frozen)
     result: fx.GraphModule = RestoreRange(ranges)(routed).graph_module
-    result.meta[_KEY] = certify(own, dialects.read(result), engine)
+    result.meta[_KEY] = replace(certify(own, dialects.read(result), engine), notes=notes)
     return result.eval()
 
 
@@ -173,6 +181,7 @@ def convert_with_islands(
 
 def _frozen(model: nn.Module) -> nn.Module:
     dialects.check_kind(model, "to_int8")
+    model = on_cpu(model, "to_int8")
     refuse_non_finite(model, "to_int8")
     check_floats(dialects.read(model, "to_int8"), "to_int8")
     frozen = frozen_by(model, quantized=True)

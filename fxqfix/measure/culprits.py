@@ -78,12 +78,12 @@ class Corrector:
     of codes that differ on the same inputs.
 
     Args:
-        converted: The converted graph; it is copied.
+        converted: A copy of the converted graph.
         count: How many sites to correct.
     """
 
     def __init__(self, converted: fx.GraphModule, count: int) -> None:
-        self._model, self._count = _torch.copied(converted), count
+        self._model, self._count = converted, count
         self._sites: dict[str, tuple[Probing, Probe]] = {}
         self._after: dict[str, Discrepancy] | None = None
 

@@ -180,20 +180,23 @@ def _arguments(batch: Any, names: list[str], result: Run) -> tuple[tuple[Any, ..
     return tuple(batch), {}
 
 
-def check_values(model: fx.GraphModule, where: str, values: Iterable[Any]) -> None:
+def check_values(
+    model: fx.GraphModule, where: str, values: Iterable[Any], home: torch.device | None = None
+) -> None:
     """Refuse tensors that the model can't be judged on.
 
     Args:
         model: What takes them.
         where: The call and the batch, for messages.
         values: Tensors, and nested tuples, lists and dicts of them.
+        home: The device of the model; None is that of its parameters and buffers.
 
     Raises:
         NonFiniteError: One holds NaN or inf.
         DeviceError: One is on another device than the model.
     """
     # A decomposed graph has no parameters, its integer weights are buffers.
-    home = next((t.device for t in chain(model.parameters(), model.buffers())), None)
+    home = home or next((t.device for t in chain(model.parameters(), model.buffers())), None)
     for tensor in tensors_of(values):
         if home is not None and tensor.device != home:
             raise DeviceError(

@@ -11,6 +11,7 @@ from fxqfix import dialects, engines
 from fxqfix.dialects import decomposed, int8, reference
 from fxqfix.errors import DialectError, UnsupportedError
 from fxqfix.passes._base import Pass, Rewriter
+from fxqfix.passes._in_integers import EMULATED
 
 __all__ = ["LEFT", "EmulateEngine"]
 
@@ -103,7 +104,7 @@ class EmulateEngine(Pass):
         row = engines.row_of(call, as_it_should=not self.strict)
         if row.build is None:
             return node
-        name = rewriter.add_module(f"emulated_{node.name}", row.build(call))
+        name = rewriter.add_module(f"{EMULATED}{node.name}", row.build(call))
         with rewriter.graph.inserting_before(node):
             new = rewriter.graph.create_node("call_module", name, inputs)
         rewriter.replace(node, new, f"{call.key} in integers, as {call.engine} computes it")

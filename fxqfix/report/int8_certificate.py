@@ -125,6 +125,7 @@ class Int8Certificate(Judged):
         possible: (name, why) of ops that may run on one: the graph can't tell.
         unless: (ops, when): sizes of inputs for which a kernel is wrong; the certificate holds for
             all others.
+        notes: What else a reader has to know, the device that the model was on for one.
 
     Example:
         >>> certificate = Int8Certificate("fbgemm", "2.13.0", (), (), (), (), ())
@@ -142,6 +143,7 @@ class Int8Certificate(Judged):
     defects: tuple[tuple[str, str], ...] = ()
     possible: tuple[tuple[str, str], ...] = ()
     unless: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -184,6 +186,7 @@ class Int8Certificate(Judged):
         yield f"to_int8: {self.engine}, torch {self.torch}: {verdict}"
         yield f"- ranges held: {held} of {len(self.ranges)}, {clamps} by a clamp"
         yield f"- weights equal, code for code: {equal} of {len(self.weights)}"
+        yield from (f"- {note}" for note in self.notes)
         yield ""
         rows = [
             (r.site, f"[{r.quant_min},{r.quant_max}]", _range_text(r), r.reason)

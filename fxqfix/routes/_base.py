@@ -82,6 +82,8 @@ class Route:
             the order in which they are asked. They are causes too.
         passes: What a prepared model's decomposed graph goes through for it; a graph that the user
             decomposed is deployed as it is.
+        anywhere: Whether it runs where the model is. Else a model that is not on the CPU is
+            deployed from a copy there, and the certificate says so.
         certify: In place of `deploy`, where a route does not start from the decomposed graph:
             (model, data, progress) -> the certificate.
 
@@ -100,4 +102,5 @@ class Route:
     arithmetic: Callable[[SiteView], Tensor | None] = field(default=lambda _: None)
     lapses: tuple[str, ...] = ()
     passes: tuple[Pass, ...] = (PinRanges(),)
+    anywhere: bool = False
     certify: Callable[[nn.Module, Iterable[Any], bool | None], Certificate] | None = None

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _rng, _torch, dialects
-from fxqfix._settings import as_given, entry
+from fxqfix._devices import CPU, device_of
+from fxqfix._settings import as_given, entry, read_as_given
 from fxqfix.dialects import Reading, Tap
 from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.dialects.decomposed import NAME, is_dequantize, is_pinned
@@ -21,6 +22,7 @@ from fxqfix.flows import to_decomposed
 from fxqfix.measure import (
     Discrepancy,
     Run,
+    batches_of,
     cannot_run,
     discrepancy,
     float_discrepancy,
@@ -92,16 +94,18 @@ def certify(
     if found.certify is not None:
         return found.certify(model, data, progress)
     with torch.no_grad(), _rng.same_rng():
-        reading = _decomposed(model, found.passes)
-        watched = Watched(found, reading, dynamic_batch, f"certify, route {route}")
+        where = f"certify, route {route}"
+        own = dialects.read(model, "certify")
+        watched = Watched(found, _decomposed(own, found.passes), dynamic_batch, where)
+        if not found.anywhere:
+            data = watched.on_cpu(data)
         for _ in watched.stream(data, progress):
             pass
     return watched.certificate()
 
 
-def _decomposed(model: nn.Module, passes: Sequence[Pass]) -> Reading:
+def _decomposed(own: Reading, passes: Sequence[Pass]) -> Reading:
     """The decomposed graph: a new module; the passes are run on what was not decomposed before."""
-    own = dialects.read(model, "certify")
     graph_module = to_decomposed(own.graph_module, pin_ranges=False)
     if own.dialect != NAME and passes:
         graph_module = chain(graph_module, *passes).graph_module
@@ -137,6 +141,21 @@ class Watched:
         self.ends = float_ends(self.reading)
         for site, reason in self.reading.unsupported:
             self.unchecked[site.name] = reason
+
+    def on_cpu(self, data: Iterable[Any]) -> Iterable[Any]:
+        """Go to the CPU, where this route runs.
+
+        Returns:
+            The batches, on the CPU.
+        """
+        home = device_of(self.graph_module)
+        if home == CPU:
+            return data
+        self.graph_module.cpu()
+        self.cut.cpu()
+        self.notes[f"deployed from a copy on the CPU: the model is on {home}"] = None
+        batches = read_as_given(batches_of(data, self.where))
+        return (_torch.tree_map_tensors(Tensor.cpu, batch) for batch in batches)
 
     # ------------------------------------------------------------------ one batch
 

@@ -56,4 +56,5 @@ ROUTE = Route(
     name="export",
     summary="torch.export, saved to a .pt2 file and loaded from it",
     deploy=_deploy,
+    anywhere=True,
 )

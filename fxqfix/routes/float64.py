@@ -37,4 +37,5 @@ ROUTE = Route(
     name="float64",
     summary="the graph's own ops in float64: the noise floor of every other route",
     deploy=_deploy,
+    anywhere=True,
 )

@@ -52,7 +52,11 @@ def _certify(
         narrow=len(narrow),
         pinned=sum(c.held for c in checked.ranges if c.site in narrow),
         kernels=tuple(kernels.items()),
-        notes=(*report.notes, *(f"{name}: {reason}" for name, reason in checked.possible)),
+        notes=(
+            *checked.notes,
+            *report.notes,
+            *(f"{name}: {reason}" for name, reason in checked.possible),
+        ),
         unchecked=tuple((u.name, u.reason) for u in apart) + checked.unchecked,
     )
 

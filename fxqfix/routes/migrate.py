@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _pt2e, _rng, _torch, dialects
+from fxqfix._devices import CPU, device_of
 from fxqfix._settings import entry
 from fxqfix.dialects import Reading
 from fxqfix.dialects._finite import refuse_non_finite
-from fxqfix.errors import DataError, DialectError, RouteError
+from fxqfix.errors import DataError, DeviceError, DialectError, RouteError
 from fxqfix.flows import compare, freeze, to_decomposed
 from fxqfix.measure import Discrepancy, cannot_run, float_discrepancy, tensors_of
 from fxqfix.report import Migration, Report
@@ -83,7 +84,7 @@ def migrate(
         (True, 1, 0)
     """
     target, chosen = check(path, route)
-    own = _read(model)
+    own = _read(model, chosen)
     with torch.no_grad(), _rng.same_rng(), _replacing(target) as temporary:
         graph = to_decomposed(own.graph_module, ranges_from=ranges_from, pin_ranges=pin_ranges)
         file, trained = SavedFile(temporary, dialects.read(graph)), _Trained.of(own)
@@ -91,6 +92,18 @@ def migrate(
         batches = _seen(watched, file, trained, data, progress)
         report = _compared(model, converted, batches, engine)
         return _migration(target, file, watched, trained, report)
+
+
+def _check_device(own: Reading, route: Route) -> None:
+    """A file holds its model's device; some routes run on the CPU only."""
+    home = device_of(own.graph_module, "migrate")
+    if home != CPU and not route.anywhere:
+        raise DeviceError(
+            f"route {route.name!r} deploys files of models on the CPU",
+            where="migrate",
+            found=f"a model on {home}",
+            remedy="pass model.cpu() and batches on the CPU, or route='export'",
+        )
 
 
 def _seen(
@@ -165,9 +178,10 @@ def check(path: str | Path, route: str) -> tuple[Path, Route]:
     return target, found
 
 
-def _read(model: nn.Module) -> Reading:
+def _read(model: nn.Module, route: Route) -> Reading:
     refuse_non_finite(model, "migrate")
     reading = dialects.read(model, "migrate")
+    _check_device(reading, route)
     if reading.prepared and reading.training:
         raise DialectError(
             "the model is in train mode: its file would hold dropout and BatchNorm as in training",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from dataclasses import replace
 from typing import Any
@@ -126,18 +125,6 @@ def test_ties_follow_the_rule_that_a_call_carries(first: bool) -> None:
     call = Call("fc", "qnnpack", "linear_dynamic", weight=weight, point_first=first)
     found = build_dynamic_linear(call)(torch.tensor([[-1.0], [0.5], [1.5], [254.0]]))
     assert found.flatten().tolist() == ([-1, 1, 1, 254] if first else [-1, 0, 2, 254])
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("name", NETS)
-def test_same_codes_on_cuda(name: str) -> None:
-    emulated = fxqfix.emulate(converted(name, "qnnpack"), engine="qnnpack")
-    here = Record(emulated)
-    here.run(_data(name))
-    there = Record(copy.deepcopy(emulated).cuda())
-    there.run(_data(name).cuda())
-    for site, codes in here.codes.items():
-        assert torch.equal(codes, there.codes[site].cpu()), site
 
 
 def test_unknown_names() -> None:

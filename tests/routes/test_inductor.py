@@ -181,6 +181,7 @@ def test_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------ CUDA
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_the_decomposed_graph_and_its_export_run_on_cuda() -> None:
     model = nets.decomposed("residual")
