@@ -4,6 +4,7 @@
 #   make quick   lint, types and one fast test of each file
 #   make levels  the engines' tests under every level of int8 kernels that this CPU offers
 #   make gpu     all that needs a GPU, in under four minutes; with the torch that is installed
+#   make fuzz    random models for SECONDS=600, from SEED=... (printed)
 # PYTHON=... picks the interpreter that .venv is made from.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: demo gpu levels quick test
+.PHONY: demo fuzz gpu levels quick test
 
 demo: .venv/demo.stamp
 	$(BIN)/fxqfix demo
@@ -35,6 +36,10 @@ PY ?= $(BIN)/python
 gpu:
 	PYTHONPATH=. $(PY) -m pytest -m gpu -p no:cacheprovider tests/test_devices.py tests/routes/test_inductor.py
 	PYTHONPATH=.:benchmarks $(PY) benchmarks/gpu.py
+
+SECONDS ?= 600
+fuzz: .venv/test.stamp
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 .venv/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) ".[examples,progress]"

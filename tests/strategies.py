@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,12 +46,14 @@ class Plan:
     steps: tuple[Step, ...]
     head: str
     seed: int
+    channels: int = CHANNELS
+    inputs: int = 1
 
-    def build(self) -> nn.Module:
+    def build(self, kind: type[Net] | None = None) -> nn.Module:
         """The network, with weights from the seed; torch's random state stays as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return Net(self)
+            return (kind or Net)(self)
 
 
 # --- what a step does ----------------------------------------------------------------------------
@@ -108,6 +110,97 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "AdaptiveAvgPool2d": lambda: nn.AdaptiveAvgPool2d(SIZE),
     "Upsample": lambda: nn.Sequential(nn.MaxPool2d(2), nn.Upsample(scale_factor=2)),
     "Identity": nn.Identity,
+}
+
+# More functions, for plans that not every flow takes.
+WIDE_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **FUNCTIONS,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "mish": F.mish,
+    "softmax": lambda x: torch.softmax(x, 1),
+    "hardsigmoid": F.hardsigmoid,
+    "celu": lambda x: F.celu(x, 0.7),
+    "abs": torch.abs,
+    "neg": torch.neg,
+    "sub_scalar": lambda x: x - 0.25,
+    "from one": lambda x: 1 - x,
+    "divided": lambda x: x / 3.0,
+    "squared": lambda x: x * x,
+    "centred": lambda x: x - x.mean([2, 3], keepdim=True),
+    "gated": lambda x: x * torch.sigmoid(x.mean([2, 3], keepdim=True)),
+    "padded": lambda x: F.pad(x, (1, 1, 1, 1))[:, :, 1:-1, 1:-1],
+    "permuted": lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+    "stacked": lambda x: torch.stack([x, x], 0)[1],
+    "split": lambda x: torch.cat([x[:, :1], x[:, 1:]], 1),
+    "bilinear": lambda x: F.interpolate(
+        F.max_pool2d(x, 2), scale_factor=2.0, mode="bilinear", align_corners=False
+    ),
+    "hardswish_": lambda x: F.hardswish(x, inplace=True),
+    "clamp_": lambda x: x.clamp_(-1.0, 2.0),
+    "add_scalar_": lambda x: x.add_(0.5),
+}
+
+
+class Leaf(nn.Module):
+    """What FX can't trace: it branches on a value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 0.5 if bool(x.sum() > 0) else x * 0.25
+
+
+class Rows(nn.Module):
+    """A layer on sequences, for images: a row per pixel."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.recurrent = layer, isinstance(layer, nn.LSTM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(2).transpose(1, 2)
+        found = self.layer(rows)
+        found = found[0] if self.recurrent else found
+        return found.transpose(1, 2).reshape(x.shape)
+
+
+class Attention(nn.Module):
+    """One head over rows, spelled out."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(channels, channels) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = torch.softmax(torch.matmul(self.q(x), self.k(x).transpose(1, 2)), -1)
+        return torch.matmul(weights, self.v(x))
+
+
+class Nested(nn.Module):
+    """Two convolutions and a residual, in a module of their own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(channels, channels, k, padding=k // 2) for k in (3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.two(torch.relu(self.one(x))) + x)
+
+
+# Layers that need to know the number of channels.
+LAYERS: dict[str, Callable[[int], nn.Module]] = {
+    "linear": lambda c: Rows(nn.Linear(c, c)),
+    "lstm": lambda c: Rows(nn.LSTM(c, c, batch_first=True)),
+    "attention": lambda c: Rows(Attention(c)),
+    "layer_norm": lambda c: Rows(nn.LayerNorm(c)),
+    "group_norm": lambda c: nn.GroupNorm(1, c),
+    "instance_norm": lambda c: nn.InstanceNorm2d(c, affine=True),
+    "batch_norm": lambda c: nn.BatchNorm2d(c),
+    "prelu": lambda c: nn.PReLU(),
+    "transposed": lambda c: nn.ConvTranspose2d(c, c, 3, padding=1),
+    "upsampling": lambda c: nn.Sequential(nn.MaxPool2d(2), nn.ConvTranspose2d(c, c, 2, stride=2)),
+    "nested": Nested,
+    "standalone": Nested,
+    "leaf": lambda c: Leaf(),
 }
 
 
@@ -174,9 +267,10 @@ class Net(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.steps, self.head = plan.steps, plan.head
-        self.stem = nn.Conv2d(3, CHANNELS, 3, padding=1)
+        self.stem = nn.Conv2d(3, plan.channels, 3, padding=1)
+        self.second = nn.Conv2d(3, plan.channels, 1) if plan.inputs == 2 else None
         layers: dict[str, nn.Module] = {}
-        channels = CHANNELS
+        channels = plan.channels
         for i, step in enumerate(plan.steps):
             given = dict(step.options)
             if step.kind == "conv":
@@ -189,8 +283,16 @@ class Net(nn.Module):
                 channels *= 2 if given["join"] == "cat" else 1
             elif step.kind == "module":
                 layers[str(i)] = MODULES[given["name"]]()
+            elif step.kind == "layer":
+                layers[str(i)] = LAYERS[given["name"]](channels)
+            elif step.kind == "constant":
+                value = torch.rand(1, channels, 1, 1) + 0.1
+                if given["parameter"]:
+                    self.register_parameter(f"constant{i}", nn.Parameter(value))
+                else:
+                    self.register_buffer(f"constant{i}", value)
         self.layers = nn.ModuleDict(layers)
-        self.fc = nn.Linear(channels, 3) if plan.head == "linear" else None
+        self.fc = nn.Linear(channels, 3) if plan.head in ("linear", "tuple", "dict") else None
 
     @staticmethod
     def _conv(
@@ -199,26 +301,71 @@ class Net(nn.Module):
         layers[key] = Conv(channels, out, given)
         return out
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
+    def forward(self, x: Tensor) -> Any:
+        return self._headed(self._through(self.stem(x)))
+
+    def _through(self, x: Tensor) -> Tensor:
         kept = x
         for i, step in enumerate(self.steps):
             given = dict(step.options)
-            if step.kind in ("conv", "module"):
+            if step.kind in ("conv", "module", "layer"):
                 x = self.layers[str(i)](x)
+            elif step.kind == "again":
+                x = self.layers[str(given["of"])](x)
+            elif step.kind == "constant":
+                x = self._joined(i, given["join"], x, getattr(self, f"constant{i}"))
             elif step.kind == "function":
-                x = FUNCTIONS[given["name"]](x)
+                x = WIDE_FUNCTIONS[given["name"]](x)
             elif step.kind == "keep":
                 kept = x
             elif step.kind == "branch":
-                x = JOINS[given["join"]](self.layers[str(i)](x), x)
+                x = self._joined(i, given["join"], self.layers[str(i)](x), x)
             else:  # skip: the value kept last, where its shape still fits
-                x = JOINS[given["join"]](x, kept)
+                x = self._joined(i, given["join"], x, kept)
             if step.kind in ("branch", "skip"):
                 kept = x  # joins may have changed the number of channels
-        if self.fc is not None:
-            return self.fc(x.mean([2, 3]))
-        return torch.flatten(x, 1) if self.head == "flatten" else x
+        return x
+
+    def _joined(self, i: int, join: str, x: Tensor, y: Tensor) -> Tensor:
+        return JOINS[join](x, y)
+
+    def _headed(self, x: Tensor) -> Any:
+        if self.fc is None:
+            return torch.flatten(x, 1) if self.head == "flatten" else x
+        found = self.fc(x.mean([2, 3]))
+        return {"tuple": (found, x), "dict": {"found": found, "image": x}}.get(self.head, found)
+
+
+class TwoInputs(Net):
+    """A net of two images."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:  # type: ignore[override]
+        assert self.second is not None
+        return self._headed(self._through(self.stem(x) + self.second(y)))
+
+
+class EagerNet(Net):
+    """A net with the stubs and FloatFunctionals that eager quantization asks for."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.quant, self.dequant = tq.QuantStub(), tq.DeQuantStub()
+        joins = [i for i, s in enumerate(plan.steps) if "join" in dict(s.options)]
+        self.joins = nn.ModuleDict({str(i): nn.quantized.FloatFunctional() for i in joins})
+
+    def forward(self, x: Tensor) -> Any:
+        found = self._headed(self._through(self.stem(self.quant(x))))
+        if isinstance(found, dict):
+            return {name: self.dequant(value) for name, value in found.items()}
+        return tuple(map(self.dequant, found)) if isinstance(found, tuple) else self.dequant(found)
+
+    def _joined(self, i: int, join: str, x: Tensor, y: Tensor) -> Tensor:
+        functional: Any = self.joins[str(i)]
+        if join == "cat":
+            return functional.cat([x, y], 1)
+        if "relu" in join:
+            return functional.add_relu(x, y)
+        return functional.mul(x, y) if "mul" in join else functional.add(x, y)
 
 
 # --- drawing networks ----------------------------------------------------------------------------
@@ -251,31 +398,75 @@ def _step(kind: str, given: dict[str, Any]) -> Step:
 
 
 @st.composite
-def plans(draw: st.DrawFn, *, most: int = 6, qat: bool = True, lowers: bool = True) -> Plan:
-    """Networks of up to `most` steps behind a first convolution; by default any flow takes them."""
+def plans(
+    draw: st.DrawFn, *, most: int = 6, qat: bool = True, lowers: bool = True, wide: bool = False
+) -> Plan:
+    """Networks of up to `most` steps behind a first convolution; by default any flow takes them.
+
+    Args:
+        draw: Hypothesis' own.
+        most: Most steps.
+        qat: Only what QAT modules take.
+        lowers: Only what int8 modules take.
+        wide: Also what some flows and engines refuse: constants, blocks, modules called twice, odd
+            channels, several inputs and outputs.
+    """
     conv = _conv_options(qat, lowers).map(lambda given: _step("conv", given))
+    first = channels = draw(st.sampled_from([1, 3, 4, 5, 6, 8])) if wide else CHANNELS
+    kinds = ["conv", "conv", "function", "module", "branch", "skip", "keep"]
+    kinds += ["again", "constant", "layer", "layer"] * wide
     steps: list[Step] = []
-    channels = CHANNELS
     for _ in range(draw(st.integers(1, most))):
-        kind = draw(
-            st.sampled_from(["conv", "conv", "function", "module", "branch", "skip", "keep"])
-        )
-        joins = [j for j in JOINS if j != "cat" or channels * 2 <= MOST_CHANNELS]
-        if kind == "conv":
-            steps.append(draw(conv))
-        elif kind == "function":
-            steps.append(_step(kind, {"name": draw(st.sampled_from(list(FUNCTIONS)))}))
-        elif kind == "module":
-            steps.append(_step(kind, {"name": draw(st.sampled_from(list(MODULES)))}))
-        elif kind == "keep":
-            steps.append(Step("keep"))
-        else:
-            join = draw(st.sampled_from(joins))
-            channels *= 2 if join == "cat" else 1
-            inner = {"conv": draw(conv)} if kind == "branch" else {}
-            steps.append(_step(kind, {"join": join, **inner}))
-    head = draw(st.sampled_from(["linear", "flatten", "image"]))
-    return Plan(tuple(steps), head, draw(st.integers(0, 2**16)))
+        kind = draw(st.sampled_from(kinds))
+        steps.append(_drawn(draw, kind, conv, channels, steps, wide))
+        channels *= 2 if dict(steps[-1].options).get("join") == "cat" else 1
+    heads = ["linear", "flatten", "image", *["tuple", "dict"] * wide]
+    head, seed = draw(st.sampled_from(heads)), draw(st.integers(0, 2**16))
+    inputs = draw(st.sampled_from([1, 1, 1, 2])) if wide else 1
+    return Plan(tuple(steps), head, seed, first, inputs)
+
+
+def _drawn(
+    draw: st.DrawFn,
+    kind: str,
+    conv: st.SearchStrategy[Step],
+    channels: int,
+    steps: list[Step],
+    wide: bool,
+) -> Step:
+    """One step that fits behind the others."""
+    if kind == "again":
+        widths = _widths(steps, channels)
+        fitting = [i for i, s in enumerate(steps) if s.kind in _CALLABLE and widths[i] == channels]
+        return _step(kind, {"of": draw(st.sampled_from(fitting))}) if fitting else Step("keep")
+    if kind == "constant":
+        joins = st.sampled_from(["add", "mul", "torch.add"])
+        return _step(kind, {"join": draw(joins), "parameter": draw(st.booleans())})
+    if kind == "conv":
+        step = draw(conv)
+        odd = channels % 2 and dict(step.options)["groups"] == "two"
+        return _step(kind, {**dict(step.options), "groups": "one"}) if odd else step
+    if kind in ("function", "module", "layer"):
+        names = {"function": WIDE_FUNCTIONS if wide else FUNCTIONS, "module": MODULES}
+        fitting = [n for n in names.get(kind, LAYERS) if channels % 2 == 0 or n != "shuffle"]
+        return _step(kind, {"name": draw(st.sampled_from(fitting))})
+    if kind == "keep":
+        return Step(kind)
+    joins = [j for j in JOINS if j != "cat" or channels * 2 <= MOST_CHANNELS]
+    inner = {"conv": _drawn(draw, "conv", conv, channels, steps, wide)} if kind == "branch" else {}
+    return _step(kind, {"join": draw(st.sampled_from(joins)), **inner})
+
+
+_CALLABLE = ("conv", "module", "layer")
+
+
+def _widths(steps: list[Step], last: int) -> list[int]:
+    """The channels that each step was given."""
+    found = []
+    for step in reversed(steps):
+        last //= 2 if dict(step.options).get("join") == "cat" else 1
+        found.append(last)
+    return found[::-1]
 
 
 # --- preparing them ------------------------------------------------------------------------------
@@ -286,6 +477,17 @@ _OBSERVERS = {
     "MovingAverage": tq.MovingAverageMinMaxObserver,
     "Histogram": tq.HistogramObserver,
 }
+
+
+class Custom(tq.MinMaxObserver):
+    """A user's own observer: half of what it saw."""
+
+    def calculate_qparams(self) -> Any:
+        return self._calculate_qparams(self.min_val / 2, self.max_val / 2)
+
+
+class CustomFake(tq.FakeQuantize):
+    """A user's own fake-quant."""
 
 
 @dataclass(frozen=True)
@@ -300,6 +502,12 @@ class Recipe:
         weight: Its (quant_min, quant_max) in qint8.
         per_channel: Whether its weights are per channel.
         observing: Whether observers are left on (QAT).
+        symmetric: Whether its activations are symmetric.
+        signed: Whether its activations are qint8.
+        skipped: Names of modules that stay in float.
+        narrow: Names of modules with 4-bit weights.
+        custom: Whether its observers are subclasses of torch's.
+        converts: An engine to convert for that isn't the qconfig's.
     """
 
     qat: bool
@@ -309,24 +517,40 @@ class Recipe:
     weight: tuple[int, int] = (-128, 127)
     per_channel: bool = True
     observing: bool = True
+    symmetric: bool = False
+    signed: bool = False
+    skipped: tuple[str, ...] = ()
+    narrow: tuple[str, ...] = ()
+    custom: bool = False
+    converts: str = ""
 
     @property
     def engine(self) -> str:
         """The engine to convert for."""
-        return self.default or "fbgemm"
+        return self.converts or self.default or "fbgemm"
 
     def mapping(self) -> tq.QConfigMapping:
         """The QConfigMapping; `default` ones come with fixed qparams for sigmoid and the like."""
         find = tq.get_default_qat_qconfig_mapping if self.qat else tq.get_default_qconfig_mapping
-        if self.default:
-            return find(self.default)
-        mapping = find("fbgemm")
-        return _replaced(mapping, self._qconfig())
+        mapping = find(self.default or "fbgemm")
+        if not self.default:
+            mapping = _replaced(mapping, self.qconfig())
+        for name in self.skipped:
+            mapping.set_module_name(name, None)
+        for name in self.narrow:
+            mapping.set_module_name(name, replace(self, weight=(-8, 7)).qconfig())
+        return mapping
 
-    def _qconfig(self) -> tq.QConfig:
+    def qconfig(self) -> tq.QConfig:
+        """Its own qconfig."""
         scheme = torch.per_channel_symmetric if self.per_channel else torch.per_tensor_symmetric
         low, high = self.activation
-        act = {"dtype": torch.quint8, "quant_min": low, "quant_max": high}
+        dtype = torch.qint8 if self.signed else torch.quint8
+        if self.signed:  # as many codes on both sides of 0
+            low, high = -(high + 1) // 2, high // 2
+        act = {"dtype": dtype, "quant_min": low, "quant_max": high}
+        if self.symmetric:
+            act["qscheme"] = torch.per_tensor_symmetric
         weight = {
             "dtype": torch.qint8,
             "quant_min": self.weight[0],
@@ -335,25 +559,32 @@ class Recipe:
         }
         if not self.qat:
             kind = tq.PerChannelMinMaxObserver if self.per_channel else tq.MinMaxObserver
-            return tq.QConfig(_OBSERVERS[self.kind].with_args(**act), kind.with_args(**weight))
+            observer = Custom if self.custom else _OBSERVERS.get(self.kind, tq.MinMaxObserver)
+            return tq.QConfig(observer.with_args(**act), kind.with_args(**weight))
         fake = tq.FusedMovingAvgObsFakeQuantize if self.kind == "fused" else tq.FakeQuantize
+        fake = CustomFake if self.custom else fake
         moving = tq.MovingAverageMinMaxObserver
         channel = tq.MovingAveragePerChannelMinMaxObserver if self.per_channel else moving
         return tq.QConfig(
             fake.with_args(observer=moving, **act), fake.with_args(observer=channel, **weight)
         )
 
-    def prepare(self, net: nn.Module) -> fx.GraphModule:
-        """Prepare a copy, run two batches through it, and leave it in eval mode."""
+    def prepare(self, net: nn.Module, *given: Tensor, custom: Any = None) -> fx.GraphModule:
+        """Prepare a copy, run two batches through it, and leave it in eval mode.
+
+        Args:
+            net: A network.
+            given: Its inputs, where they aren't `batch(0)`.
+            custom: A PrepareCustomConfig.
+        """
+        example = given or (batch(0),)
+        make = quantize_fx.prepare_qat_fx if self.qat else quantize_fx.prepare_fx
         with quiet():
-            if not self.qat:
-                own = copy.deepcopy(net).eval()
-                model = quantize_fx.prepare_fx(own, self.mapping(), (batch(0),))
-                _run(model)
-                return model
-            own = copy.deepcopy(net).train()
-            model = quantize_fx.prepare_qat_fx(own, self.mapping(), (batch(0),))
-            _run(model)
+            own = copy.deepcopy(net).train(self.qat)
+            model = make(own, self.mapping(), example, prepare_custom_config=custom)
+            run_in(model, *example)
+        if not self.qat:
+            return model
         if not self.observing:
             model.apply(tq.disable_observer)
         return model.eval()
@@ -369,21 +600,35 @@ def _replaced(mapping: tq.QConfigMapping, qconfig: tq.QConfig) -> tq.QConfigMapp
     return mapping
 
 
-def _run(model: nn.Module) -> None:
+def run_in(model: nn.Module, *example: Tensor) -> None:
+    """Show a prepared model two batches like the example."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for seed in range(2):
-            model(batch(seed))
+            model(*(like(x, seed + 1000 * i) for i, x in enumerate(example)))
 
 
 @st.composite
-def recipes(draw: st.DrawFn) -> Recipe:
-    """Default and own qconfigs, PTQ and QAT, whole, reduced and sub-8-bit ranges."""
+def recipes(draw: st.DrawFn, *, wide: bool = False) -> Recipe:
+    """Default and own qconfigs, PTQ and QAT, whole, reduced and sub-8-bit ranges.
+
+    Args:
+        draw: Hypothesis' own.
+        wide: Also what some engines refuse: symmetric and signed activations, layers left out or
+            mixed, observers of one's own, another engine than the qconfig is meant for.
+    """
     weights = [(-128, 127), (-127, 127), (-8, 7), (-64, 63)]
-    qat = draw(st.booleans())
-    observing = draw(st.booleans())
+    qat, observing = draw(st.booleans()), draw(st.booleans())
+    more: dict[str, Any] = {}
+    if wide:
+        names = st.lists(st.sampled_from(["stem", "fc", "layers.0", "layers.1"]), max_size=1)
+        more = {"skipped": tuple(draw(names)), "narrow": tuple(draw(names))}
+        more["converts"] = draw(st.sampled_from(ENGINES))
     if draw(st.booleans()):
-        return Recipe(qat, draw(st.sampled_from(ENGINES)), observing=observing)
+        return Recipe(qat, draw(st.sampled_from(ENGINES)), observing=observing, **more)
+    if wide:
+        more |= {name: draw(st.booleans()) for name in ("symmetric", "custom")}
+        more["signed"] = draw(st.sampled_from([False, False, False, True]))
     kinds = ["fused", "plain"] if qat else list(_OBSERVERS)
     return Recipe(
         qat,
@@ -392,6 +637,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         weight=draw(st.sampled_from(weights)),
         per_channel=draw(st.booleans()),
         observing=observing,
+        **more,
     )
 
 
@@ -442,6 +688,13 @@ def batch(seed: int, gain: float = 1.0, count: int = 2) -> Tensor:
     """Random images, always the same for one seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 3, SIZE, SIZE, generator=generator) * gain
+
+
+def like(x: Tensor, seed: int, gain: float = 1.0) -> Tensor:
+    """Random images in the form of x."""
+    found = batch(seed, gain, x.shape[0])
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return found.contiguous(memory_format=torch.channels_last) if last else found
 
 
 def batches(count: int, *, gain: float = 2.0) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -17,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+def load(name: str, folder: Path = DOCS) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -91,6 +92,20 @@ def test_outputs_are_alike(a: str, b: str, same: bool) -> None:
 def test_reference_page_is_up_to_date(name: str) -> None:
     written = (DOCS / "reference" / f"{name}.md").read_text(encoding="utf-8")
     assert written == generate.reference(name), COMMAND
+
+
+def test_the_table_of_exactness_is_that_of_its_counts() -> None:
+    exactness = load("exactness", ROOT / "benchmarks")
+    levels = json.loads(exactness.COUNTS.read_text(encoding="utf-8"))
+    assert exactness.page(levels) in exactness.PAGE.read_text(encoding="utf-8")
+    wrong = [
+        (level, op, engine)
+        for level, counts in levels.items()
+        for op, engines in counts["ops"].items()
+        for engine, (differing, compared) in engines.items()
+        if differing or not compared
+    ]
+    assert wrong == []
 
 
 def test_every_executed_page_is_written_by_the_generator() -> None:

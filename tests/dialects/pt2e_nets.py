@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from fxqfix._pt2e import own_annotations
 from fxqfix._torch import quiet
+from tests.strategies import like
 
 with quiet():
     pytest.importorskip("torchao", reason='the extra "pt2e" is not installed')
@@ -308,21 +309,26 @@ def only_conv2d() -> Iterator[None]:
         yield
 
 
-def exported(net: nn.Module) -> fx.GraphModule:
+def exported(net: nn.Module, *inputs: Tensor) -> fx.GraphModule:
     with quiet():
-        found: fx.GraphModule = torch.export.export(net, (image(),)).module()
+        found: fx.GraphModule = torch.export.export(net, inputs or (image(),)).module()
     return found
 
 
-def prepare(net: nn.Module, quantizer: Any, *, qat: bool = False) -> fx.GraphModule:
+def prepare(
+    net: nn.Module, quantizer: Any, *, qat: bool = False, example: tuple[Tensor, ...] = ()
+) -> fx.GraphModule:
     """Exported, prepared, calibrated or trained for three steps, and moved to eval mode."""
     with quiet(), only_conv2d():
         make = prepare_qat_pt2e if qat else prepare_pt2e
-        model = make(exported(net.train(qat)), quantizer)
+        model = make(exported(net.train(qat), *example), quantizer)
         _spread(model)
         with torch.no_grad():
             for seed in range(3):
-                model(image(seed=seed))
+                if example:
+                    model(*(like(x, seed) for x in example))
+                else:
+                    model(image(seed=seed))
         return pt2e.move_exported_model_to_eval(model) if qat and _switches(model) else model
 
 
