@@ -49,7 +49,7 @@ def main() -> Report:
     prepared, converted, x = broken()
     report = compare(prepared, converted, [x])
 
-    print("what each op adds, and what has come together:")
+    print("what each op adds, and the accumulated difference:")
     for row in report.rows:
         if row.kind == "activation":
             shares = f"local {row.local_share:4.0%}  cumulative {row.cumulative_share:4.0%}"
