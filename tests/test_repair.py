@@ -1,4 +1,4 @@
-"""repair: what it mends, what it leaves and says so, what it rolls back, and that twice is once."""
+"""repair: what it repairs, leaves and says so, what it rolls back, and that twice is once."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_without_data_the_state_is_mended() -> None:
     assert len(mended.applied) == len(
         fxqfix.repair(prepared, converted, data=data(), engine="fbgemm").applied
     )
-    assert "mended" in str(mended)
+    assert "repaired" in str(mended)
 
 
 def test_what_the_engine_itself_does_is_left_and_named() -> None:
@@ -196,7 +196,7 @@ def test_a_site_that_is_spelled_otherwise_is_refused() -> None:
 
 
 def test_what_makes_it_worse_is_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass that spoils one layer: the others are mended, that one is left as it came."""
+    """A pass that spoils one layer: the others are repaired, that one is left as it came."""
     rewrite = RestoreQParams.rewrite
 
     def spoils(self: Any, rewriter: Rewriter) -> None:

@@ -184,7 +184,7 @@ class Recompute:
 
     @cached_property
     def _shells(self) -> dict[str, _Shell]:
-        """What the region calls, in float64, without the weights: copying a module is dear."""
+        """What the region calls, in float64, without the weights: copying a module is expensive."""
         own = dict.fromkeys(self._paths)
         return {path: _Shell(self.cutter.graph_module.get_submodule(path)) for path in own}
 

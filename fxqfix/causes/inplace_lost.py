@@ -53,6 +53,6 @@ CAUSE = InplaceLost(
     name="inplace-lost",
     summary="a value is read after an in-place op wrote over it; converted, what was there before",
     repair="explicit-writes",
-    advice="convert fxqfix.freeze(prepared) or with fxqfix.to_int8, or mend with fxqfix.repair: "
+    advice="convert fxqfix.freeze(prepared) or with fxqfix.to_int8, or repair with fxqfix.repair: "
     "the reader then reads the op's result; of an eager model, write the op without inplace",
 )

@@ -48,5 +48,5 @@ CAUSE = KernelDefect(
     name="kernel-defect",
     summary="the engine's kernel is wrong for this op and these options",
     repair="avoid-defects",
-    advice="convert with fxqfix.to_int8, or mend with fxqfix.repair: both go round it",
+    advice="convert with fxqfix.to_int8, or repair with fxqfix.repair: both bypass it",
 )

@@ -24,5 +24,5 @@ CAUSE = MovingObserver(
     name="moving-observer",
     summary="an observer is on: the qparams move with every batch, and did since the conversion",
     repair="freeze-qparams",
-    advice="disable_observer, then convert fxqfix.freeze(prepared), or mend with fxqfix.repair",
+    advice="disable_observer, then convert fxqfix.freeze(prepared), or repair with fxqfix.repair",
 )

@@ -1,4 +1,4 @@
-"""scale-formula: conversion bakes other qparams than the fake-quant used."""
+"""scale-formula: conversion writes other qparams into the model than the fake-quant used."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ CAUSE = ScaleFormula(
     name="scale-formula",
     summary="conversion bakes the observer's qparams, not those that the fused fake-quant used",
     repair="freeze-qparams",
-    advice="convert fxqfix.freeze(prepared), or mend the converted model with fxqfix.repair",
+    advice="convert fxqfix.freeze(prepared), or repair the converted model with fxqfix.repair",
 )

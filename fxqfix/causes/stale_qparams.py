@@ -25,5 +25,5 @@ CAUSE = StaleQParams(
     name="stale-qparams",
     summary="scale and zero point are not those that the observed range gives (any more)",
     repair="freeze-qparams",
-    advice="convert fxqfix.freeze(prepared), or mend the converted model with fxqfix.repair",
+    advice="convert fxqfix.freeze(prepared), or repair the converted model with fxqfix.repair",
 )

@@ -28,7 +28,7 @@ class Upstream(Cause):
 
     def evidence(self, view: View) -> str:
         """Where to look."""
-        return "equal on the same inputs; see report.origin(name)"
+        return "inherited from earlier layers; see report.origin(name)"
 
 
 CAUSE = Upstream(

@@ -114,8 +114,12 @@ def _rounded(call: Call) -> Interval | None:
 def _anything(call: Call) -> Interval:
     low, high = call.grid.container
     if call.relu:
-        return Interval(int(call.grid.zero_points[0]), high, f"{call.key} with relu rounds anew")
-    return Interval(low, high, f"{call.key} gives any code")
+        return Interval(
+            int(call.grid.zero_points[0]),
+            high,
+            f"{call.key} with relu is requantized, up to {high}",
+        )
+    return Interval(low, high, f"{call.key} can give {low}..{high}")
 
 
 def _hull(ups: list[Interval], reason: str) -> Interval:

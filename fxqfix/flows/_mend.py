@@ -210,9 +210,9 @@ def _to_reference(frozen: nn.Module, engine: str) -> nn.Module:  # a donor's mak
     """Torch's own reference conversion of an FX model."""
     if not isinstance(frozen, fx.GraphModule):
         raise UnsupportedError(
-            "eager models have no reference conversion to mend by",
+            "eager models have no reference conversion to repair by",
             where="repair",
-            remedy="prepare with prepare_fx, or mend the int8 model",
+            remedy="prepare with prepare_fx, or repair the int8 model",
         )
     make = _torch.resolve("torch.ao.quantization.quantize_fx.convert_to_reference_fx")
     with _torch.quiet(), _rng.same_rng():

@@ -82,7 +82,7 @@ class Outputs:
                 share.evidence.setdefault(cause, evidence)
             left = left & ~mask
 
-        take("upstream", ~here, "equal on the same inputs; see report.origin(name)")
+        take("upstream", ~here, "inherited from earlier layers; see report.origin(name)")
         if bool(left.any()):
             try:
                 masks = self._local(sums.end, local, converted)

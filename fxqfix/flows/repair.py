@@ -1,4 +1,4 @@
-"""repair: a converted model, mended in place of its faults, each repair verified."""
+"""repair: a converted model, repaired in place of its faults, each repair verified."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def repair(
     What is wrong is found by state: beside each site stands the conversion of `freeze(prepared)`.
     With data, the model is compared before and after, side by side; a repair after which more
     codes of its site differ on the same inputs is rolled back and listed as refused, and so is
-    each cause that no pass can mend. A second repair finds nothing to mend.
+    each cause that no pass can repair. A second repair finds nothing to repair.
 
     Args:
         prepared: The prepared model that `converted` was converted from. It is not changed.
@@ -47,7 +47,7 @@ def repair(
             torch.backends.quantized.engine.
 
     Returns:
-        The mended model (a new GraphModule), what was applied, what was refused and why, and the
+        The repaired model (a new GraphModule), what was applied, what was refused and why, and the
         comparisons before and after.
 
     Raises:

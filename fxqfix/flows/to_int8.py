@@ -43,7 +43,7 @@ def to_int8(
     """Convert to an int8 model that computes what the prepared one does.
 
     torch's own conversion of ``freeze(prepared)``, and then what it lacks: a clamp wherever codes
-    could leave the declared [quant_min, quant_max], and a way round kernels that are known to be
+    could leave the declared [quant_min, quant_max], and a bypass of kernels that are known to be
     wrong or that the engine lacks (mostly the op in float, on its quantized weight); the rest runs
     on convert_fx's kernels. What reads a value that an in-place op overwrote gets that op's result
     quantized, where training read it in float; of freeze(prepared), in float.

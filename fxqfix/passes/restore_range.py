@@ -42,7 +42,7 @@ class RestoreRange(Pass):
         ...         return torch.relu(torch.quantize_per_tensor(x, 0.5, 3, torch.quint8))
         >>> result = RestoreRange({"x": (0, 127), "relu": (0, 127)})(fx.symbolic_trace(Net()))
         >>> result.edits
-        ('x: held in [0,127], quantize gives any code',)
+        ('x: held in [0,127], quantize can give 0..255',)
         >>> result.remarks
         ('relu: stays in [0,127], relu of these codes gives 3..127',)
     """

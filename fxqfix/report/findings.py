@@ -25,8 +25,8 @@ def kernels(report: Report) -> list[str]:
     if sums:
         largest = max(sums, key=lambda row: row.accumulator or 0)
         lines.append(
-            f"sums of products in {counted(len(sums), 'op')}, at most {largest.accumulator} "
-            f"({largest.name}) of the {2**31 - 1} that int32 holds"
+            f"largest possible accumulator in {counted(len(sums), 'op')}: {largest.accumulator} "
+            f"({largest.name}); int32 limit {2**31 - 1}"
         )
     hot = {row.name: row.saturation for row in report.rows if row.saturation}
     if hot:

@@ -26,7 +26,7 @@ class CheckedRange:
         same_grid: Whether scale and zero point are the frozen model's.
 
     Example:
-        >>> CheckedRange("x", 0, 127, True, "quantize gives any code", True, True).held
+        >>> CheckedRange("x", 0, 127, True, "quantize can give 0..255", True, True).held
         True
     """
 

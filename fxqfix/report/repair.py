@@ -1,4 +1,4 @@
-"""Repair: what was mended in a converted model, what was not, and the comparisons that say so."""
+"""Repair: what was repaired in a converted model, what was not, and the comparisons that say so."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Repair(Judged):
     """A converted model mended.
 
     Attributes:
-        graph_module: The mended model, a new GraphModule.
+        graph_module: The repaired model, a new GraphModule.
         applied: What was mended.
         refused: What was not, and why.
         before: The comparison of the model as it came; None without data.
@@ -66,7 +66,7 @@ class Repair(Judged):
     Example:
         >>> from fxqfix import Repair
         >>> print(Repair(None))
-        fxqfix repair: nothing to mend
+        fxqfix repair: nothing to repair
     """
 
     graph_module: Any = field(repr=False)
@@ -109,7 +109,7 @@ class Repair(Judged):
         return "\n\n".join(parts)
 
     def _summary(self) -> str:
-        done = f"{len(self.applied)} mended" if self.applied else "nothing to mend"
+        done = f"{len(self.applied)} repaired" if self.applied else "nothing to repair"
         left = f", {len(self.refused)} left" if self.refused else ""
         if self.before is None or self.after is None:
             return done + left

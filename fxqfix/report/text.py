@@ -42,10 +42,10 @@ __all__ = [
 
 LEGEND = (
     "a -> b: prepared -> converted, one value where equal",
-    "kernel =: the one of the op's own name, quantized.OP; quantize_per_tensor for an input",
+    'kernel "=": the standard kernel, quantized.OP; quantize_per_tensor for an input',
     "local, LSB: codes that differ given the same inputs, and by how much at most",
     "cumul., SQNR, out: against the prepared model's own values; out: codes outside its range",
-    "floor: SQNR of the prepared model against itself, nudged by 1e-6",
+    "floor: SQNR of the prepared model against itself, with all values multiplied by 1.000001",
 )
 
 

@@ -219,7 +219,7 @@ def overwritten(act: nn.Module | None = None, engine: str = "fbgemm") -> fx.Grap
 
 def inplace_lost() -> Fault:
     """The int8 ELU writes a tensor of its own, so that the skip reads what was there before."""
-    frozen = FreezeQParams()(overwritten()).graph_module  # fxqfix.freeze would mend it
+    frozen = FreezeQParams()(overwritten()).graph_module  # fxqfix.freeze would repair it
     with quantized_engine("fbgemm"):
         converted = convert_fx(copy.deepcopy(frozen))
     return Fault(frozen, converted, data(0.5), ("add",), "fbgemm")

@@ -91,16 +91,16 @@ def test_clamps_only_where_codes_can_leave() -> None:
     result = RestoreRange(ranges("Mobile"))(converted)
     assert fingerprint(converted) == before
     assert result.edits == (
-        "x: held in [0,127], quantize gives any code",
-        "stem_0: held in [0,127], conv2d gives any code",
-        "expand_0: held in [0,127], conv2d gives any code",
-        "depth_0: held in [0,127], conv2d with relu rounds anew",
-        "project: held in [0,127], conv2d gives any code",
-        "add_1: held in [0,127], add gives any code",
-        "squeeze_1: held in [0,127], conv2d with relu rounds anew",
-        "squeeze_3: held in [0,127], conv2d gives any code",
-        "mul_1: held in [0,127], mul gives any code",
-        "head: held in [0,127], linear gives any code",
+        "x: held in [0,127], quantize can give 0..255",
+        "stem_0: held in [0,127], conv2d can give 0..255",
+        "expand_0: held in [0,127], conv2d can give 0..255",
+        "depth_0: held in [0,127], conv2d with relu is requantized, up to 255",
+        "project: held in [0,127], conv2d can give 0..255",
+        "add_1: held in [0,127], add can give 0..255",
+        "squeeze_1: held in [0,127], conv2d with relu is requantized, up to 255",
+        "squeeze_3: held in [0,127], conv2d can give 0..255",
+        "mul_1: held in [0,127], mul can give 0..255",
+        "head: held in [0,127], linear can give 0..255",
     )
     assert [remark.split(":")[0] for remark in result.remarks] == [
         *("stem_2", "expand_1", "squeeze_0", "gate", "mean")

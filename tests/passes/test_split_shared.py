@@ -73,7 +73,7 @@ def test_every_call_keeps_its_grid(head: str, qat: bool) -> None:
 
 
 def test_without_it_conversion_keeps_the_last_grid_only() -> None:
-    """The reason for the pass: a torch that mends this makes it needless."""
+    """The reason for the pass: a torch that repairs this makes it needless."""
     model = prepared("conv", qat=False)
     wanted, found = grids(model), grids(convert_fx(copy.deepcopy(model)))
     assert found["head"] == wanted["head_1"] != wanted["head"]

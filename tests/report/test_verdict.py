@@ -151,7 +151,7 @@ def test_faults_of_a_certificate(site: Discrepancy, causes: dict[str, int]) -> N
     assert "not ok:" in str(found)
 
 
-RANGE = CheckedRange("x", 0, 127, True, "quantize gives any code", True, True)
+RANGE = CheckedRange("x", 0, 127, True, "quantize can give 0..255", True, True)
 WEIGHT = CheckedWeight("fc.weight", 8, 0, True, "equal")
 
 
