@@ -41,7 +41,7 @@ def resolve(dotted: str) -> Any:
         path = f"{path}.{name}"
         try:
             found = getattr(found, name)
-        except (AttributeError, RuntimeError):  # torch.ops raises either for a missing op
+        except (AttributeError, RuntimeError, ImportError):  # of torch.ops; of torch.ao, lazily
             try:
                 with quiet():
                     found = importlib.import_module(path)
