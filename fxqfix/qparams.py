@@ -23,6 +23,7 @@ from torch import Tensor
 from fxqfix.errors import NonFiniteError
 
 __all__ = [
+    "FLOOR",
     "QParams",
     "container_range",
     "dequantize",
@@ -34,6 +35,8 @@ __all__ = [
     "zero_point_first",
 ]
 
+# Just above the smallest scale that the fused fake-quant's kernel gives an 8-bit grid.
+FLOOR = 6.2e-5
 # The integer dtype that holds the codes of each quantized dtype.
 _STORAGE = {
     torch.quint8: torch.uint8,

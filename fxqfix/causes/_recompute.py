@@ -6,7 +6,6 @@ compiled, so compiling anew for every batch would make memory grow.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -17,17 +16,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch
+from fxqfix.causes._shell import Shell, dequantize_wide, widened
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects._constants import bias_node, reader
 from fxqfix.dialects._modes import drops, in_eval
 from fxqfix.dialects._writes import Overwrite
-from fxqfix.dialects.weights import WeightView, holder
-from fxqfix.passes import FrozenFakeQuantize
+from fxqfix.dialects.weights import WeightView
 from fxqfix.passes._draws import Draws, Replaying
 from fxqfix.passes._fold_exported import FOLDED_IN_TRAINING
 from fxqfix.passes._region import Cutter, Region, interprets
 from fxqfix.passes._shadow_modules import Local
-from fxqfix.qparams import QParams, quantize, round_native
+from fxqfix.qparams import QParams, round_native
 
 __all__ = ["Reads", "Recompute"]
 
@@ -50,6 +49,8 @@ class Recompute:
         floats: What only the prepared model quantizes, inside what is one float computation for the
             converted one: node name of a fake-quant -> (site, None), path of a module -> (site, its
             float weight).
+        blocks: Node name of a weight that the prepared model leaves in float since its grids are by
+            block -> the converted values.
         draws: What the converted model drew, which the region draws again.
         native: Whether those values are rounded by kernels, which add the zero point before they
             round (an odd one flips the parity of a tie), or by decomposed ops, which add it after.
@@ -64,6 +65,7 @@ class Recompute:
     native: bool = True
     floats: Mapping[str, tuple[str, Tensor | None]] = field(default_factory=dict)
     draws: Draws | None = None
+    blocks: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def _region(self) -> Region:
@@ -108,6 +110,12 @@ class Recompute:
         nodes = [n for n in self._region.graph.nodes if n.op != "placeholder"]
         names = {n.name for n in nodes} | set(self._paths)
         return {name: value for name, value in self.floats.items() if name in names}
+
+    @cached_property
+    def own_blocks(self) -> dict[str, Tensor]:
+        """Those of `blocks` that this site's region reads."""
+        names = {n.name for n in self._region.graph.nodes if n.op != "placeholder"}
+        return {name: value for name, value in self.blocks.items() if name in names}
 
     @cached_property
     def own_overwrites(self) -> tuple[Overwrite, ...]:
@@ -183,10 +191,10 @@ class Recompute:
         return self._readers[reads]
 
     @cached_property
-    def _shells(self) -> dict[str, _Shell]:
+    def _shells(self) -> dict[str, Shell]:
         """What the region calls, in float64, without the weights: copying a module is expensive."""
         own = dict.fromkeys(self._paths)
-        return {path: _Shell(self.cutter.graph_module.get_submodule(path)) for path in own}
+        return {path: Shell(self.cutter.graph_module.get_submodule(path)) for path in own}
 
     def exact(
         self,
@@ -195,6 +203,7 @@ class Recompute:
         *,
         inner: bool = False,
         floats: bool = False,
+        blocks: bool = False,
         reads: Reads = (),
     ) -> Tensor:
         """The site's value in float64 and eval mode, with the given weights.
@@ -204,6 +213,7 @@ class Recompute:
             weights: Module path -> weight, in place of the region's own.
             inner: Whether to quantize in between where only the converted model does.
             floats: Whether to compute in float where only the prepared model quantizes.
+            blocks: Whether weights by block have the converted values.
             reads: Some of `before` or of `behind`: what the readers read there.
         """
         loose = {n: v for n, (_, v) in self.own_floats.items()} if floats else {}
@@ -217,11 +227,12 @@ class Recompute:
             if node.op == "call_module" and self._drew(node):
                 modules.pop(str(node.target))
         inputs = [
-            _wide(value) if pair is None else _dequantize_wide(*pair)
+            widened(value) if pair is None else dequantize_wide(*pair)
             for value, pair in zip(local.inputs, local.codes, strict=True)
         ]
         grids = {n: (q, self.native) for n, q in self.own_inner.items()} if inner else {}
         biases = {node: weights[path].bias for path, node in self._bias_nodes.items()}
+        biases |= self.own_blocks if blocks else {}
         run = self._reading(reads) if reads else self._interpreter
         try:
             return run.compute(inputs, modules, grids, wide=True, biases=biases)
@@ -289,7 +300,7 @@ class _Region(Replaying):
         """Run a node, or take the bias in its place; round its value where a grid is given."""
         bias = self._biases.get(n.name)
         value = super().run_node(n) if bias is None else bias.detach().double()
-        value = _wide(value) if self._is_wide and self._drew(n) else value
+        value = widened(value) if self._is_wide and self._drew(n) else value
         if n.name not in self._grids:
             return value
         grid = self._grids[n.name]  # of each part, where the op gives several
@@ -305,61 +316,7 @@ class _Region(Replaying):
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read an attribute, in float64 in a region that runs in float64."""
         value = super().get_attr(target, args, kwargs)
-        return _wide(value) if self._is_wide else value
-
-
-class _Shell:
-    """A copy of a module that computes in float64 and eval mode, filled with a weight when used.
-
-    Args:
-        module: The module; its own weight is not kept, where one is given for each use.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._own = module
-        self._copy: Any = None
-
-    def filled(self, weight: WeightView | None, values: Tensor | None = None) -> Callable[..., Any]:
-        """What to call, with a weight's exact values.
-
-        Args:
-            weight: The weight in place of the module's own, and the bias with it.
-            values: A weight that has no integers.
-        """
-        if isinstance(self._own, FrozenFakeQuantize):
-            if weight is None:  # a fake-quant inside the region still quantizes float32 values
-                return lambda x: self._own(x.float()).double()
-            known = _dequantize_wide(weight.codes, weight.qparams)  # that of a functional op
-            return lambda _: known
-        if weight is not None:
-            values = _dequantize_wide(weight.codes, weight.qparams)
-        own = getattr(self._own, "weight_fake_quant", None)
-        if values is None and isinstance(own, FrozenFakeQuantize):  # a weight without a partner
-            codes = quantize(holder(self._own).weight, own.qparams)
-            values = _dequantize_wide(codes, own.qparams)
-        if self._copy is None:
-            self._copy = copy.deepcopy(self._own).double().eval()
-            if values is not None and hasattr(self._copy, "weight_fake_quant"):
-                self._copy.weight_fake_quant = nn.Identity()
-        inner = holder(self._own)
-        bias = weight.bias if weight is not None and weight.bias is not None else None
-        self._put("weight", getattr(inner, "weight", None), values)
-        self._put("bias", getattr(inner, "bias", None), bias)
-        called: Callable[..., Any] = self._copy
-        return called
-
-    def _put(self, name: str, own: Any, given: Tensor | None) -> None:
-        value = own if given is None else given
-        if isinstance(value, Tensor):
-            value = value.detach().double()
-            setattr(holder(self._copy), name, nn.Parameter(value, requires_grad=False))
-
-    def empty(self) -> None:
-        """Let go of the weight that it was filled with."""
-        if self._copy is not None and isinstance(
-            getattr(holder(self._copy), "weight", None), Tensor
-        ):
-            holder(self._copy).weight = None
+        return widened(value) if self._is_wide else value
 
 
 def _named(nodes: Mapping[str, fx.Node], node: fx.Node) -> fx.Node:
@@ -375,14 +332,3 @@ def _rounded(x: Tensor, qparams: QParams, native: bool) -> Tensor:
 
 def _narrow(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype == torch.float64 else tensor
-
-
-def _wide(value: Any) -> Any:
-    return _torch.tree_map_tensors(
-        lambda t: t.double() if t.is_floating_point() else t.clone(), value
-    )
-
-
-def _dequantize_wide(codes: Tensor, qparams: QParams) -> Tensor:
-    scale, point = qparams.tensors(codes)
-    return (codes.double() - point.double()) * scale.double()

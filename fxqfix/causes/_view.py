@@ -250,7 +250,17 @@ class View:
         pairs = self.weights.items()
         return {path: swapped(*pair) for path, pair in pairs if differs(*pair, step)}
 
-    def _stepped(self) -> tuple[Tensor, QParams]:
+    def blocked(self) -> Tensor | None:
+        """Mask of the codes that agree once weights by block are quantized; None without any.
+
+        On top of all that was corrected before.
+        """
+        if self.recompute is None or not self.recompute.own_blocks:
+            return None
+        value, grid = self._stepped(blocks=True)
+        return self.agrees(value, grid, self.unbiased(grid))
+
+    def _stepped(self, *, blocks: bool = False) -> tuple[Tensor, QParams]:
         (_, _, own), *others = self.all_steps
         weights, step = {}, min(self.target.scales)
         for (path, (mine, theirs)), (_, _, steps) in zip(self.weights.items(), others, strict=True):
@@ -260,7 +270,8 @@ class View:
             weights[path] = settled(mine, theirs, grid, step, self._corrected)
         done = self._done(own)
         grid = self.grid if not done else done[-1].reached
-        value = self.recomputed(weights, floats="not-lowered" in self._corrected)
+        left = "not-lowered" in self._corrected
+        value = self.recomputed(weights, floats=left, blocks=blocks)
         return value, self.target if len(done) == len(own) else grid
 
     def _done(self, steps: Sequence[Step]) -> list[Step]:

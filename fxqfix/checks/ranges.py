@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from fxqfix import _torch
 from fxqfix.checks._base import Check, Finding, Subject
-from fxqfix.checks.weights import FLOOR
 from fxqfix.dialects import parents
 from fxqfix.dialects.prepared import shared_calls
 from fxqfix.dialects.site import qparams_text
+from fxqfix.qparams import FLOOR
 
 __all__ = ["CHECKS"]
 

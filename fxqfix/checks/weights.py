@@ -12,10 +12,10 @@ from fxqfix.checks._base import Check, Finding, Subject
 from fxqfix.dialects import Tap
 from fxqfix.dialects._finite import non_finite
 from fxqfix.dialects.weights import WeightView
+from fxqfix.qparams import FLOOR
 
-__all__ = ["CHECKS", "FLOOR", "not_finite"]
+__all__ = ["CHECKS", "not_finite"]
 
-FLOOR = 6.2e-5  # just above the smallest scale that the fused kernel gives
 # Of a weight's values beyond its range. An observer that averages lags behind, most of all where a
 # BatchNorm scales the weight.
 _SOME, _MANY = 0.1, 0.5

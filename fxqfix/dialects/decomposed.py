@@ -43,6 +43,7 @@ __all__ = [
     "code_pin",
     "floats_of",
     "held_by",
+    "is_blockwise",
     "is_dequantize",
     "is_pin",
     "is_pinned",

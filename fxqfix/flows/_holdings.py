@@ -6,18 +6,19 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from fxqfix import _torch, ops
 from fxqfix.causes import Held
-from fxqfix.dialects import Reading, Tap, int8
+from fxqfix.dialects import Reading, Tap, decomposed, int8
 from fxqfix.dialects._arguments import output_arguments
 from fxqfix.dialects._base import modules_of
+from fxqfix.dialects._constants import constant, constants, reader
 from fxqfix.dialects.prepared import shared_calls
 from fxqfix.dialects.quantizer import buffers_of, read_quantizer
 from fxqfix.dialects.weights import weight_quantizer
 
-__all__ = ["holdings", "picked", "weight_node"]
+__all__ = ["blocks", "holdings", "picked", "weight_node"]
 
 
 def weight_node(tap: Tap) -> fx.Node:
@@ -91,3 +92,26 @@ def picked(reading: Reading) -> Callable[[Tap], str]:
         return f"the kernel of {match.key} has one grid only" if fixed else ""
 
     return why
+
+
+def blocks(prepared: fx.GraphModule, reading: Reading) -> dict[str, Tensor]:
+    """Node of a prepared weight -> the values that a conversion gives it, by block, group or token.
+
+    Args:
+        prepared: The prepared graph, which leaves such weights in float.
+        reading: The converted model.
+    """
+    if reading.dialect != decomposed.NAME:
+        return {}
+    modules = modules_of(reading.graph_module)
+    nodes = {node.name: node for node in prepared.graph.nodes}
+    fixed, found = constants(reading.graph_module), dict[str, Tensor]()
+    for node in fixed:
+        if not decomposed.is_blockwise(node) or "dequantize" not in str(node.target):
+            continue
+        user = reader(node, modules)
+        own = nodes.get(user.name)
+        if own is not None and node in user.args and len(own.args) == len(user.args):
+            weight = own.args[user.args.index(node)]
+            found[weight.name] = constant(reading.graph_module, node)
+    return found

@@ -16,7 +16,7 @@ from fxqfix.dialects import Reading, Site, Tap, decomposed, int8
 from fxqfix.dialects.weights import WeightView
 from fxqfix.flows import _notes
 from fxqfix.flows._away import Away
-from fxqfix.flows._holdings import holdings, picked, weight_node
+from fxqfix.flows._holdings import blocks, holdings, picked, weight_node
 from fxqfix.flows._outputs import Outputs
 from fxqfix.measure import Corrector, Probe, Run, discrepancy, run
 from fxqfix.pairing import Pair, Pairing
@@ -62,7 +62,7 @@ class Session:
             if tap not in paired and tap.site.used is not None
         } | self._overwritten()
         self.floats = self._floats()
-        self.picked = picked(self.converted)
+        self.picked, self.blocks = picked(self.converted), blocks(self.folded, self.converted)
         self.outputs = self._outputs()
         self.sites = {tap.node.name: tap.site for tap in self.reading.taps}
         self.calls: dict[str, engines.Call] = {}  # by node: shadows are woven into a copy
@@ -206,7 +206,7 @@ class Session:
         native = self.converted.dialect != decomposed.NAME
         wide = self.weights, self.frozen, self.inner, native, self.floats
         draws = probing.shadow.draws
-        recompute = Recompute(self.cutter, site.all_input_nodes[0], site, *wide, draws)
+        recompute = Recompute(self.cutter, site.all_input_nodes[0], site, *wide, draws, self.blocks)
         emulated = self._emulated(p, call, recompute) if call is not None else None
 
         loose = {name: self.sites[name] for name in probing.loose}

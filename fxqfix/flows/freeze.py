@@ -11,7 +11,6 @@ from fxqfix._devices import device_of
 from fxqfix._settings import entry
 from fxqfix.dialects import check_kind, check_tool, nothing_prepared, unwrapped
 from fxqfix.dialects import prepared as fx_prepared
-from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.dialects._wrappers import copied, held_graphs
 from fxqfix.errors import DialectError, UnsupportedError
 from fxqfix.passes import (
@@ -131,7 +130,6 @@ def freezing(prepared: nn.Module, *, quantized: bool = False) -> tuple[Pass, ...
     if not found and (graph_module is None or not fx_prepared.matches(graph_module)):
         raise nothing_prepared(prepared, "freeze")
     fx_prepared.refuse_equalized(prepared)
-    refuse_non_finite(prepared, "freeze")
     passes = FreezeQParams(), FoldBatchNorm(), HoldWeights()
     if not isinstance(prepared, fx.GraphModule):
         return passes  # an eager module has one grid for all its calls, and its dataflow is code

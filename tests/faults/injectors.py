@@ -248,6 +248,29 @@ def kernel_defect() -> Fault:
     return Fault(frozen, converted, data(0.5), ("clip",), "qnnpack")
 
 
+class Normed(nn.Module):
+    """A normalization, then a convolution."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.fc = norm, nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.norm(x))
+
+
+def degenerate_scale() -> Fault:
+    """The normalization of a constant: what float32 rounds, divided by the root of epsilon."""
+    x = torch.full((2, 4, 4, 4), 0.3)
+    mapping = get_default_qconfig_mapping("fbgemm")
+    prepared = prepare_fx(Normed(nn.InstanceNorm2d(4)).eval(), mapping, (x,))
+    prepared(x)
+    frozen = fxqfix.freeze(prepared)
+    with quantized_engine("fbgemm"):
+        converted = convert_fx(copy.deepcopy(frozen))
+    return Fault(frozen, converted, [x], ("norm",), "fbgemm")
+
+
 def zero_point_cut() -> Fault:
     """A table with float zero points: the decomposed op cuts them off."""
     pytest.importorskip("torchao")
@@ -313,6 +336,7 @@ INJECTORS: dict[str, Callable[[], Fault]] = {
     "kernel-defect": kernel_defect,
     "inplace-lost": inplace_lost,
     "zero-point-cut": zero_point_cut,
+    "degenerate-scale": degenerate_scale,
     **{
         name: _plant(name)
         for name in (
