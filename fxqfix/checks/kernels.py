@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fxqfix.checks._base import Check, Finding, Subject
-from fxqfix.engines import ENGINES, find_defect, isa_of, placed, saturation_possible
+from fxqfix.engines import ENGINES, defect_rows, isa_of, placed, saturation_possible
 
 __all__ = ["CHECKS"]
 
@@ -47,8 +47,8 @@ def _defects(subject: Subject) -> Iterator[Finding]:
         return
     for _, capped in subject.calls:
         call = placed(capped, subject.engine, isa_of(None))
-        found = find_defect(call)
-        if found is not None and found.present:
+        found = next((d for d in defect_rows(call) if not d.by_size and d.present), None)
+        if found is not None:
             yield Finding(
                 "kernel-defect",
                 "error" if found.certain else "warning",

@@ -290,8 +290,13 @@ def _packs_well(
     weight = torch.quantize_per_tensor(codes, 1.0, 0, torch.qint8)
     with _torch.quiet(), same_rng(), _torch.quantized_engine(engine):
         prepack = getattr(torch.ops.quantized, f"conv_transpose{len(shape) - 2}d_prepack")
-        found = prepack(weight, None, *map(list, options), groups).unpack()[0]
-    return torch.equal(found.int_repr(), weight.int_repr())
+        packed = prepack(weight, None, *map(list, options), groups)
+        for filled in range(0, 256, 85):  # memory that was packed from may hold the very codes
+            before = [torch.full(shape, filled, dtype=torch.uint8) for _ in range(8)]
+            del before
+            if not torch.equal(packed.unpack()[0].int_repr(), weight.int_repr()):
+                return False
+    return True
 
 
 def packed_weight(packed: Any) -> WeightView | None:

@@ -190,14 +190,24 @@ def may_lie_outside(call: Call) -> bool:
     """Whether there is a width at which every window lies in the padding."""
     if call.weight is None or _depthwise(call) or not _whole(call):
         return False
+    if set(_geometry(call)["kernel"]) == {1} and call.option("groups", 1) == 1:
+        return False  # oneDNN has a kernel for these
     last = [axes[-1] for axes in _geometry(call).values()]
     _, stride, _, dilation = last
     return any(_all_outside(width, *last) for width in range(1, max(stride, dilation) + 1))
 
 
 def outside(call: Call, shape: Sequence[int]) -> bool:
-    """Whether every window lies in the padding along the width."""
-    return _all_outside(shape[-1], *(axes[-1] for axes in _geometry(call).values()))
+    """Whether every window lies in the padding along the width, and only there.
+
+    With one output along it, the sums are right where no zero point has to be corrected.
+    """
+    axes = list(zip(*_geometry(call).values(), strict=True))
+    *others, last = (
+        _all_outside(size, *axis) for size, axis in zip(shape[-len(axes) :], axes, strict=True)
+    )
+    several = _outputs(call, shape)[-1] > 1
+    return last and not any(others) and (several or _has_zero_point(call))
 
 
 def _all_outside(width: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:

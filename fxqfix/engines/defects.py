@@ -79,6 +79,11 @@ class Defect:
         with _torch.quiet(), _rng.same_rng(), torch.no_grad():
             return self.probe()
 
+    @property
+    def by_size(self) -> bool:
+        """Whether only sizes of inputs that few models have make it wrong: nothing is cured."""
+        return self.at is not None and not self.cure
+
     def meets(self, call: Call, shape: Sequence[int] | None = None) -> bool:
         """Whether a call meets the row, or may meet it where no shape is given.
 
@@ -495,7 +500,8 @@ DEFECTS: tuple[Defect, ...] = (
         "windows-outside",
         ("onednn",),
         (*_CONVOLUTIONS, "conv2d_add"),
-        "AVX512: every window lies in the padding along the width; not depthwise",
+        "AVX512: every window lies in the padding along the width; neither depthwise nor 1x1 without "
+        "groups",
         "the process dies, or with one output and a zero point that isn't 0 wrong codes",
         "pad by a module of its own, or a float island",
         _strikes.may_lie_outside,

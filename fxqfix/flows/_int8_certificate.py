@@ -123,7 +123,7 @@ def _wrong_kernels(graph_module: fx.GraphModule, engine: str) -> dict[str, Any]:
     for node, defect, levels in defects_of(graph_module, engine, unlikely=True):
         at = f" (at {', '.join(levels)})" if len(levels) < len(ISAS) else ""
         reason = f"{defect.name}{at}: {defect.condition}"
-        if defect.at is not None and not defect.cure:  # few models meet such sizes
+        if defect.by_size:
             by_size.setdefault(reason, []).append(node.name)
         else:
             said = f"{reason}; way round: {defect.way_round}"

@@ -17,6 +17,7 @@ import fxqfix
 from fxqfix._torch import quantized_engine, quiet
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Call, defect_rows, isa_of, met
+from fxqfix.engines._apart import ask
 from fxqfix.errors import UnsupportedError
 from fxqfix.qparams import QParams
 
@@ -232,10 +233,46 @@ def test_windows_outside_the_image() -> None:
     call = _call("onednn", "conv2d", (16, 16, 2, 2), isa="vnni", **options)
     assert _names(call) == {"windows-outside"}
     assert _names(call, (1, 16, 8, 1)) == {"windows-outside"}
+    assert _names(call, (1, 16, 1, 1)) == set()  # all of them, along the height too
     assert _names(call, (1, 16, 8, 8)) == set()
     assert _names(replace(call, isa=isa_of("avx2"))) == set()
     same = _call("onednn", "conv2d", (16, 16, 3, 3), isa="vnni", padding=2, dilation=2)
     assert _names(same) == set()  # a window's middle is always inside
+
+
+_ONE, _TWO = [1, 1], [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("engine", "shape", "outputs", "kernel", "stride", "padding", "groups", "point"),
+    [
+        ("fbgemm", [1, 24, 9, 9], 24, [3, 3], _ONE, _ONE, 6, 64),
+        ("fbgemm", [1, 18, 9, 9], 18, [3, 3], _TWO, _ONE, 9, 64),
+        ("fbgemm", [1, 20, 9, 9], 20, [3, 3], [1, 2], _ONE, 5, 64),  # another kernel
+        ("onednn", [1, 16, 8, 1], 16, [1, 1], [1, 3], [0, 2], 1, 64),
+        ("onednn", [1, 16, 8, 1], 16, [1, 1], [1, 3], [0, 2], 1, 0),
+        ("onednn", [1, 8, 8, 1], 4, [2, 1], [1, 3], [4, 4], 1, 64),
+        ("onednn", [1, 8, 8, 9], 4, [2, 1], [1, 3], [4, 4], 1, 64),
+        ("onednn", [1, 16, 21, 3], 16, [3, 3], _TWO, [0, 0], 1, 64),
+        ("onednn", [1, 16, 20, 100], 16, [3, 1], _ONE, [1, 0], 1, 64),
+    ],
+)
+def test_kernels_that_a_process_may_die_of(
+    engine: str,
+    shape: list[int],
+    outputs: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    groups: int,
+    point: int,
+) -> None:
+    """Run in a process of their own: wrong where a row says so, right elsewhere."""
+    options: Any = {"stride": stride, "padding": padding, "dilation": _ONE, "groups": groups}
+    size = (outputs, shape[1] // groups, *kernel)
+    call = _call(engine, "conv2d", size, point, **options)
+    found = ask(engine=engine, shape=shape, outputs=outputs, kernel=kernel, point=point, **options)
+    assert found is bool(_names(call, tuple(shape)))
 
 
 class _Padded(nn.Module):
@@ -343,3 +380,27 @@ def test_one_packed_weight_with_and_without_relu() -> None:
     with quantized_engine("fbgemm"):
         third = _Shared(torch.ops.quantized.linear_prepack(weight, None))
         assert torch.equal(fxqfix.emulate(third, engine="fbgemm")(x), third(x))
+
+
+@pytest.mark.parametrize("plain", ["conv2d", "conv2d_add"])
+def test_the_first_activation_stays_with_a_packed_weight(plain: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ops: Any = torch.ops.quantized
+    w, x = (torch.randn(8, 8, 5, 5, generator=generator).clamp(-3, 3) for _ in range(2))
+    weight = torch.quantize_per_tensor(w[..., :3, :3], 1 / 16, 0, torch.qint8)
+    codes = torch.quantize_per_tensor(x, 1 / 16, 64, torch.quint8)
+    codes = codes.contiguous(memory_format=torch.channels_last)
+
+    def run(name: str, packed: Any, scale: float = 1.0) -> Tensor:
+        more = [codes.clone(memory_format=torch.channels_last)] if "add" in name else []
+        return getattr(ops, name)(codes, *more, packed, scale, 128).int_repr()
+
+    with quantized_engine("onednn"), quiet():
+        first, second, third = (
+            ops.conv2d_prepack(weight, None, [1, 1], [1, 1], [1, 1], 1) for _ in range(3)
+        )
+        wanted = run(f"{plain}_relu", first)
+        run(plain, second)
+        assert not torch.equal(run(f"{plain}_relu", second), wanted)
+        run(plain, third, 0.5)  # on another grid
+        assert torch.equal(run(f"{plain}_relu", third), wanted)
