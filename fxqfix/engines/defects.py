@@ -500,9 +500,9 @@ DEFECTS: tuple[Defect, ...] = (
         "windows-outside",
         ("onednn",),
         (*_CONVOLUTIONS, "conv2d_add"),
-        "AVX512: every window lies in the padding along the width; neither depthwise nor 1x1 without "
-        "groups",
-        "the process dies, or with one output and a zero point that isn't 0 wrong codes",
+        "AVX512: every window lies in the padding along the width; neither depthwise nor 1x1 "
+        "without groups",
+        "the process may die, or (one output, a zero point that isn't 0) wrong codes",
         "pad by a module of its own, or a float island",
         _strikes.may_lie_outside,
         _probes.dies_outside,
