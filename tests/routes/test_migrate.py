@@ -141,7 +141,7 @@ def test_the_old_conversion_is_summed_up(static: Written) -> None:
     assert "ok\n- loaded back: 8 sites and 4 weights equal the graph's, to the bit" in text
     assert "its outputs against freeze(prepared): 0 of 120 values differ" in text
     assert "what ran is the .pt2 file, loaded back" in text
-    assert "the old conversion, against the prepared model: not exact, differs in" in text
+    assert "the old conversion, against the prepared model: not ok, differs in" in text
     assert f"- range-lost: {done.report.causes['range-lost']} codes in" in text
     told = json.loads(done.to_json())
     assert told["old_conversion"] == done.report.causes
