@@ -262,3 +262,32 @@ def test_ops_that_return_several_values_are_recomputed(kind: str) -> None:
     report = fxqfix.compare(prepared, None, data, engine="fbgemm")
     assert not [problem for row in report.rows for problem in row.problems]
     assert not report.unexplained
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 4, 3), nn.ReLU()
+
+    def forward(self, x: Any) -> Any:
+        return self.act(self.conv(x))
+
+
+class _Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = _Block(), nn.Conv2d(4, 2, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.stem(x))
+
+
+def test_sites_of_a_loaded_program_keep_their_modules(tmp_path: Path) -> None:
+    mapping = tq.get_default_qconfig_mapping("fbgemm")
+    prepared, data = by_fx(_Blocks(), mapping, torch.randn(2, 3, 8, 8))
+    assert fxqfix.migrate(prepared, data, tmp_path / "model.pt2").ok
+    loaded = torch.export.load(tmp_path / "model.pt2")
+    found = fxqfix.inspect(loaded)
+    assert [s.module for s in found if s.kind == "activation"] == ["", "stem.conv", "head"]
+    assert [s.module for s in found if s.kind == "weight"] == ["stem.conv", "head"]
+    assert found.site("stem.conv").op == "conv2d_relu"

@@ -98,6 +98,7 @@ class SavedFile:
             remedy += "(a PT2E model does, but where its own export left it open)"
         with _named("torch.export can't take this graph", sizes, remedy):
             program = exported(self.reading.graph_module, batch, dynamic)
+            _name_modules(program, self.reading)
         loaded: Any = None
         with _named("torch.export can't save, or load, the program", sizes), _torch.quiet():
             torch.export.save(program, self.path)
@@ -133,6 +134,31 @@ def _named(what: str, sizes: object, remedy: str | None = None) -> Iterator[None
             found=f"inputs of shapes {sizes}",
             remedy=remedy,
         ) from error
+
+
+def _name_modules(program: Any, mine: Reading) -> None:
+    """Write the module of each site into the program, where torch.export has seen none.
+
+    Integer weights are buffers of the graph, so that the calls of their modules are gone.
+    """
+    theirs = dialects.read(program, "migrate")
+    if len(theirs.activations) != len(mine.activations):
+        return
+    opened = {str(n.target) for n in mine.graph_module.graph.nodes if n.op == "call_module"}
+    nodes = {n.name: n for n in program.graph.nodes if n.op == "call_function"}
+    paths = {t.site.name: t.site.module for t in mine.activations}
+    both = zip(mine.activations, theirs.activations, strict=True)
+    found = [(b.producer, a.site.module) for a, b in both]
+    if len(theirs.weights) == len(mine.weights):
+        names = [t.site.name.rpartition(".")[0] for t in mine.weights]
+        found += [(b.node, paths.get(n, "")) for n, b in zip(names, theirs.weights, strict=True)]
+    for old, path in found:
+        node = nodes.get(old.name)
+        if node is None or not path or _within(path, opened):
+            continue
+        stack = dict(node.meta.get("nn_module_stack") or {})
+        if all(not entry[0] for entry in stack.values()):
+            node.meta["nn_module_stack"] = {**stack, path: (path, "torch.nn.modules.module.Module")}
 
 
 def _within(path: str, modules: set[str]) -> bool:

@@ -515,9 +515,9 @@ def _reference() -> fx.GraphModule:
 
 REFUSING: dict[str, tuple[Callable[[Any], Any], str]] = {
     "lint": (fxqfix.lint, "lint: only prepared models are checked"),
-    "freeze": (fxqfix.freeze, "freeze: .*holds no observer.*pass the model that prepare_fx"),
-    "to_int8": (lambda m: fxqfix.to_int8(m, engine="fbgemm"), "pass the model that prepare_fx"),
-    "emulate": (lambda m: fxqfix.emulate(m, engine="fbgemm"), "pass what convert_fx returned"),
+    "freeze": (fxqfix.freeze, "freeze: .*observers.*before its conversion"),
+    "to_int8": (lambda m: fxqfix.to_int8(m, engine="fbgemm"), "before its conversion"),
+    "emulate": (lambda m: fxqfix.emulate(m, engine="fbgemm"), "which has no int8 kernel.*run it as it is"),
     "certify int8": (
         lambda m: fxqfix.certify(m, "int8:fbgemm", [nets.image()]),
         "pass the prepared model",
