@@ -259,8 +259,9 @@ _M = TypeVar("_M", bound=nn.Module)
 def copied(module: _M) -> _M:
     """A deep copy with the original's packed weights: torch's packs what it unpacks, anew."""
     made, own = copy.deepcopy(module), dict(module.named_modules())
-    for name, part in made.named_modules():
-        vars(part).update({k: v for k, v in vars(own[name]).items() if is_packed_params(v)})
+    for name, part in made.named_modules():  # torch.compile's wrapper is gone from a copy
+        given = vars(own.get(name, part))
+        vars(part).update({k: v for k, v in given.items() if is_packed_params(v)})
     return made
 
 

@@ -517,7 +517,10 @@ REFUSING: dict[str, tuple[Callable[[Any], Any], str]] = {
     "lint": (fxqfix.lint, "lint: only prepared models are checked"),
     "freeze": (fxqfix.freeze, "freeze: .*observers.*before its conversion"),
     "to_int8": (lambda m: fxqfix.to_int8(m, engine="fbgemm"), "before its conversion"),
-    "emulate": (lambda m: fxqfix.emulate(m, engine="fbgemm"), "which has no int8 kernel.*run it as it is"),
+    "emulate": (
+        lambda m: fxqfix.emulate(m, engine="fbgemm"),
+        "which has no int8 kernel.*run it as it is",
+    ),
     "certify int8": (
         lambda m: fxqfix.certify(m, "int8:fbgemm", [nets.image()]),
         "pass the prepared model",
