@@ -9,6 +9,7 @@ a whole, where the limit is 2^53.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -74,6 +75,8 @@ class Accumulator(Exact):
         self.channels, self.input_axis = (0 if transposed else 1), input_axis
         rows = by_output(weight, groups) if transposed else weight
         self.bound = largest_sum(rows, source)
+        raw = largest_sum(rows, replace(source, zero_point=0))
+        self.rounds_in_tiles = bool(self.point) and raw >= EXACT
         self.sizes = _split(rows, source, self.bound, groups)
         wide = not self.sizes
         self.register_buffer("weight", weight.to(torch.float64 if wide else torch.float32))
@@ -90,6 +93,14 @@ class Accumulator(Exact):
                 strict=True,
             )
             return torch.stack([self.function(a, w).double() for a, w in parts]).sum(0)
+
+    def in_tiles(self, codes: Tensor) -> Tensor:
+        """``f(f(sum q * w) - f(f(sum w) * zx))``, both sums over the taps inside the image."""
+        weight = self.weight.double()
+        with direct_sums():
+            raw = self.function(codes.double(), weight)
+            inside = self.function(torch.ones_like(codes, dtype=torch.float64), weight)
+        return raw.float() - inside.float() * float(self.point)
 
 
 def _split(rows: Tensor, source: QParams, bound: int, groups: int) -> list[int]:

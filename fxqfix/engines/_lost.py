@@ -55,23 +55,21 @@ class Lost(Exact):
         zero_point: The activations' zero point.
         lift: What is added to the activations' codes to make them unsigned.
         walk: Strides and the like.
-        by_channel: Which neighbours make a pair; see `pairs_of_weights`.
+        order: Which neighbours make a pair; see `pairs_of_weights`.
     """
 
     outputs: Tensor
     weights: Tensor
     inputs: Tensor
 
-    def __init__(
-        self, weight: Tensor, zero_point: int, lift: int, walk: Walk, *, by_channel: bool
-    ) -> None:
+    def __init__(self, weight: Tensor, zero_point: int, lift: int, walk: Walk, order: str) -> None:
         super().__init__()
         self.walk, self.lift = walk, lift
         # oneDNN leaves padding out and corrects for it afterwards, exactly.
-        self.point = 0 if by_channel else zero_point
+        self.point = zero_point if order == "flat" else 0
         self.kernel, self.channels = tuple(weight.shape[2:]), weight.shape[1]
         self.count = weight.shape[0]
-        values, places = pairs_of_weights(weight, by_channel=by_channel)
+        values, places = pairs_of_weights(weight, order)
         hot = saturating(values)
         groups = torch.arange(len(weight)) // (len(weight) // walk.groups)
         self.limits: list[float] = []  # activation codes up to which none of them saturates

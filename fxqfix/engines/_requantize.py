@@ -8,9 +8,8 @@ float bias.
 * onednn: ``rne(f(f(p * O) + zo))``, relu on p. The scales are inverted on their way to oneDNN and
   back: ``X = f(1 / f(1 / xs))`` and ``O = f(1 / f(1 / f(1 / os)))``, the innermost in double.
   ``W = f(ws)`` in convolutions; in linear ``f(1 / f(1 / ws))``, with ws rounded to float32 first
-  where it is per channel. p is ``f(f(A * f(X * W)) + b)`` in the AVX2 kernels (0 / 24M codes of
-  convolutions, 0 / 36M of linear differ) and ``f(f(f(A * X) * W) + b)`` in those for VNNI and in
-  the reference code, which divides by ``f(1 / f(1 / os))``.
+  where it is per channel. p is ``f(f(A * f(X * W)) + b)`` or ``f(f(f(A * X) * W) + b)``, and the
+  reference code divides by ``f(1 / f(1 / os))``: which, is in the rows of `onednn`.
 * qnnpack: ``rne(f(f(acc + bi) * m)) + zo``; the bias is an int32, ``bi = rne(b * f(1 / f(xs *
   ws)))`` with xs in double, and ``m = f(f(ws * xs) * f(1 / os))``.
 
@@ -29,7 +28,7 @@ from fxqfix.engines._accumulate import EXACT, Accumulator
 from fxqfix.engines._arithmetic import fma, to_codes
 from fxqfix.engines._base import Call, Exact
 from fxqfix.engines._layout import laid_out
-from fxqfix.engines.saturation import reference_from
+from fxqfix.engines.onednn import ROWS, Kernels
 
 __all__ = ["Fbgemm", "Onednn", "Qnnpack", "Weighted"]
 
@@ -56,7 +55,7 @@ class Weighted(Exact, ABC):
         if call.weight is None:
             raise call.refuse("its weight can't be read")
         self.accumulate, self.lost, self.dims = accumulate, lost, dims
-        self.key, self.isa, self.relu, self.grid = call.key, call.isa, call.relu, call.grid
+        self.key, self.relu, self.grid = call.key, call.relu, call.grid
         self.point = int(call.grid.zero_points[0])
         self.per_channel = call.weight.qparams.axis is not None
         shape = [-1] + [1] * dims
@@ -86,9 +85,14 @@ class Weighted(Exact, ABC):
     def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
         """Whole numbers, not yet clamped, of exact sums in float32 or float64."""
 
+    def sums(self, codes: Tensor) -> Tensor:
+        """Sums as the kernel has them before pairs saturate."""
+        found: Tensor = self.accumulate(codes)
+        return found
+
     def forward(self, codes: Tensor, *others: Tensor) -> Tensor:
         """Codes in, codes out."""
-        sums = self.accumulate(codes)
+        sums = self.sums(codes)
         if self.lost is not None and self.without != "int16-saturation":
             # In float32 only where sums, and what they lose of raw codes, stay exact.
             sums = sums.double() if 3 * self.accumulate.bound >= EXACT else sums
@@ -135,13 +139,19 @@ class Onednn(Weighted):
         self, call: Call, accumulate: Accumulator, dims: int, lost: nn.Module | None = None
     ) -> None:
         super().__init__(call, accumulate, dims, lost)
-        self.reference_from = reference_from(call)
-        self.reference = False
+        self.kernels = Kernels(call)
+        self.row = ROWS[0]
 
     def forward(self, codes: Tensor, *others: Tensor) -> Tensor:
-        """Codes in, codes out; which kernel runs depends on the width."""
-        self.reference = self.reference_from is not None and codes.shape[-1] >= self.reference_from
+        """Codes in, codes out; which kernel runs depends on the size."""
+        self.row = self.kernels.row(codes)
         return super().forward(codes, *others)
+
+    def sums(self, codes: Tensor) -> Tensor:
+        """Of tiles with their own rounding."""
+        if self.row.tiles and self.accumulate.rounds_in_tiles:
+            return self.accumulate.in_tiles(codes)
+        return super().sums(codes)
 
     def prepare(self, xs: Tensor, ws: Tensor, os: Tensor) -> None:
         """The scales as ideep hands them on, each inverted there and back."""
@@ -156,12 +166,12 @@ class Onednn(Weighted):
 
     def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
         """Float values first, as oneDNN's post-ops compute them."""
-        joined = self.isa.onednn == "avx2" and not self.reference
+        joined = self.row.scales == "joined"
         p = sums.float() * self.both if joined else (sums.float() * self.factor) * self.scale
         if self.bias is not None:
             p = p + self.bias
         p = self.post(p, *others)
-        p = p / self.output_scale if self.reference else p * self.inverse
+        p = p / self.output_scale if self.row.scales == "reference" else p * self.inverse
         return p.add_(self.point).round_()
 
     def post(self, p: Tensor, *others: Tensor) -> Tensor:

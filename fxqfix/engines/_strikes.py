@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fxqfix.engines._base import Call
 from fxqfix.engines.isa import Isa
-from fxqfix.engines.saturation import groups_together, reference_from, runs_grouped
+from fxqfix.engines.onednn import always_gemm
+from fxqfix.engines.saturation import groups_together, runs_grouped
 from fxqfix.qparams import container_range
 
 __all__ = [
@@ -110,7 +111,7 @@ def skips_rows(call: Call) -> bool:
     axes = list(zip(kernel, stride, padding, dilation, strict=True))
     if any((d > 1 and s > 1) or p >= d * (k - 1) + 1 for k, s, p, d in axes):
         return False  # oneDNN's reference runs, which writes all
-    return reference_from(call) != 0 and any(s >= k + 2 for k, s, _, _ in axes[:-1])
+    return not always_gemm(call) and any(s >= k + 2 for k, s, _, _ in axes[:-1])
 
 
 def per_channel(call: Call) -> bool:

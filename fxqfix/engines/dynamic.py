@@ -4,8 +4,8 @@ Linear gives what the exact sum ``A`` stands for, as a float (see `_choose` for 
 
 * fbgemm: ``fma(A, f(f(xs) * f(ws)), b)``
 * qnnpack: ``f(f(A * f(f(xs) * f(ws))) + b)``
-* onednn: ``f(f(A * f(X * W)) + b)``; X and W, which are xs and ws inverted there and back, as in
-  `_requantize`. Its kernels for VNNI round ``f(f(A * X) * W)`` (not measured).
+* onednn: ``f(f(A * f(X * W)) + b)`` or ``f(f(f(A * X) * W) + b)``, by the rows of `onednn`; X and
+  W, which are xs and ws inverted there and back, as in `_requantize`.
 
 A convolution runs the static kernel with the batch's grid for its output too, and dequantizes: what
 lies beyond the input's range is lost. fbgemm finds min and max in as many floats of memory as the
@@ -27,6 +27,7 @@ from fxqfix.engines._arithmetic import fma
 from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._choose import choose, codes_of_batch, point_first, there_and_back
 from fxqfix.engines._inner import row_of
+from fxqfix.engines.onednn import Kernels
 from fxqfix.engines.weighted import build_linear
 from fxqfix.qparams import QParams, dequantize, quantize_native
 
@@ -50,7 +51,8 @@ class DynamicLinear(Exact):
         if call.weight is None:
             raise call.refuse("its weight can't be read")
         self.accumulate, self.lost = accumulate, lost
-        self.engine, self.isa, self.relu = call.engine, call.isa, call.relu
+        self.engine, self.relu = call.engine, call.relu
+        self.kernels = Kernels(call) if call.engine == "onednn" else None
         self.reduce_range = bool(call.arguments["reduce_range"]) and call.engine != "qnnpack"
         self.point_first = point_first(call)
         per_channel = call.weight.qparams.axis is not None
@@ -66,16 +68,21 @@ class DynamicLinear(Exact):
         """Floats in, floats out."""
         grid = choose(x, reduce_range=self.reduce_range)
         codes = codes_of_batch(x.contiguous(), grid, self.engine, self.point_first)
-        sums = self.accumulate(codes).double() - self.weight_sums * int(grid.zero_points[0])
-        if self.lost is not None:
-            sums = sums - self.lost(codes)
-        found = self._values(sums.float(), grid.scales[0])
+        row = self.kernels.row(codes) if self.kernels is not None else None
+        raw, offset = self.accumulate(codes).double(), self.weight_sums * int(grid.zero_points[0])
+        if row is not None and row.tiles:
+            sums = raw.float() - offset.float()
+        else:
+            lost = 0 if self.lost is None else self.lost(codes)
+            sums = (raw - offset - lost).float()
+        separate = row is not None and row.scales == "separate"
+        found = self._values(sums, grid.scales[0], separate=separate)
         return found.relu_() if self.relu else found
 
-    def _values(self, sums: Tensor, of_input: float) -> Tensor:
+    def _values(self, sums: Tensor, of_input: float, *, separate: bool) -> Tensor:
         scale = torch.tensor(of_input, dtype=torch.float64, device=sums.device)
         step = there_and_back(scale) if self.engine == "onednn" else scale.float()
-        if self.engine == "onednn" and self.isa.onednn != "avx2":
+        if separate:
             found = (sums * step) * self.scale
             return found if self.bias is None else found + self.bias
         if self.engine == "fbgemm" and self.bias is not None:

@@ -1,8 +1,8 @@
 """What only onednn fuses: convolution with an addition, linear with leaky relu or tanh.
 
 All work on p, the float value before the output scale (see `_requantize`), measured: the addition
-is ``fma(q2 - z2, S, p)`` with ``S = f(1 / f(1 / s2))``, then the relu; leaky relu ``f(p * slope)``
-where p is negative.
+is ``fma(q2 - z2, S, p)`` with ``S = f(1 / f(1 / f(s2)))``, then the relu; leaky relu
+``f(p * slope)`` where p is negative.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ class _Add(Onednn):
         other = call.qparams[1]
         if other is None:
             raise call.refuse("what it adds is not quantized")
-        self.other_scale = single(1.0 / single(1.0 / other.scales[0]))
+        self.other_scale = single(1.0 / single(1.0 / single(other.scales[0])))
         self.other_point = int(other.zero_points[0])
 
     def post(self, p: Tensor, *others: Tensor) -> Tensor:
         """Sum, then relu."""
         steps = (others[0].to(torch.int32) - self.other_point).float()
-        fused = p + steps * self.other_scale if self.reference else fma(steps, self.other_scale, p)
+        scale, reference = self.other_scale, self.row.scales == "reference"
+        fused = p + steps * scale if reference else fma(steps, scale, p)
         return super().post(fused)
 
 

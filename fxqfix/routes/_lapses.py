@@ -172,6 +172,9 @@ def lapsed(interpreter: fx.Interpreter, node: fx.Node, names: tuple[str, ...]) -
     if walk is None or found.depthwise or found.grid.storage != torch.uint8:
         return result
     raw: Any = interpreter.env[found.source.all_input_nodes[0]]
-    point, by_channel = int(found.grid.zero_points[0]), pairs[-1].endswith("by-channel")
-    lost: Tensor = Lost(found.codes, point, 0, walk, by_channel=by_channel)(raw)
+    point = int(found.grid.zero_points[0])
+    order = "flat"
+    if pairs[-1].endswith("by-channel"):
+        order = "channel" if found.dims else "halves"
+    lost: Tensor = Lost(found.codes, point, 0, walk, order)(raw)
     return result - lost * steps.double().reshape(-1, *(1,) * found.dims)

@@ -344,7 +344,7 @@ def test_the_static_bound_is_sound_and_tight() -> None:
     for first, second, possible in [(127, 1, 0), (127, 2, 1), (-128, 0, 0), (-128, -1, 1)]:
         codes = torch.tensor([[first, second]], dtype=torch.int8)
         assert saturation_possible(_call("fbgemm", codes)) == possible
-        lost = Lost(codes, 0, 0, Walk(), by_channel=False)
+        lost = Lost(codes, 0, 0, Walk(), order="flat")
         activations = torch.cartesian_prod(torch.arange(256), torch.arange(256))
         assert bool(lost(activations).any()) == bool(possible)
         assert saturation_possible(_call("fbgemm", codes), highest=127) == 0
