@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from fxqfix import _torch
+from fxqfix._settings import entry
 from fxqfix.engines import _levels
 from fxqfix.errors import OptionError, UnknownNameError, counting
 
@@ -128,6 +129,7 @@ def isa_of(given: str | Isa | None, where: str = "emulate") -> Isa:
 
 
 @functools.cache
+@entry
 def _native() -> Isa:
     return Isa(_levels.onednn(), _levels.fbgemm(), _levels.aten(), _torch.cpu_level())
 

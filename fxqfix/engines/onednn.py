@@ -165,11 +165,6 @@ def _is_signed(job: Job) -> bool:
     return job.signed
 
 
-def _odd_groups(job: Job) -> bool:
-    """OneDNN's AVX2 kernels take groups of a multiple of 4 channels, or depthwise ones."""
-    return job.shape.groups > 1 and not (job.shape.depthwise or job.shape.in_fours)
-
-
 def _dilated(shape: Geometry) -> bool:
     return any(d > 1 for d in shape.dilation)
 
@@ -177,6 +172,11 @@ def _dilated(shape: Geometry) -> bool:
 def _deep(job: Job) -> bool:
     """Depthwise in three dimensions."""
     return job.shape.depthwise and len(job.shape.kernel) == 3
+
+
+def _odd_groups(job: Job) -> bool:
+    """AVX2's kernels take groups of a multiple of 4 channels, or depthwise ones of two axes."""
+    return _deep(job) or (job.shape.groups > 1 and not (job.shape.depthwise or job.shape.in_fours))
 
 
 def _deep_dilated(job: Job) -> bool:
@@ -307,6 +307,7 @@ ROWS = (
     Row("brg_matmul", "linear", _ABOVE, _always, "separate"),
     Row("ref", "conv", ("avx2",), _odd_groups, "reference"),
     Row("jit_uni_int8", "conv", ("avx2",), _always, "joined"),
+    Row("ref", "conv", ("avx2_vnni",), _deep_dilated, "reference"),
     Row("jit_uni_int8", "conv", ("avx2_vnni",), _small_groups, "joined"),
     Row("gemm_s8u8s32", "conv", ("avx512",), _deep, "joined"),
     Row("gemm_s8u8s32", "conv", ("vnni", "amx"), _deep_dilated, "joined"),
