@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from fxqfix._settings import exact
 from fxqfix.dialects.weights import WeightView
-from fxqfix.engines.isa import VNNI, Isa
+from fxqfix.engines.isa import VNNI, Isa, isa_of
 from fxqfix.errors import UnknownNameError, UnsupportedError
 from fxqfix.qparams import QParams, zero_point_first
 
@@ -152,6 +152,20 @@ class Call:
             return getattr(packed, name)()
         return self.arguments.get(name, default)
 
+    def check_native(self) -> None:
+        """Refuse other levels and threads than those of this process.
+
+        Raises:
+            UnsupportedError: They are others.
+        """
+        here = isa_of(None), torch.get_num_threads()
+        if (self.isa, self.threads) != here:
+            raise self.refuse(
+                "it runs a float kernel of torch, whose bits are known for what this process runs "
+                f"({here[0]}, threads={here[1]}), and the call is for {self.isa}, "
+                f"threads={self.threads}: leave isa and threads out, or run there",
+            )
+
     def refuse(self, reason: str) -> UnsupportedError:
         """An error that says what of this op can't be emulated."""
         return UnsupportedError(
@@ -173,31 +187,33 @@ class Kernel:
         key: Key of the op's row in `fxqfix.ops.TABLE`, with "_dynamic" for dynamic kernels.
         build: Makes the module that computes the op; None where the op only moves codes, so that
             the node itself runs on codes as it stands.
-        inexact: Empty where every code equals the kernel's; else the condition and the measured
-            rate of codes that differ.
+        native: Whether it calls a float kernel of torch, which gives other bits on other CPUs: the
+            row holds for the levels and threads of this process, and is refused for others.
 
     Example:
         >>> from fxqfix.engines import table
-        >>> table()["fbgemm", "max_pool2d"].inexact
-        ''
+        >>> table()["fbgemm", "max_pool2d"].native
+        False
     """
 
     engine: str
     key: str
     build: Builder | None
-    inexact: str = ""
+    native: bool = False
 
 
 _TABLE: dict[tuple[str, str], Kernel] = {}
 
 
-def kernel(*keys: str, engines: tuple[str, ...], inexact: str = "") -> Callable[[Builder], Builder]:
+def kernel(
+    *keys: str, engines: tuple[str, ...], native: bool = False
+) -> Callable[[Builder], Builder]:
     """Register a builder for ops on engines."""
 
     def register(build: Builder) -> Builder:
         for engine in engines:
             for key in keys:
-                _TABLE[engine, key] = Kernel(engine, key, build, inexact)
+                _TABLE[engine, key] = Kernel(engine, key, build, native)
         return build
 
     return register
@@ -215,8 +231,8 @@ def table() -> dict[tuple[str, str], Kernel]:
 
     Example:
         >>> from fxqfix.engines import table
-        >>> table()["qnnpack", "conv2d"].inexact
-        ''
+        >>> table()["qnnpack", "conv2d"].native
+        False
     """
     return dict(_TABLE)
 

@@ -34,8 +34,8 @@ def row_of(call: Call, *, as_it_should: bool = False) -> Kernel:
 
     Example:
         >>> from fxqfix.engines import Call, row_of
-        >>> row_of(Call("fc", "fbgemm", "linear")).inexact
-        ''
+        >>> row_of(Call("fc", "fbgemm", "linear")).native
+        False
     """
     row = table().get((call.engine, call.key))
     wrong = [] if as_it_should else [d for d in rows(call) if not d.emulated]
@@ -54,6 +54,8 @@ def row_of(call: Call, *, as_it_should: bool = False) -> Kernel:
             found=str(call.target if call.module is None else type(call.module).__name__),
             remedy=_remedy(defect, reason),
         )
+    if row.native:
+        call.check_native()
     by_size = tuple(d for d in wrong if d.at is not None)
     if by_size and row.build is not None:
         return replace(row, build=functools.partial(_watched, row.build, by_size))

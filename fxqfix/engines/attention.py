@@ -122,7 +122,7 @@ def _has_bias(module: Any) -> bool:
     return module.bias_k is not None and module.bias_v is not None
 
 
-@kernel("multihead_attention", engines=_ALL)
+@kernel("multihead_attention", engines=_ALL, native=True)
 def _attention(call: Call) -> nn.Module:
     given = [name for name in call.arguments if call.arguments[name] is not None]
     masks = [name for name in given if name in _MASKS]

@@ -12,7 +12,7 @@ _OWN = ("fbgemm", "onednn", "qnnpack")  # x86 has no kernels of its own
 
 
 def coverage() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headers and a row per op: "exact", "moves codes", what is inexact, or "-".
+    """Headers and a row per op: "exact", "exact, native level only", "moves codes", or "-".
 
     Example:
         >>> headers, rows = coverage()
@@ -32,7 +32,7 @@ def _cell(engine: str, key: str) -> str:
         return "-"
     if found.build is None:
         return "moves codes"
-    return found.inexact or "exact"
+    return "exact, native level only" if found.native else "exact"
 
 
 def known_wrong(*, probe: bool = False) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

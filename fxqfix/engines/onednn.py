@@ -67,7 +67,8 @@ def row_for(call: Call, job: Job) -> Row:
     found = _first(call, job)
     if found is None or not found.scales:
         raise call.refuse(
-            f"no row predicts oneDNN's kernel at level {call.isa.onednn!r} for inputs of size {job.size}"
+            f"no row predicts oneDNN's kernel at level {call.isa.onednn!r} for inputs of size "
+            f"{job.size}"
             f"{f': {found.name}' if found is not None else ''}"
         )
     return found

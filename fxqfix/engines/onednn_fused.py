@@ -60,8 +60,9 @@ class _Tanh(Onednn):
     """Linear with tanh."""
 
     def post(self, p: Tensor, *others: Tensor) -> Tensor:
-        """Tanh by torch, which differs from oneDNN's polynomial in the last bits."""
-        return torch.tanh(p)
+        """Tanh by oneDNN's own polynomial, from which torch's differs in the last bits."""
+        found: Tensor = p.cpu().to_mkldnn().tanh().to_dense()
+        return found.to(p.device)
 
 
 @kernel("conv2d_add", engines=_ONLY)
@@ -74,6 +75,6 @@ def _linear_leaky_relu(call: Call) -> nn.Module:
     return build_linear(call, _Leaky)
 
 
-@kernel("linear_tanh", engines=_ONLY, inexact="tanh is torch's; 0 of 0.99 million differed")
+@kernel("linear_tanh", engines=_ONLY, native=True)
 def _linear_tanh(call: Call) -> nn.Module:
     return build_linear(call, _Tanh)

@@ -28,11 +28,11 @@ from fxqfix.engines._geometry import geometry
 from fxqfix.engines.onednn import pairs_of
 
 __all__ = [
-    "runs_grouped",
     "groups_together",
     "pairing",
     "pairs_of_weights",
     "raw_rows",
+    "runs_grouped",
     "saturating",
     "saturation_possible",
 ]

@@ -71,7 +71,7 @@ class QnnSoftmax(Exact):
         return found
 
 
-@kernel("softmax", engines=_SHARED, inexact="exp and sums are torch's own; 0 of 4.1 M differed")
+@kernel("softmax", engines=_SHARED, native=True)
 @kernel("softmax", engines=("qnnpack",))
 def _softmax(call: Call) -> nn.Module:
     dim: Any = call.option("dim")
@@ -80,6 +80,7 @@ def _softmax(call: Call) -> nn.Module:
     grid = call.grid
     if call.engine == "qnnpack" and (grid.scales[0], grid.zero_points[0]) == (1 / 256, 0):
         return QnnSoftmax(call.source, dim)
+    call.check_native()
     return Softmax(call, dim)
 
 
@@ -97,10 +98,6 @@ class Matmul(Exact):
         return quantize_native(found, self.grid, self.point_first).to(self.grid.storage)
 
 
-@kernel(
-    "matmul",
-    engines=_ALL,
-    inexact="float sums are in the order of torch's own; 0 of 3.3 M differed",
-)
+@kernel("matmul", engines=_ALL, native=True)
 def _matmul(call: Call) -> nn.Module:
     return Matmul(call)
