@@ -152,6 +152,20 @@ class Call:
             return getattr(packed, name)()
         return self.arguments.get(name, default)
 
+    @property
+    def scalar(self) -> bool:
+        """Whether ATen runs scalar code: no vectors, and no fused products."""
+        return self.isa.aten == "default"
+
+    def check_vectors(self) -> None:
+        """Refuse ATen's scalar code.
+
+        Raises:
+            UnsupportedError: The call is for it.
+        """
+        if self.scalar:
+            raise self.refuse("no row follows ATen's scalar code (aten level 'default') here")
+
     def check_native(self) -> None:
         """Refuse other levels and threads than those of this process.
 

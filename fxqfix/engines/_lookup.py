@@ -5,6 +5,8 @@ Element-wise kernels have a vector body and a scalar tail that round differently
 * body: ``x = fma(s, q, f(-(zp * s)))``, the function, ``rne(f(y * f(1/os))) + zo``
 * tail: ``x = f(s * (q - zp))``, the function, ``rne(f(f(y * f(1/os)) + zo))``; where native
   quantize adds the zero point behind the rounding (`Call.point_first`), as in the body
+
+Where ATen runs scalar code, the body has the tail's ``x``, quantized as ``quantize_per_tensor``.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor
 from fxqfix.engines._arithmetic import fma, real, single, to_codes
 from fxqfix.engines._base import Call, Exact
 from fxqfix.engines._loops import result_like, tail_positions
-from fxqfix.qparams import QParams, round_native
+from fxqfix.qparams import QParams, quantize_native, round_native
 
 __all__ = ["Lookup", "Rounding", "codes_of", "fused", "select", "vectorized"]
 
@@ -89,18 +91,20 @@ class Rounding:
     """From float values to the codes of a grid.
 
     Args:
+        call: The op.
         grid: The grid of the result.
-        point_first: Whether the tail adds the zero point before it rounds.
         wide: Whether 1/os is divided in double.
     """
 
-    def __init__(self, grid: QParams, point_first: bool, *, wide: bool = False) -> None:
+    def __init__(self, call: Call, grid: QParams, *, wide: bool = False) -> None:
         self.grid, self.point = grid, int(grid.zero_points[0])
-        self.point_first = point_first
+        self.point_first, self.scalar = call.point_first, call.scalar
         self.inverse = single(1.0 / (grid.scales[0] if wide else single(grid.scales[0])))
 
     def body(self, y: Tensor) -> Tensor:
-        """The zero point is added to whole numbers."""
+        """The zero point is added to whole numbers; scalar code quantizes as torch does."""
+        if self.scalar:
+            return quantize_native(y, self.grid, self.point_first).to(self.grid.storage)
         return to_codes(torch.round(y * self.inverse) + self.point, self.grid)
 
     def tail(self, y: Tensor) -> Tensor:
@@ -120,7 +124,7 @@ def vectorized(
 
     A fused relu works on the float values.
     """
-    rounding = Rounding(call.grid, call.point_first, wide=wide)
+    rounding = Rounding(call, call.grid, wide=wide)
     codes = codes_of(call, count)
     sources = [call.grid_of(index) for index in range(count)]
 
@@ -128,7 +132,8 @@ def vectorized(
         y = function(*(reals(c, q) for c, q in zip(codes, sources, strict=True)))
         return y.clamp(min=0) if call.relu else y
 
-    body, tail = rounding.body(values(fused)), rounding.tail(values(real))
+    tail = rounding.tail(values(real))
+    body = rounding.body(values(real if call.scalar else fused))
     return Lookup(call, body, tail, contiguous=contiguous)
 
 

@@ -96,6 +96,7 @@ def _hardsigmoid(call: Call) -> nn.Module:
 
 @kernel("tanh", engines=_SHARED)
 def _tanh(call: Call) -> nn.Module:
+    call.check_vectors()
     return vectorized(call, torch.tanh)
 
 
@@ -103,7 +104,7 @@ def _tanh(call: Call) -> nn.Module:
 def _sigmoid(call: Call) -> nn.Module:
     """Its vector body dequantizes as the tail does, and the tail divides in double."""
     x = real(codes_of(call)[0], call.source)
-    rounding = Rounding(call.grid, call.point_first)
+    rounding = Rounding(call, call.grid)
     tail = (1.0 / (1.0 + torch.exp(-x.double()).float().double())).float()
     return Lookup(call, rounding.body(torch.sigmoid(x)), rounding.tail(tail))
 

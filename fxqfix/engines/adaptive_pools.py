@@ -34,6 +34,7 @@ class AdaptiveAveragePool(Exact):
     def __init__(self, call: Call, size: Any, dims: int) -> None:
         super().__init__()
         self.source, self.point_first = call.source, call.point_first
+        self.vectors = call.point_first and not call.scalar
         self.qnnpack = call.engine == "qnnpack" and dims == 2
         self.size = list(size) if isinstance(size, list | tuple) else [size] * dims
 
@@ -64,7 +65,7 @@ class AdaptiveAveragePool(Exact):
         zero = torch.tensor(float(point), device=codes.device)
         body = torch.round(fma(centered, inverse, zero))
         tail = round_native(centered * inverse, point, self.point_first)
-        found = mixed(body if self.point_first else tail, tail, 8)
+        found = mixed(body if self.vectors else tail, tail, 8)
         return stored(to_codes(found, self.source), codes)
 
 

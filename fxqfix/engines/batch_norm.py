@@ -71,4 +71,5 @@ def parameter(call: Call, name: str) -> Tensor | None:
 
 @kernel("batch_norm", *(f"batch_norm{d}d" for d in (1, 2, 3)), engines=_ALL)
 def _batch_norm(call: Call) -> nn.Module:
+    call.check_vectors()
     return BatchNorm(call)

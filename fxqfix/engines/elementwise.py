@@ -120,8 +120,9 @@ class Cat(Exact):
         if high - low != 255:
             raise call.refuse(f"its kernel takes no {source.dtype}")
         codes = torch.arange(low, high + 1)
-        rounding = Rounding(call.grid, call.point_first)
-        body, plain = fused(codes, source), real(codes, source)
+        rounding = Rounding(call, call.grid)
+        plain = real(codes, source)
+        body = plain if call.scalar else fused(codes, source)
         if call.relu:
             body, plain = body.clamp(min=0), plain.clamp(min=0)
         anew = quantize_native(plain, call.grid, call.point_first).to(call.grid.storage)

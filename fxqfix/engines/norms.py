@@ -1,6 +1,7 @@
 """Normalizations by a group's own statistics: the same kernels on every engine.
 
-Products are fused with the sums they stand in. Of a group's N codes, with ``u = f(sum q / N)``:
+Products are fused with the sums they stand in, but in scalar code. Of a group's N codes, with
+``u = f(sum q / N)``:
 
 * ``m = f(u - z)``, ``v = fma(-u, u, f(sum q*q / N))``, at least 0,
   ``r = f(s / sqrt(f(f(v * s) * s) + eps))``, the root in double
@@ -30,6 +31,11 @@ _ALL = ("fbgemm", "onednn", "qnnpack")
 _LANES = 32  # codes in a vector; these kernels have no wider ones
 
 
+def _apart(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """A product and a sum, each rounded: scalar code fuses none."""
+    return a * b + c
+
+
 class _Norm(Exact):
     """What the other norms share: statistics of groups, and the parameters."""
 
@@ -40,7 +46,8 @@ class _Norm(Exact):
         super().__init__()
         self.source, self.grid, self.node = call.source, call.grid, call.node
         self.eps = float(call.option("eps"))
-        self.rounding = Rounding(call.grid, call.point_first)
+        self.fma = _apart if call.scalar else fma
+        self.rounding = Rounding(call, call.grid)
         self.threads, self.point = call.threads, int(call.source.zero_points[0])
         self.register_buffer("weight", parameter(call, "weight"))
         self.register_buffer("bias", parameter(call, "bias"))
@@ -48,7 +55,7 @@ class _Norm(Exact):
     def statistics(self, sums: Tensor, squares: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """``(m, r)`` from sums of codes and of their squares, of groups of `count`."""
         scale, mean = single(self.source.scales[0]), sums.float() / float(count)
-        variance = fma(-mean, mean, squares.float() / float(count)).clamp(min=0)
+        variance = self.fma(-mean, mean, squares.float() / float(count)).clamp(min=0)
         deviation = torch.sqrt((variance * scale * scale).double() + self.eps)
         return mean - self.point, (scale / deviation).float()
 
@@ -72,7 +79,7 @@ class LayerNorm(_Norm):
         sums = rows.double().sum(1, keepdim=True), rows.double().square().sum(1, keepdim=True)
         m, r = self.statistics(*sums, self.count)
         x = (rows.int() - self.point).float()
-        y = fma((x - m) * r, *self.parameters_of(self.count, codes))
+        y = self.fma((x - m) * r, *self.parameters_of(self.count, codes))
         vector = torch.arange(self.count, device=codes.device) < self.count // _LANES * _LANES
         found = torch.where(vector, self.rounding.body(y), self.rounding.tail(y))
         return suggested(found.reshape(codes.shape), codes.contiguous())
@@ -113,8 +120,8 @@ class GroupNorm(_Norm):
         x, g = (codes.int() - self.point).float(), (r * gamma).reshape(wide)
         m, beta = m.reshape(wide), beta.reshape(1, *wide[1:])
         if not last:
-            return laid_out(self.rounding.body(fma(x - m, g, beta)), 0)
-        y = fma(x, g, fma(-g, m, beta))
+            return laid_out(self.rounding.body(self.fma(x - m, g, beta)), 0)
+        y = self.fma(x, g, self.fma(-g, m, beta))
         span = size if pixels < 512 else channels
         lane = torch.arange(channels, device=codes.device).reshape(1, *wide[1:]) % span
         vector = lane < span // _LANES * _LANES

@@ -251,6 +251,22 @@ def _brgemm(width: int) -> Callable[[Job], bool]:
     return fits
 
 
+def _strided(width: int) -> Callable[[Job], bool]:
+    """A transposed convolution of a larger stride, which divides the output's width.
+
+    Args:
+        width: How many sums a register holds.
+    """
+
+    def fits(job: Job) -> bool:
+        shape, step = job.shape, job.shape.stride[-1]
+        small = shape.in_fours and shape.inputs <= width
+        even = step > 1 and job.out[-1] % step == 0
+        return even and not (small or shape.outside or _dilated(shape))
+
+    return fits
+
+
 def _jit(*blocks: tuple[int, int]) -> Callable[[Job], bool]:
     """A kernel of transposed convolutions.
 
@@ -325,10 +341,12 @@ ROWS = (
     Row(_ODD, "transposed", ("amx",), _as_plain(_unmeasured), ""),
     Row("brg_deconv", "transposed", ("amx",), _AMX_APART, "separate"),
     Row("brg_deconv:amx", "transposed", ("amx",), _as_plain(_always), "joined", tiles=True),
+    Row("brgconv_strided", "transposed", ("avx2_vnni",), _strided(8), "separate"),
     Row("jit_deconvolution", "transposed", ("avx512",), _jit((16, 28)), "separate"),
     Row("jit_deconvolution", "transposed", ("vnni", "amx"), _jit((16, 30)), "separate"),
     Row("jit_uni_int8", "transposed", ("avx2",), _UNI, "joined"),
     Row("jit_uni_int8", "transposed", ("avx2_vnni",), _UNI_VNNI, "joined"),
+    Row("brgconv_strided or conv:any", "transposed", ("avx512", "vnni"), _strided(16), ""),
     Row("another level's kernel", "transposed", ("avx512", "vnni"), _UNI_VNNI, ""),
     Row("conv:any", "transposed", _BELOW, _always, "reference", gemm=True),
 )

@@ -7,7 +7,7 @@ With the weights ``w0 = f(1 - w1)`` of two columns and ``h0``, ``h1`` of two row
 * channels-last: the source index is fused; whole vectors of 8 channels fuse the second product
   with each sum, the channels behind them the first
 
-An image of one pixel passes for channels-last; see `_layout.stored`.
+Scalar code fuses nothing. An image of one pixel passes for channels-last; see `_layout.stored`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Bilinear(_Resize):
     def __init__(self, call: Call, options: dict[str, Any]) -> None:
         super().__init__(options)
         self.source, self.point = call.source, int(call.source.zero_points[0])
-        self.point_first = call.point_first
+        self.point_first, self.scalar = call.point_first, call.scalar
 
     def forward(self, *given: Any) -> Tensor:
         """Codes and sizes in, codes out."""
@@ -82,13 +82,14 @@ class Bilinear(_Resize):
         size = F.interpolate(codes[:1, :1].float(), **options).shape[2:]
         scales = _scales(options)
         last = passes_for_last(codes)
+        fused = last and not self.scalar
         lines = [
-            line(codes.shape[2 + i], size[i], bool(options["align_corners"]), scales[i], last)
+            line(codes.shape[2 + i], size[i], bool(options["align_corners"]), scales[i], fused)
             for i in (0, 1)
         ]
         x = codes.to(torch.float32, memory_format=torch.contiguous_format)
         lines = [tuple(t.to(x.device) for t in found) for found in lines]
-        if not last:
+        if not fused:
             found = weighted(x, lines, None)
         else:
             vectors = codes.shape[1] // _LANES * _LANES

@@ -62,9 +62,10 @@ def _prelu(call: Call) -> nn.Module:
 
 @kernel("gelu", engines=_ALL)
 def _gelu(call: Call) -> nn.Module:
-    codes, rounding = codes_of(call)[0], Rounding(call.source, call.point_first)
+    codes, rounding = codes_of(call)[0], Rounding(call, call.source)
     curves = (_body_tanh, _tail_tanh) if call.option("approximate") == "tanh" else (_body, _tail)
-    body = rounding.body(curves[0](fused(codes, call.source)))
+    read = real if call.scalar else fused
+    body = rounding.body(curves[0](read(codes, call.source)))
     tail = rounding.tail(curves[1](real(codes, call.source).double()).float())
     return Lookup(call, body, tail)
 

@@ -13,6 +13,8 @@ from fxqfix._torch import quantized_engine, quiet
 from fxqfix.flows.emulate import emulate
 
 ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
+# How `emulate` refuses what no row follows at the level of this process.
+AT_THIS_LEVEL = ("no row predicts", "no row says", "no row follows")
 
 
 # A model's emulations, by their options: most of a comparison's time is making one.

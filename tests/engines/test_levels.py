@@ -97,7 +97,7 @@ def test_rows_are_the_kernels_on_near_ties(op: str) -> None:
     bad, total, refused = _sweep(op, 60)
     assert bad == 0, f"{bad} of {total}"
     assert total > 10_000
-    most = {"avx512": 30, "amx": 50}.get(isa_of(None).onednn, 0)
+    most = {"avx512": 30, "amx": 50}.get(isa_of(None).onednn, 5)
     assert refused["no row predicts"] + refused["no row says"] <= most
 
 
