@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fxqfix.causes import Attribution, Recompute
+from fxqfix.causes.half_dequantize import in_half
 from fxqfix.dialects.weights import WeightView
 from fxqfix.measure import OutputProbe, Returned
 from fxqfix.passes._shadow_modules import Local
@@ -111,6 +112,10 @@ class Outputs:
             "bn-folding": (tail.folded(local) == found, "BatchNorm is folded in the last op"),
             "rounding": (near(exact), f"float32 sums in another order, at most {width:.2g} apart"),
         }
+        if (inputs := in_half(local)) is not None:
+            found_so = tail.folded(replace(local, inputs=inputs)) == found
+            said = "the codes behind it are dequantized in half precision"
+            masks = {"half-dequantize": (found_so, said), **masks}
         converted = exact if _same(mine, theirs) else tail.exact(local, theirs)
         if converted is not exact:
             names = ", ".join(theirs)

@@ -27,6 +27,7 @@ from tests.dialects.pt2e_nets import (
     pt2e,
     tq,
 )
+from tests.faults.injectors import half_dequantize
 
 
 class _Blockwise(tq.Quantizer):  # type: ignore[misc]  # torchao has no types
@@ -108,3 +109,13 @@ def test_tables_with_float_zero_points(net: str) -> None:
     assert tables
     assert all(row.causes["zero-point-cut"] > 10 for row in tables)
     assert set(report.causes) <= {"zero-point-cut", "rounding", "upstream"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_with_codes_that_it_does_not_hold(dtype: torch.dtype) -> None:
+    fault = half_dequantize(dtype)
+    report = fxqfix.compare(fault.prepared, fault.converted, fault.batches)
+    assert set(report.causes) == {"half-dequantize", "upstream"}
+    assert report.causes["half-dequantize"] > 300
+    healthy = fxqfix.compare(fault.prepared, fxqfix.to_decomposed(fault.prepared), fault.batches)
+    assert healthy.exact

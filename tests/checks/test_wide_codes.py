@@ -18,7 +18,7 @@ from tests.dialects.pt2e_nets import prepare_pt2e, pt2e, tq  # behind importorsk
 X = torch.linspace(-1.5, 1.5, 16 * 32).reshape(16, 32)
 
 
-class _Own(tq.Quantizer):  # type: ignore[misc]  # torchao has no types
+class LinearsOf(tq.Quantizer):  # type: ignore[misc]  # torchao has no types
     """Linears with activations of one dtype and int8 weights."""
 
     def __init__(self, dtype: torch.dtype, low: int, high: int, eps: float) -> None:
@@ -48,7 +48,7 @@ def found(dtype: torch.dtype, low: int, high: int, amplitude: float = 1.0) -> se
     net = nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 4)).eval()
     with quiet():
         program = torch.export.export(net, (X,)).module()
-        prepared = prepare_pt2e(program, _Own(dtype, low, high, 2.0**-23))
+        prepared = prepare_pt2e(program, LinearsOf(dtype, low, high, 2.0**-23))
         prepared(amplitude * X)
     frozen = fxqfix.freeze(prepared)
     return {f.code for f in fxqfix.lint(frozen, engine="fbgemm").findings}

@@ -19,8 +19,8 @@ The terms, so that the figures can't be read in more than one way:
 What is not planted here, because no architecture but some has it: `requantization` (a pool that
 eager mode does not observe), `kernel-defect` (an op that an engine computes wrongly),
 `inplace-lost` (an op that overwrites what a skip reads), `zero-point-cut` (an embedding with
-float zero points) and `degenerate-scale` (a normalized constant), planted in
-tests/faults/injectors.py;
+float zero points), `half-dequantize` (a model in half precision) and `degenerate-scale` (a
+normalized constant), planted in tests/faults/injectors.py;
 `int16-saturation`, which needs a CPU without VNNI.
 """
 

@@ -271,6 +271,23 @@ def degenerate_scale() -> Fault:
     return Fault(frozen, converted, [x], ("norm",), "fbgemm")
 
 
+def half_dequantize(dtype: torch.dtype = torch.bfloat16) -> Fault:
+    """Half precision and 16-bit codes: torch's dequantize subtracts the zero point in half."""
+    pytest.importorskip("torchao")
+    from tests.checks.test_wide_codes import LinearsOf
+    from tests.dialects import pt2e_nets as nets
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 9)).eval().to(dtype)
+    x = torch.randn(24, 32, dtype=dtype)
+    quantizer = LinearsOf(torch.int16, -(2**15), 2**15 - 1, 2.0**-23)
+    with quiet():
+        prepared = nets.prepare_pt2e(torch.export.export(net, (x,)).module(), quantizer)
+        prepared(x)
+    frozen = fxqfix.freeze(prepared)
+    return Fault(frozen, nets.convert_pt2e(prepared), [x, 0.5 * x], ("linear", "linear_1"))
+
+
 def zero_point_cut() -> Fault:
     """A table with float zero points: the decomposed op cuts them off."""
     pytest.importorskip("torchao")
@@ -337,6 +354,7 @@ INJECTORS: dict[str, Callable[[], Fault]] = {
     "inplace-lost": inplace_lost,
     "zero-point-cut": zero_point_cut,
     "degenerate-scale": degenerate_scale,
+    "half-dequantize": half_dequantize,
     **{
         name: _plant(name)
         for name in (
