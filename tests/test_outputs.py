@@ -193,3 +193,17 @@ def test_random_ops_are_not_certified_without_data() -> None:
     certificate = fxqfix.certificate_of(fxqfix.to_int8(prepared(Dropping()), engine="fbgemm"))
     assert certificate.verdict == "not judged"
     assert any("draws random numbers" in reason for reason in certificate.left_out)
+
+
+def test_kernels_that_quantize_at_run_time_are_not_judged() -> None:
+    """A dynamic linear quantizes its input per batch, where the prepared model computes in float."""
+    with quiet():
+        mapping = tq.QConfigMapping().set_global(tq.default_dynamic_qconfig)
+        model = prepare_fx(nn.Sequential(nn.Linear(8, 4)).eval(), mapping, (X,))
+        converted = convert_fx(copy.deepcopy(model))
+    report = fxqfix.compare(model, converted, [X])
+    row = report.row("output 0")
+    assert row.differing > 0
+    assert report.unexplained == 0
+    assert "quantizes in its kernel" in row.problems[0]
+    assert report.verdict == "not judged"

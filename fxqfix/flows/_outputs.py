@@ -7,17 +7,21 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxqfix.causes import Attribution, Recompute
 from fxqfix.causes.half_dequantize import in_half
+from fxqfix.dialects import Reading
 from fxqfix.dialects.weights import WeightView
+from fxqfix.engines import Call
 from fxqfix.measure import OutputProbe, Returned
+from fxqfix.pairing import Pairing
 from fxqfix.passes._shadow_modules import Local
+from fxqfix.passes._weave import returned
 from fxqfix.qparams import QParams
 from fxqfix.report import Row
 
-__all__ = ["Outputs"]
+__all__ = ["Outputs", "float_kernels"]
 
 # What float32 may do to a sum, in half units of its last place, beside what the shadow shows.
 _ROUNDINGS, _HALF_UNIT = 8, 2.0**-24
@@ -32,12 +36,15 @@ class Outputs:
         grids: Of each value the grid that the converted model rounds it to, which no site has.
         inputs: Names of the sites that each is computed from.
         attribute: Whether causes are wanted.
+        kernels: Of each value the converted ops behind the last sites that give floats from
+            integers of their own (dynamic ones, embeddings): the prepared model has no such step.
     """
 
     tails: tuple[Recompute, ...]
     grids: tuple[QParams | None, ...]
     inputs: tuple[tuple[str, ...], ...]
     attribute: bool
+    kernels: tuple[tuple[str, ...], ...] = ()
     shares: dict[str, Attribution] = field(default_factory=dict)
 
     @cached_property
@@ -94,6 +101,11 @@ class Outputs:
                 masks = {}
             for cause, (mask, evidence) in masks.items():
                 take(cause, mask, evidence)
+        own = self.kernels[sums.end] if self.kernels else ()
+        if own and bool(left.any()):
+            problem = f"{', '.join(own)} quantizes in its kernel: what that does is not known here"
+            share.problems += [problem] if problem not in share.problems else []
+            return
         take("unexplained", left, "")
 
     def _local(self, end: int, local: Local, found: Tensor) -> dict[str, tuple[Tensor, str]]:
@@ -132,6 +144,30 @@ class Outputs:
             names = ", ".join(tail.own_inner) or tail.end.name
             masks["requantization"] = rounded, f"{names!r} is rounded to {grids[-1]}"
         return masks
+
+
+def float_kernels(
+    converted: Reading, pairing: Pairing, calls: Mapping[str, Call]
+) -> tuple[tuple[str, ...], ...]:
+    """Of each value that an int8 model returns: kernels behind the last sites that give floats.
+
+    Args:
+        converted: The model.
+        pairing: Its sites beside the prepared ones.
+        calls: Its int8 ops, by node name.
+    """
+    sites = {p.converted.node for p in pairing.pairs if p.prepared.site.kind == "activation"}
+    found = []
+    for end in returned(converted.graph_module.graph):
+        queue, seen = [end], dict[fx.Node, None]()
+        while queue:
+            node = queue.pop()
+            if node not in seen and node not in sites:
+                seen[node] = None
+                queue.extend(node.all_input_nodes)
+        own = {n.name: calls[n.name] for n in seen if n.name in calls}
+        found.append(tuple(n for n, c in own.items() if c.output is None and c.weight is not None))
+    return tuple(found)
 
 
 def _same(mine: Mapping[str, WeightView], theirs: Mapping[str, WeightView]) -> bool:

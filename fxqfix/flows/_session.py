@@ -17,7 +17,7 @@ from fxqfix.dialects.weights import WeightView
 from fxqfix.flows import _notes
 from fxqfix.flows._away import Away
 from fxqfix.flows._holdings import blocks, holdings, picked, weight_node
-from fxqfix.flows._outputs import Outputs
+from fxqfix.flows._outputs import Outputs, float_kernels
 from fxqfix.measure import Corrector, Probe, Run, discrepancy, run
 from fxqfix.pairing import Pair, Pairing
 from fxqfix.passes import EmulateEngine, FoldBatchNorm, FreezeQParams, InsertShadows
@@ -77,6 +77,7 @@ class Session:
             found = engines.calls(self.converted.graph_module, *options, strict=False)
             self.calls = {node.name: call for node, call in found.items()} | self._garbled(found)
             self.writers = {name: call for call in found.values() for name in call.rereads}
+            self.outputs.kernels = float_kernels(self.converted, self.pairing, self.calls)
             if self.home != CPU:
                 self.away = Away.of(self.converted, self.calls.values(), options, self.home)
                 self._emulate(self.away.emulation)

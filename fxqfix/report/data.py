@@ -159,7 +159,9 @@ class Report(Judged):
             found += [f"{row.name}: the batches held no value of it" for row in empty]
         unasked = sum(map(_without_cause, self.rows))
         if unasked:
-            found.append(f"{unasked} codes differ whose cause was not asked for")
+            found.append(
+                f"{unasked} codes differ without a cause: not asked for, or not known here"
+            )
         return tuple(found)
 
     @property

@@ -54,7 +54,7 @@ def test_the_table_names_causes_that_exist() -> None:
 def test_codes_without_a_cause_are_not_judged() -> None:
     report = with_site(local=apart(64, 3), causes={"rounding": 2}, either=3)
     assert report.verdict == "not judged"
-    assert report.left_out == ("1 codes differ whose cause was not asked for",)
+    assert report.left_out == ("1 codes differ without a cause: not asked for, or not known here",)
 
 
 def test_codes_out_of_range_are_a_fault_whatever_their_cause() -> None:
