@@ -65,7 +65,7 @@ def _plain(value: Any) -> Any:
 def same(a: Any, b: Any) -> bool:
     """Equal outputs: the same nesting, and equal bits of every tensor."""
     if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and bits(a)[-1] == bits(b)[-1] and a.shape == b.shape
+        return isinstance(b, Tensor) and bits(a)[4:] == bits(b)[4:] and a.shape == b.shape
     if isinstance(a, (tuple, list)):
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):

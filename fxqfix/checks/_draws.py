@@ -91,7 +91,7 @@ def _module_draws(module: nn.Module) -> bool:
 
 def _is_quiet(method: types.FunctionType, kind: type) -> bool:
     """Whether torch or this package wrote it, and none of their modules with that name draws."""
-    own = method.__module__.startswith(("torch.", "fxqfix."))
+    own = (method.__module__ or "").startswith(("torch.", "fxqfix."))  # generated code has none
     return own and not any(word in kind.__name__ for word in _TELLING)
 
 

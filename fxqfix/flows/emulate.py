@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from fxqfix import dialects, engines
+from fxqfix import _torch, dialects, engines
 from fxqfix._devices import check_int8
 from fxqfix._settings import entry
 from fxqfix.engines import ENGINES, Isa, isa_of, threads_of
@@ -74,5 +74,6 @@ def emulate(
         check_packed(call, chosen)
     traced = model is not dialects.unwrapped(converted)  # a copy already
     emulated: fx.GraphModule
-    emulated = chain(model, EmulateEngine(*options), owned=traced).graph_module
+    with _torch.quantized_engine(chosen):
+        emulated = chain(model, EmulateEngine(*options), owned=traced).graph_module
     return emulated

@@ -23,6 +23,7 @@ from torch.ao.quantization import (
     get_default_qconfig_mapping,
 )
 from torch.ao.quantization.fake_quantize import FakeQuantize
+from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.observer import MinMaxObserver, MovingAverageMinMaxObserver
 from torch.ao.quantization.quantize_fx import prepare_fx, prepare_qat_fx
 
@@ -285,6 +286,24 @@ def test_eager_models_are_read_too() -> None:
     prepared = torch.ao.quantization.prepare(net)
     report = fxqfix.lint(prepared, engine="fbgemm")
     assert {f.code for f in report.of("error")} == {"uncalibrated"}
+
+
+def test_a_graph_inside_a_model_draws_nothing() -> None:
+    """Its forward is generated code, which belongs to no module of Python."""
+    inner = fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    x = torch.ones(2, 4)
+    custom = PrepareCustomConfig().set_standalone_module_name("0", None, (x,), None, None)
+    with quiet():
+        prepared = prepare_fx(
+            nn.Sequential(inner, nn.Linear(4, 2)).eval(),
+            get_default_qconfig_mapping("fbgemm"),
+            (x,),
+            prepare_custom_config=custom,
+        )
+        prepared(x)
+    assert "nondeterministic" not in {
+        f.code for f in fxqfix.lint(prepared, engine="fbgemm").findings
+    }
 
 
 def test_bad_input() -> None:

@@ -140,6 +140,19 @@ def test_only_int8_models() -> None:
         fxqfix.emulate(fxqfix.to_decomposed(_prepared()), engine="fbgemm")
 
 
+def test_a_model_is_copied_for_its_own_engine() -> None:
+    """fbgemm, the engine in force, can't pack what qnnpack has packed here."""
+    x = _data("Residual")
+    with quantized_engine("qnnpack"), quiet():
+        mapping = get_default_qconfig_mapping("onednn")  # per channel
+        net = nn.Sequential(nn.ConvTranspose2d(3, 3, 2)).eval()
+        prepared = prepare_fx(net, mapping, (x,))
+        prepared(x)
+        model = convert_fx(prepared)
+        wanted = model(x)
+    assert torch.equal(fxqfix.emulate(model, engine="qnnpack")(x), wanted)
+
+
 def test_a_model_of_another_engine() -> None:
     with pytest.raises(UnsupportedError, match="packed for qnnpack"):
         fxqfix.emulate(converted("MLP", "qnnpack"), engine="fbgemm")

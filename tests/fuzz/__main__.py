@@ -147,10 +147,11 @@ def search(seconds: float, seed: int, folder: Path = FOLDER) -> Tally:
     for spec in (spec for i in count() for spec in drawn(seed + i)):
         if time.monotonic() > end:
             break
-        for kind in tally.add(spec, child.run(spec)):
-            smallest = shrink(spec, kind, child)
-            path = save(smallest, kind, folder)
-            print(f"FOUND {kind}\n  {smallest}\n  python -m tests.fuzz --replay {path}", flush=True)
+        if new := tally.add(spec, child.run(spec)):
+            smallest, kinds = shrink(spec, new[0], child), "\n".join(new)
+            path = save(smallest, kinds, folder)
+            print(f"FOUND {kinds}\n  {smallest}", flush=True)
+            print(f"  python -m tests.fuzz --replay {path}", flush=True)
     child.stop()
     return tally
 
