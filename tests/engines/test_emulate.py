@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.ao.nn import quantizable as nnqa
 from torch.ao.nn import quantized as nnq
-from torch.ao.quantization import default_weight_observer, get_default_qconfig_mapping
+from torch.ao.quantization import (
+    default_weight_observer,
+    get_default_qat_qconfig_mapping,
+    get_default_qconfig_mapping,
+)
 from torch.ao.quantization.fx.custom_config import ConvertCustomConfig, PrepareCustomConfig
-from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
 import fxqfix
 from fxqfix._torch import quantized_engine, quiet
@@ -144,11 +148,11 @@ def test_a_model_is_copied_for_its_own_engine() -> None:
     """fbgemm, the engine in force, can't pack what qnnpack has packed here."""
     x = _data("Residual")
     with quantized_engine("qnnpack"), quiet():
-        mapping = get_default_qconfig_mapping("onednn")  # per channel
-        net = nn.Sequential(nn.ConvTranspose2d(3, 3, 2)).eval()
-        prepared = prepare_fx(net, mapping, (x,))
+        mapping = get_default_qat_qconfig_mapping("onednn")  # per channel
+        net = nn.Sequential(nn.ConvTranspose2d(3, 3, 2)).train()
+        prepared = prepare_qat_fx(net, mapping, (x,))
         prepared(x)
-        model = convert_fx(prepared)
+        model = convert_fx(prepared.eval())
         wanted = model(x)
     assert torch.equal(fxqfix.emulate(model, engine="qnnpack")(x), wanted)
 
