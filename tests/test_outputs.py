@@ -196,7 +196,7 @@ def test_random_ops_are_not_certified_without_data() -> None:
 
 
 def test_kernels_that_quantize_at_run_time_are_not_judged() -> None:
-    """A dynamic linear quantizes its input per batch, where the prepared model computes in float."""
+    """A dynamic linear quantizes its input per batch; the prepared model computes in float."""
     with quiet():
         mapping = tq.QConfigMapping().set_global(tq.default_dynamic_qconfig)
         model = prepare_fx(nn.Sequential(nn.Linear(8, 4)).eval(), mapping, (X,))
