@@ -30,6 +30,7 @@ class Emulated:
         inputs: Nodes of the prepared graph that the site's shadow takes, in its order.
         call: The converted op.
         left: Why nodes of the emulated model stand in it as they were, by name.
+        late: Why inputs of some sizes have no arithmetic, as they come.
     """
 
     cutter: Cutter
@@ -38,6 +39,7 @@ class Emulated:
     inputs: tuple[str, ...]
     call: Call
     left: Mapping[str, str] = field(default_factory=dict)
+    late: list[str] = field(default_factory=list)
 
     @cached_property
     def _region(self) -> Region:
@@ -62,10 +64,14 @@ class Emulated:
         return tuple(m for m in modules if isinstance(m, Weighted))
 
     @cached_property
-    def refused(self) -> str:
-        """Why the site has no arithmetic; "" where it has."""
+    def _left_out(self) -> str:
         nodes = (n.name for n in self._region.graph.nodes)
         return next((self.left[name] for name in nodes if name in self.left), "")
+
+    @property
+    def refused(self) -> str:
+        """Why the site has no arithmetic, for inputs of any size or for one; "" where it has."""
+        return self._left_out or next(iter(self.late), "")
 
     def codes(self, local: Local, without: str = "") -> Tensor | None:
         """The codes that the engine gives; None where an op of the region can't be emulated.
@@ -74,13 +80,14 @@ class Emulated:
             local: The shadow's inputs.
             without: An effect of the kernel to leave out, by the name of its cause.
         """
-        if self._order is None or self.refused:
+        if self._order is None or self._left_out:
             return None
         given = [local.inputs[i] if local.raw[i] is None else local.raw[i] for i in self._order]
         try:
             with self._leaving_out(without):
                 found: Any = self._interpreter.run(*given)
-        except UnsupportedError:  # an input of this size
+        except UnsupportedError as error:  # an input of this size
+            self.late.append(error.what)
             return None
         finally:
             # The batch's tensors

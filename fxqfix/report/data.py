@@ -146,7 +146,7 @@ class Report(Judged):
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Sites without a row, outputs that were not compared, codes whose cause was not asked."""
+        """Sites without a row, outputs that were not compared, causes that were not asked for."""
         gone = (*self.coverage.unpaired, *self.coverage.unsupported)
         found = [f"{site.name} ({site.side}): {site.reason}" for site in gone]
         sites = [row for row in self.rows if row.kind != "output"]
@@ -162,6 +162,7 @@ class Report(Judged):
             found.append(
                 f"{unasked} codes differ without a cause: not asked for, or not known here"
             )
+        found += [f"{row.name}: {problem}" for row in self.rows for problem in row.problems]
         return tuple(found)
 
     @property

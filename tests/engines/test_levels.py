@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import prepare_fx
 
-from fxqfix._torch import quantized_engine
+import fxqfix
+from fxqfix._torch import quantized_engine, quiet
 from fxqfix.engines import Call, isa_of
 from fxqfix.engines._geometry import Geometry, Job
 from fxqfix.engines.onednn import row_for
@@ -227,3 +230,20 @@ def test_tiles_take_the_zero_point_off_in_floats() -> None:
     assert accumulate.rounds_in_tiles
     assert torch.equal(accumulate.in_tiles(codes), raw.float() - inside.float() * 77.0)
     assert not Accumulator(nn.functional.linear, weight[:, :300], grid).rounds_in_tiles
+
+
+def test_compare_says_which_kernel_no_row_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On AMX a line is refused when it comes, by its size: its site is not judged."""
+    skip_without("onednn")
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 1, 40)
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU()).eval()
+    with quantized_engine("onednn"), quiet(), torch.no_grad():
+        prepared = prepare_fx(net, get_default_qconfig_mapping("onednn"), (x,))
+        prepared(x)
+        monkeypatch.setattr("fxqfix.engines.isa._native", lambda: isa_of("amx"))
+        report = fxqfix.compare(prepared, None, [2 * x], engine="onednn", noise_floor=False)
+    assert report.isa == "amx"
+    said = [text for row in report.rows for text in row.problems]
+    assert any("no row predicts oneDNN's kernel at level 'amx'" in text for text in said)
+    assert report.verdict == "not judged"
