@@ -181,7 +181,8 @@ def _adds_up(report: Report) -> None:
         if row.causes:
             assert sum(row.causes.values()) == row.differing, f"shares don't add up: {row.kind}"
         assert not (row.exact and row.differing), "a row is exact with codes that differ"
-    assert report.unexplained == 0, f"unexplained: {_unexplained(report)}"
+    beside = " beside sites that are left out" * bool(report.left_out)
+    assert report.unexplained == 0, f"unexplained{beside}: {_unexplained(report)}"
 
 
 def _unexplained(report: Report) -> str:
