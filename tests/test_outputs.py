@@ -207,3 +207,33 @@ def test_kernels_that_quantize_at_run_time_are_not_judged() -> None:
     assert report.unexplained == 0
     assert "quantizes in its kernel" in row.problems[0]
     assert report.verdict == "not judged"
+
+
+class Returned(nn.Module):
+    """A value that a quantized op reads, and that is returned too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.act, self.b = nn.Linear(8, 8), nn.LeakyReLU(), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.act(self.a(x))
+        return self.b(y), y
+
+
+def test_an_output_that_only_the_deployed_model_quantizes() -> None:
+    """The activation has no qconfig: training returned it in float, torch returns its codes."""
+    with quiet():
+        mapping = tq.get_default_qat_qconfig_mapping("fbgemm").set_module_name("act", None)
+        model = prepare_qat_fx(Returned().train(), mapping, (X,))
+        model(X)
+    frozen = fxqfix.freeze(model.eval())
+    deployed = fxqfix.to_int8(frozen, engine="fbgemm")
+    assert deployed(X)[1].is_quantized
+    certificate = fxqfix.certificate_of(deployed)
+    assert certificate.verdict == "not judged"
+    assert ("output 1", "quantized, as act is; in training in float") in certificate.unchecked
+    row = outputs(fxqfix.compare(frozen, deployed, [X, 3 * X], engine="fbgemm"))[1]
+    assert row.causes == {"requantization": row.differing}  # values beyond the range included
+    assert row.differing > 0
+    assert "'act' is rounded to" in row.evidence["requantization"]

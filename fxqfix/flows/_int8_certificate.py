@@ -19,6 +19,7 @@ from fxqfix.pairing import Pair, Pairing, pair
 from fxqfix.passes._detours import ROUTE
 from fxqfix.passes._met import defects_of
 from fxqfix.passes._random import draws_in
+from fxqfix.passes._weave import rounded_outputs
 from fxqfix.passes.explicit_writes import QUANTIZED
 from fxqfix.report import CheckedRange, CheckedWeight, Int8Certificate, Routed, Saturating
 
@@ -138,6 +139,9 @@ def _unchecked(own: Reading, result: Reading, pairing: Pairing) -> Iterator[tupl
     for reading in (own, result):
         for site, reason in reading.unsupported:
             yield site.name, f"{reading.dialect}: {reason}"
+    for i, p in enumerate(rounded_outputs(own, result, pairing)):
+        if p is not None:
+            yield f"output {i}", f"quantized, as {p.prepared.site.name} is; in training in float"
     for node in draws_in(own.graph_module):
         yield node.name, "draws random numbers, which a certificate without data can't compare"
     for node in own.graph_module.graph.nodes:

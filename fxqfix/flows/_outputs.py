@@ -140,7 +140,8 @@ class Outputs:
         if grids:
             rounded = near(tail.exact(local, theirs, inner=True))
             if all(g.same_grid(grids[0]) for g in grids):  # a kernel may round a tie to either side
-                rounded |= near(converted, 0.5 * max(grids[0].scales) * (1 + 2 * _HALF_UNIT))
+                reach = 0.5 * max(grids[0].scales) * (1 + 2 * _HALF_UNIT)
+                rounded |= near(_clipped(converted, grids[0]), reach)
             names = ", ".join(tail.own_inner) or tail.end.name
             masks["requantization"] = rounded, f"{names!r} is rounded to {grids[-1]}"
         return masks
@@ -168,6 +169,14 @@ def float_kernels(
         own = {n.name: calls[n.name] for n in seen if n.name in calls}
         found.append(tuple(n for n, c in own.items() if c.output is None and c.weight is not None))
     return tuple(found)
+
+
+def _clipped(values: Tensor, grid: QParams) -> Tensor:
+    """Values held in the range of a grid."""
+    if grid.axis is not None:
+        return values
+    ends = ((q - grid.zero_points[0]) * grid.scales[0] for q in (grid.quant_min, grid.quant_max))
+    return values.clamp(*ends)
 
 
 def _same(mine: Mapping[str, WeightView], theirs: Mapping[str, WeightView]) -> bool:

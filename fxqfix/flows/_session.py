@@ -22,7 +22,7 @@ from fxqfix.measure import Corrector, Probe, Run, discrepancy, run
 from fxqfix.pairing import Pair, Pairing
 from fxqfix.passes import EmulateEngine, FoldBatchNorm, FreezeQParams, InsertShadows
 from fxqfix.passes._region import Cutter, functional_uses
-from fxqfix.passes._weave import returned
+from fxqfix.passes._weave import returned, rounded_outputs
 from fxqfix.passes.emulate_engine import LEFT
 from fxqfix.passes.insert_shadows import Probing
 from fxqfix.qparams import QParams, quantize
@@ -123,9 +123,13 @@ class Session:
         native = self.converted.dialect != decomposed.NAME
         wide = self.weights, self.frozen, self.inner, native, self.floats
         tails = [Recompute(self.cutter, n, None, *wide) for n in returned(self.folded.graph)]
+        rounded = rounded_outputs(self.reading, self.converted, self.pairing)
         return Outputs(
             tails=tuple(tails),
-            grids=tuple(self.inner.get(tail.end.name) for tail in tails),
+            grids=tuple(
+                self.inner.get(tail.end.name) if p is None else p.converted.site.used
+                for tail, p in zip(tails, rounded, strict=True)
+            ),
             inputs=tuple(
                 tuple(t.site.name for t in dialects.parents([n], self.taps)) for n in mine
             ),

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxqfix.dialects import Reading
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects._writes import Overwrite, is_inplace
-from fxqfix.pairing import Pair
+from fxqfix.pairing import Pair, Pairing
 from fxqfix.passes._base import Rewriter
 from fxqfix.passes._draws import Draws, Mark, Replayed, called
 from fxqfix.passes._random import draws_in
@@ -36,6 +37,7 @@ __all__ = [
     "Probing",
     "Weaver",
     "returned",
+    "rounded_outputs",
 ]
 
 PREFIX = "fxqfix_"  # of every module that is added to the converted model
@@ -357,6 +359,31 @@ def returned(graph: fx.Graph) -> list[fx.Node]:
     """
     found: list[fx.Node] = []
     fx.map_arg(next(n for n in graph.nodes if n.op == "output").args, found.append)
+    return found
+
+
+def rounded_outputs(prepared: Reading, converted: Reading, pairing: Pairing) -> list[Pair | None]:
+    """Of each value that the models return: the site that only the converted one returns quantized.
+
+    An op without a qconfig whose value a quantized op reads: the prepared model returns it in float
+    and quantizes it for that reader, the converted model returns the codes.
+
+    Args:
+        prepared: The prepared model.
+        converted: The converted model.
+        pairing: Their sites.
+    """
+    sites = {p.converted.node: p for p in pairing.pairs if p.prepared.site.kind == "activation"}
+    own, other = (returned(r.graph_module.graph) for r in (prepared, converted))
+    if len(own) != len(other):
+        return [None] * len(own)
+    found: list[Pair | None] = []
+    for mine, theirs in zip(own, other, strict=True):
+        while theirs not in sites and theirs.op == "call_method" and theirs.target == "dequantize":
+            (theirs,) = theirs.all_input_nodes
+        p = sites.get(theirs)
+        before = p is not None and mine is p.prepared.producer is not p.prepared.node
+        found.append(p if before else None)
     return found
 
 
