@@ -13,18 +13,23 @@ refuse such graphs, to run their ops on floats, or to lower them to something el
 * Zero points of weights are dropped: a fused fake-quant gives a channel of one sign its own, and
   such a channel was off by 17 codes.
 * The integer weight of an op whose result stays float is left behind.
+* A 1d convolution with a float weight is refused where its input is dequantized.
+* What only hands codes on (dropout in eval mode, identity) is refused where it stands alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import fx, nn
 
 from fxqfix import dialects, ops
 from fxqfix.dialects import Reading, Tap
 from fxqfix.dialects._base import modules_of
+from fxqfix.dialects._constants import constant
+from fxqfix.dialects._modes import drops
 from fxqfix.dialects.decomposed import (
     NAME,
     is_dequantize,
@@ -42,6 +47,16 @@ from fxqfix.passes.signed_codes import SignedCodes
 
 __all__ = ["FUSED", "SuitXnnpack"]
 
+_IDLE = ("dropout", "identity")
+_ORDER = ("input", "weight", "bias", "stride", "padding")
+_AS_2D: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "conv1d": (torch.nn.functional.conv2d, (*_ORDER, "dilation", "groups")),
+    "conv_transpose1d": (
+        torch.nn.functional.conv_transpose2d,
+        (*_ORDER, "output_padding", "groups", "dilation"),
+    ),
+}
+_FIRST = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}  # of the axis of size 1
 FUSED = ("relu", "relu6", "hardtanh")  # what XNNPACK's kernels do on the way out
 
 
@@ -50,8 +65,9 @@ class SuitXnnpack(Pass):
     """Rewrite a decomposed graph so that ExecuTorch lowers it to XNNPACK's int8 kernels.
 
     A pinned range becomes a clamp of codes behind the quantize op, which XNNPACK fuses into the
-    kernel. An op that moves codes gets them on the grid of its result. Weights with zero points,
-    and those of ops whose result stays float, become float. Last come the passes `signed-codes` and
+    kernel. What does nothing (dropout in eval mode) is removed. An op that moves codes gets them on
+    the grid of its result. Weights with zero points, and those of ops whose result stays float,
+    become float. Last come the passes `signed-codes` and
     `own-readers`. No value changes.
 
     Raises:
@@ -75,6 +91,8 @@ class SuitXnnpack(Pass):
                 found=f"a model of dialect {reading.dialect}",
                 remedy="call fxqfix.to_decomposed(model) first",
             )
+        _drop_idle(rewriter)
+        reading = dialects.read(rewriter.graph_module)
         for tap in reading.activations:
             _requantize_before(rewriter, tap, reading)
             if is_pin(tap.node.all_input_nodes[0]):
@@ -82,6 +100,7 @@ class SuitXnnpack(Pass):
         for tap in reading.weights:
             if not _on_integers(tap, reading):
                 to_float(rewriter, tap)
+                _in_2d(rewriter, tap, reading)
         SignedCodes().rewrite(rewriter)
         OwnReaders().rewrite(rewriter)
 
@@ -92,6 +111,53 @@ class SuitXnnpack(Pass):
             source = node.all_input_nodes[0]
             if is_pin(source) and not is_dequantize(source.all_input_nodes[0]):
                 raise PassError("a clamp stands before a quantize op", where=self.name)
+
+
+def _drop_idle(rewriter: Rewriter) -> None:
+    """Remove ops that do nothing, and the quantize ops that then only repeat one before them."""
+    graph_module = rewriter.graph_module
+    modules = modules_of(graph_module)
+    for node in list(rewriter.graph.nodes):
+        found = ops.match_node(node, modules)
+        if found is None or found.key not in _IDLE or not isinstance(node.args[0], fx.Node):
+            continue
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        drawing = drops(node) if module is None else module.training and found.key == "dropout"
+        if not drawing:
+            rewriter.replace(node, node.args[0], f"{node.name}: does nothing")
+    for node in list(filter(is_quantize, rewriter.graph.nodes)):
+        before = node.all_input_nodes[0]
+        if not is_dequantize(before) or before.args[1:] != node.args[1:] or before.kwargs:
+            continue
+        if all(is_dequantize(user) and user.args[1:] == node.args[1:] for user in node.users):
+            for user in list(node.users):
+                rewriter.replace(user, before, f"{node.name}: the same codes as before")
+        elif before.all_input_nodes[0].op == "placeholder":  # of a graph cut at its sites
+            rewriter.replace(node, before.all_input_nodes[0], f"{node.name}: the same codes")
+
+
+def _in_2d(rewriter: Rewriter, tap: Tap, reading: Reading) -> None:
+    """A 1d convolution with a float weight as the 2d one that ATen makes of it."""
+    graph_module, node = rewriter.graph_module, tap.node
+    found = ops.match_node(node, modules_of(reading.graph_module))
+    if found is None or found.key not in _AS_2D or node.op != "call_function":
+        return
+    given = dict(zip(_AS_2D[found.key][1], node.args, strict=False)) | node.kwargs
+    source, weight = given["input"], given["weight"]
+    if not is_dequantize(source) or weight.op != "get_attr":
+        return
+    for name in given.keys() & _FIRST.keys():
+        value = given[name]
+        if not isinstance(value, str):  # of padding: "same", "valid"
+            given[name] = [_FIRST[name], *(value if isinstance(value, (list, tuple)) else [value])]
+    aten = torch.ops.aten
+    with rewriter.graph.inserting_before(node):
+        given["input"] = rewriter.call(aten.unsqueeze.default, (source, 2), f"{node.name}_rows")
+        wide = constant(graph_module, weight).unsqueeze(2)
+        given["weight"] = rewriter.buffer_node(f"{weight.name}_2d", wide)
+        made = rewriter.call(_AS_2D[found.key][0], (), f"{node.name}_2d", **given)
+        rows = rewriter.call(aten.squeeze.dim, (made, 2), f"{node.name}_row")
+    rewriter.replace(node, rows, "as the 2d convolution that it is")
 
 
 def _requantize_before(rewriter: Rewriter, tap: Tap, reading: Reading) -> None:
