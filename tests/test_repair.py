@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.ao.quantization as tq
 from torch import Tensor, fx, nn
 from torch.ao.quantization import (
     QuantStub,
     convert,
+    disable_observer,
     get_default_qat_qconfig,
     get_default_qat_qconfig_mapping,
     prepare_qat,
 )
+from torch.ao.quantization.backend_config import get_tensorrt_backend_config
 from torch.ao.quantization.quantize_fx import (
     convert_fx,
     convert_to_reference_fx,
@@ -25,8 +28,10 @@ from torch.ao.quantization.quantize_fx import (
 
 import fxqfix
 from fxqfix._torch import quantized_engine, quiet
+from fxqfix.dialects._propagate import misplaced
 from fxqfix.errors import DataError, PairingError, UncalibratedError
-from fxqfix.passes import RestoreQParams, RestoreRange, Rewriter
+from fxqfix.passes import GraftIslands, RestoreQParams, RestoreRange, Rewriter
+from fxqfix.passes.graft_islands import has_island
 from tests.engines.nets import NETS, SHAPES
 from tests.faults.injectors import data, trained
 from tests.states import fingerprint
@@ -263,3 +268,106 @@ def test_bad_input() -> None:
     other(torch.randn(2, 4))
     with pytest.raises(PairingError):
         fxqfix.repair(other, converted)
+
+
+class Behind(nn.Module):
+    """Layers with weights of one sign, one behind the other, and an average of what they give."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first = nn.Linear(8, 8) if kind == "linears" else nn.Conv2d(3, 8, 3)
+        self.second = nn.Linear(8, 8) if kind == "linears" else nn.Conv2d(8, 8, 3)
+        for layer in (self.first, self.second):
+            layer.weight.data.abs_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x))
+        if self.kind == "linears":
+            return x
+        return x.mean([2, 3]) if self.kind == "mean" else torch.relu(x).mean(-1)
+
+
+@pytest.mark.parametrize("kind", ["linears", "mean", "last mean"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_returned_runs(engine: str, kind: str) -> None:
+    """Without data too: islands one behind the other, memory orders in front of averages."""
+    torch.manual_seed(0)
+    torch.backends.quantized.engine = engine
+    x = torch.rand(4, 8) if kind == "linears" else torch.rand(2, 3, 8, 8)
+    prepared = prepare_qat_fx(Behind(kind).train(), get_default_qat_qconfig_mapping(engine), (x,))
+    prepared(x)
+    prepared.eval().apply(disable_observer)
+    converted = convert_fx(copy.deepcopy(prepared))
+    mended = fxqfix.repair(prepared, converted, engine=engine)
+    assert not misplaced(mended.graph_module)
+    equal = torch.equal(mended.graph_module(x), prepared(x))
+    assert equal or kind != "linears"  # an average's ties are the kernel's
+    with_data = fxqfix.repair(prepared, converted, data=[x], engine=engine)
+    assert torch.equal(with_data.graph_module(x), mended.graph_module(x))
+
+
+def test_a_graph_that_can_not_run_is_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that puts an island on codes."""
+    torch.manual_seed(0)
+    x, torch.backends.quantized.engine = torch.rand(4, 8), "onednn"
+    prepared = prepare_qat_fx(
+        Behind("linears").train(), get_default_qat_qconfig_mapping("onednn"), (x,)
+    )
+    prepared(x)
+    prepared.eval().apply(disable_observer)
+    converted = convert_fx(copy.deepcopy(prepared))
+    graft = GraftIslands.rewrite
+
+    def on_codes(self: Any, rewriter: Rewriter) -> None:
+        graft(self, rewriter)
+        for node in rewriter.graph.nodes:
+            if has_island(rewriter.graph_module, node):
+                node.replace_input_with(node.args[0], node.args[0].all_input_nodes[0])
+
+    monkeypatch.setattr(GraftIslands, "rewrite", on_codes)
+    mended = fxqfix.repair(prepared, converted, engine="onednn")
+    mended.graph_module(x)
+    assert any("could not run" in refusal.reason for refusal in mended.refused)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4])
+def test_a_second_repair_finds_nothing_where_one_was_rolled_back(seed: int) -> None:
+    """Converted in train mode, as many scripts do."""
+    torch.manual_seed(seed)
+    torch.backends.quantized.engine = "fbgemm"
+    net = nn.Sequential(nn.Conv1d(3, 3, 3), nn.BatchNorm1d(3), nn.ReLU()).train()
+    x = torch.rand(2, 3, 10)
+    prepared = prepare_qat_fx(net, get_default_qat_qconfig_mapping("fbgemm"), (x,))
+    prepared(x)
+    converted = convert_fx(copy.deepcopy(prepared))
+    first = fxqfix.repair(prepared, converted, data=[x, 3 * x])
+    again = fxqfix.repair(prepared, first.graph_module, data=[x, 3 * x])
+    assert not again.modified
+    for batch in (x, 3 * x):
+        assert torch.equal(first.graph_module(batch), again.graph_module(batch))
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_reference_model_of_an_own_backend_config(told: bool) -> None:
+    torch.manual_seed(0)
+    activation = tq.FusedMovingAvgObsFakeQuantize.with_args(
+        observer=tq.MovingAverageMinMaxObserver,
+        quant_min=-128,
+        quant_max=127,
+        dtype=torch.qint8,
+        qscheme=torch.per_tensor_symmetric,
+    )
+    weight = tq.fused_per_channel_wt_fake_quant_range_neg_127_to_127
+    mapping = tq.QConfigMapping().set_global(tq.QConfig(activation=activation, weight=weight))
+    config, x = get_tensorrt_backend_config(), torch.randn(4, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3)).train()
+    prepared = prepare_qat_fx(net, mapping, (x,), backend_config=config)
+    for _ in range(3):
+        prepared(x)
+    prepared.eval().apply(disable_observer)
+    given = convert_to_reference_fx(copy.deepcopy(prepared), backend_config=config)
+    assert not torch.equal(given(x), prepared(x))
+    told_config = config if told else None
+    mended = fxqfix.repair(prepared, given, data=[x], backend_config=told_config)
+    assert torch.equal(mended.graph_module(x), prepared(x))

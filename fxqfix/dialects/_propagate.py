@@ -14,9 +14,10 @@ from fxqfix.dialects._arguments import arguments, bound, fetch, output_arguments
 from fxqfix.dialects._base import Modules, modules_of
 from fxqfix.dialects.quantizer import qparams_of
 from fxqfix.dialects.weights import tensor_weight
+from fxqfix.inserted import FloatIsland
 from fxqfix.qparams import QParams, container_range
 
-__all__ = ["ROUNDS_SCALE", "propagate", "scalar"]
+__all__ = ["ROUNDS_SCALE", "misplaced", "propagate", "scalar"]
 
 ROUNDS_SCALE = "gelu"  # its kernel hands on the input's qparams with the scale in float32
 
@@ -200,3 +201,24 @@ def _scalar_qparams(found: ops.Match, scalar: float, source: QParams) -> QParams
     probe = torch.quantize_per_tensor(torch.zeros(1), scale, point, source.dtype)
     value = getattr(torch.ops.quantized, found.key)(probe, scalar)
     return qparams_of(value.q_scale(), value.q_zero_point(), *source.container, source.dtype)
+
+
+def misplaced(graph_module: fx.GraphModule) -> list[tuple[str, str]]:
+    """(node, problem) where floats and codes meet what takes the other: such a graph can't run.
+
+    Args:
+        graph_module: An int8 model.
+    """
+    modules, known = modules_of(graph_module), propagate(graph_module)
+    problems = []
+    for node in graph_module.graph.nodes:
+        found = ops.match_node(node, modules)
+        codes = [n.name for n in node.all_input_nodes if n in known]
+        island = node.op == "call_module" and isinstance(modules[str(node.target)], FloatIsland)
+        if found is not None and found.key == "quantize" and node.args[0] in known:
+            problems.append((node.name, f"{node.name} quantizes the codes of {codes[0]}"))
+        elif island and codes:
+            problems.append((node.name, f"the float island {node.name} reads codes of {codes[0]}"))
+        elif found is not None and found.column == "int8" and node in known and not codes:
+            problems.append((node.name, f"the int8 kernel {node.name} reads no codes"))
+    return problems

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -13,6 +14,7 @@ from fxqfix import _rng, _torch, dialects
 from fxqfix._devices import on_cpu
 from fxqfix.dialects import Reading, Tap, decomposed, int8, reference
 from fxqfix.dialects._base import modules_of
+from fxqfix.dialects._propagate import misplaced
 from fxqfix.dialects._writes import overwrites
 from fxqfix.dialects.site import qparams_text
 from fxqfix.errors import PairingError, UnsupportedError
@@ -51,12 +53,16 @@ class Bench:
         prepared: The prepared model.
         converted: The converted model.
         engine: The engine in force.
+        backend_config: What `converted` was converted with; None is torch's own for the flow.
     """
 
     prepared: nn.Module
     converted: nn.Module
     engine: str
+    backend_config: Any = None
     given: Reading = field(init=False)  # the prepared model where it is; `mine` beside `theirs`
+    donor: Reading = field(init=False)
+    sources: dict[str, Tap] = field(init=False)
     mine: Reading = field(init=False)
     theirs: Reading = field(init=False)
     pairing: Pairing = field(init=False)
@@ -82,9 +88,24 @@ class Bench:
         frozen = frozen_by(self.prepared, quantized=True)
         reading = dialects.read(frozen)
         self.trained = {t.site.name: t.site.used for t in reading.taps}
-        self.donor = dialects.read(_DONORS[self.theirs.dialect](frozen, self.engine))
-        found = pair(reading, self.donor).pairs
-        self.sources = {p.prepared.site.name: p.converted for p in found}
+        wanted, most = {p.prepared.site.name for p in self.pairing.pairs}, -1
+        for config in self._configs():
+            donor = dialects.read(_DONORS[self.theirs.dialect](frozen, self.engine, config))
+            found = {p.prepared.site.name: p.converted for p in pair(reading, donor).pairs}
+            if len(wanted & found.keys()) > most:
+                self.donor, self.sources, most = donor, found, len(wanted & found.keys())
+            if most == len(wanted):
+                break
+
+    def _configs(self) -> Iterator[Any]:
+        """Backend configs to convert with; of a reference model, whose is not told, torch's own."""
+        yield self.backend_config
+        if self.backend_config is None and self.theirs.dialect == reference.NAME:
+            for name in ("tensorrt", "executorch", "onednn"):
+                space = "torch.ao.quantization.backend_config"
+                make = _torch.resolve(f"{space}.get_{name}_backend_config")
+                if make is not None:
+                    yield make()
 
     def mend(self, refused: dict[str, Refusal]) -> tuple[fx.GraphModule, tuple[Mend, ...]]:
         """The model with every repair but the refused ones.
@@ -119,6 +140,36 @@ class Bench:
             if not isinstance(step, RestoreQParams):
                 mends += [self._mend(step.name, edit) for edit in result.edits]
         return model, tuple(mends)
+
+    def broken(self, model: fx.GraphModule, refused: Container[str]) -> dict[str, Refusal]:
+        """What makes a repaired graph one that can't run: by prepared site, to be left alone.
+
+        Args:
+            model: What `mend` returned.
+            refused: What was left alone.
+        """
+        found: dict[str, Refusal] = {}
+        if self.theirs.dialect != int8.NAME:
+            return found
+        known = set(misplaced(self.theirs.graph_module))
+        for name, problem in (p for p in misplaced(model) if p not in known):
+            site = self._site_of(model, name)
+            group = self.together(site) if site and site not in refused else None
+            for other in group or {p.prepared.site.name for p in self.pairing.pairs}:
+                reason = f"rolled back: the repaired graph could not run: {problem}"
+                found.setdefault(other, Refusal(GraftIslands.name, other, reason))
+        return found
+
+    def _site_of(self, model: fx.GraphModule, name: str) -> str:
+        """The prepared site of the op that a node of a repaired graph stands behind, or ""."""
+        own = {p.converted.producer.name: p.prepared.site.name for p in self.pairing.pairs}
+        nodes = [n for n in model.graph.nodes if n.name == name]
+        while nodes:
+            node = nodes.pop(0)
+            if node.op != "placeholder" and node.name in own:
+                return own[node.name]
+            nodes += node.all_input_nodes
+        return ""
 
     def _reads(self, refused: dict[str, Refusal]) -> dict[str, tuple[str, str]]:
         """The user's kernels that read what an in-place op wrote over, in training.
@@ -206,7 +257,7 @@ class Bench:
         return {k: (q.quant_min, q.quant_max) for k, q in narrow.items()}
 
 
-def _to_reference(frozen: nn.Module, engine: str) -> nn.Module:  # a donor's maker
+def _to_reference(frozen: nn.Module, engine: str, backend_config: Any) -> nn.Module:
     """Torch's own reference conversion of an FX model."""
     if not isinstance(frozen, fx.GraphModule):
         raise UnsupportedError(
@@ -216,14 +267,18 @@ def _to_reference(frozen: nn.Module, engine: str) -> nn.Module:  # a donor's mak
         )
     make = _torch.resolve("torch.ao.quantization.quantize_fx.convert_to_reference_fx")
     with _torch.quiet(), _rng.same_rng():
-        found: nn.Module = make(copy.deepcopy(frozen))
+        found: nn.Module = make(copy.deepcopy(frozen), backend_config=backend_config)
     return found
 
 
-_DONORS: dict[str, Callable[[nn.Module, str], nn.Module]] = {
-    int8.NAME: convert_with_islands,
+def _to_int8(frozen: nn.Module, engine: str, backend_config: Any) -> nn.Module:
+    return convert_with_islands(frozen, engine, backend_config=backend_config)
+
+
+_DONORS: dict[str, Callable[[nn.Module, str, Any], nn.Module]] = {
+    int8.NAME: _to_int8,
     reference.NAME: _to_reference,
-    decomposed.NAME: lambda frozen, engine: to_decomposed(frozen),  # as above
+    decomposed.NAME: lambda frozen, engine, backend_config: to_decomposed(frozen),
 }
 
 

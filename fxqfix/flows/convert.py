@@ -26,7 +26,7 @@ _CONVERT = (
 )
 
 
-def convert_by_torch(prepared: nn.Module) -> nn.Module:
+def convert_by_torch(prepared: nn.Module, backend_config: Any = None) -> nn.Module:
     """Convert a copy with `convert_fx` (FX, on the engine in force), `convert` or `convert_pt2e`.
 
     int8 kernels are the CPU's: a model elsewhere is copied there first, but for PT2E's.
@@ -34,6 +34,7 @@ def convert_by_torch(prepared: nn.Module) -> nn.Module:
     Args:
         prepared: A prepared model; it is not changed. FX and PT2E graphs that an eager model holds
             are converted each by its own flow.
+        backend_config: For convert_fx; None is torch's own.
 
     Returns:
         The int8 model; from a PT2E model the decomposed one.
@@ -50,7 +51,7 @@ def convert_by_torch(prepared: nn.Module) -> nn.Module:
         model = model.cpu()
     try:
         with _torch.quiet(), _rng.same_rng(), torch.no_grad():
-            return _converted(model)
+            return _converted(model, backend_config)
     except FxqfixError:
         raise
     except Exception as error:  # whatever torch raises, the caller has to see which step it was
@@ -62,7 +63,7 @@ def convert_by_torch(prepared: nn.Module) -> nn.Module:
         ) from error
 
 
-def _converted(model: nn.Module) -> nn.Module:
+def _converted(model: nn.Module, backend_config: Any = None) -> nn.Module:
     if not isinstance(model, fx.GraphModule):
         return _eager(model)
     if pt2e.matches(model):
@@ -70,7 +71,8 @@ def _converted(model: nn.Module) -> nn.Module:
     if _torch.observed_attributes(model) is not None:
         _torch.quantization()
         make = _torch.resolve("torch.ao.quantization.quantize_fx.convert_fx")
-        found: fx.GraphModule = make(model, convert_custom_config=_closed(model))
+        options = {"convert_custom_config": _closed(model), "backend_config": backend_config}
+        found: fx.GraphModule = make(model, **options)
         _check_packing(found)
         return found
     raise DialectError(

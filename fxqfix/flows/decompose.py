@@ -96,13 +96,17 @@ def _by_pt2e(prepared: fx.GraphModule) -> fx.GraphModule:
     """
     frozen = freeze(prepared)
     converted = dialects.trace(convert_by_torch(frozen))
+    own = dict(frozen.named_buffers())
+    for name, buffer in converted.named_buffers():  # folding constants, torch runs what writes them
+        if name in own and own[name].shape == buffer.shape:
+            buffer.detach().copy_(own[name])
     mine = {name: tap for tap in dialects.read(frozen).weights for name in tap.origins}
     for tap in dialects.read(converted).weights if mine else ():
         used, source = tap.site.used, tap.producer.all_input_nodes[0]
-        own = next((mine[name] for name in tap.origins if name in mine), None)
-        if own is None or own.weight is None or source.op != "get_attr":
+        weight = next((mine[name].weight for name in tap.origins if name in mine), None)
+        if weight is None or source.op != "get_attr":
             continue
-        view = own.weight()
+        view = weight()
         if used is not None and not all(float(z).is_integer() for z in used.zero_points):
             codes: Tensor = int8.fetch(converted, source)
             codes.copy_(view.codes)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -29,6 +31,7 @@ def repair(
     *,
     data: Iterable[Any] | None = None,
     engine: str | None = None,
+    backend_config: Any = None,
 ) -> Repair:
     """Mend a converted model: qparams, weights and ranges become those that were trained.
 
@@ -43,8 +46,8 @@ def repair(
             changed.
         data: Batches to verify on, as for `compare`, that can be read more than once (a list, a
             DataLoader); None to verify by state alone.
-        engine: The engine that `converted` was converted for; None is
-            torch.backends.quantized.engine.
+        engine: That of `converted`; None is torch.backends.quantized.engine.
+        backend_config: What the models were prepared with (TensorRT's), where it isn't torch's own.
 
     Returns:
         The repaired model (a new GraphModule), what was applied, what was refused and why, and the
@@ -79,20 +82,43 @@ def repair(
             expected="a list of batches or a DataLoader",
         )
     with _torch.quantized_engine(engine) as name:
-        return _repair(Bench(prepared, converted, name), data)
+        return _rounds(
+            partial(Bench, prepared, engine=name, backend_config=backend_config), converted, data
+        )
 
 
-def _repair(bench: Bench, data: Iterable[Any] | None) -> Repair:
+def _rounds(
+    bench: Callable[..., Bench], converted: nn.Module, data: Iterable[Any] | None
+) -> Repair:
+    """Repair until nothing is found: what was worse may be right once its inputs are."""
+    found, rolled_back = _repair(bench(converted=converted), data)
+    while rolled_back:
+        more, rolled_back = _repair(bench(converted=found.graph_module), data)
+        if not more.applied:
+            break
+        found = replace(more, applied=(*found.applied, *more.applied), before=found.before)
+    return found
+
+
+def _repair(bench: Bench, data: Iterable[Any] | None) -> tuple[Repair, bool]:
+    """The repair, and whether something was rolled back because it made its op worse."""
     refused: dict[str, Refusal] = {}
+    rolled_back = False
     while True:  # each round refuses more, or is the last one
         model, mends = bench.mend(refused)
+        broken = bench.broken(model, refused)
+        if broken.keys() - refused.keys():
+            refused = broken | refused
+            continue
         if data is None:
-            return Repair(model, mends, tuple(refused.values()))
+            return Repair(model, mends, tuple(refused.values())), False
         before, after = _judge(bench, model, data)
         worse = _worse(bench, mends, before, after)
         if not worse:
-            return Repair(model, mends, (*refused.values(), *_left(after)), before, after)
+            left = (*refused.values(), *_left(after))
+            return Repair(model, mends, left, before, after), rolled_back
         refused |= worse
+        rolled_back = True
 
 
 def _judge(bench: Bench, model: fx.GraphModule, data: Iterable[Any]) -> tuple[Report, Report]:

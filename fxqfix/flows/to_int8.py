@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import fx, nn
 
@@ -39,6 +40,7 @@ def to_int8(
     engine: str | None = None,
     saturation: str = "warn",
     averages: str = "exact",
+    backend_config: Any = None,
 ) -> fx.GraphModule:
     """Convert to an int8 model that computes what the prepared one does.
 
@@ -58,6 +60,7 @@ def to_int8(
             "warn" names them in the certificate, "island" leaves them in float: slower, and exact.
         averages: Of an even number of codes they can be ties, which kernels round otherwise than
             training did: "exact" takes them in float, "kernel" leaves the kernel.
+        backend_config: What it was prepared with; None is torch's own.
 
     Returns:
         A new GraphModule, in eval mode, on the CPU; of an eager model its trace.
@@ -65,10 +68,8 @@ def to_int8(
     Raises:
         UnknownNameError: This torch has no such engine, or one of the choices is none.
         DialectError: The model is not a prepared one, or torch's conversion quantizes none of it.
-        UncalibratedError: It never saw data.
-        NonFiniteError: It holds NaN or inf qparams.
-        TraceError, UnsupportedError: An eager model can't be traced; it is not in float32.
-        PassError: torch's conversion failed.
+        UncalibratedError, NonFiniteError: It never saw data; it holds NaN or inf qparams.
+        TraceError, UnsupportedError, PassError: It can't be traced; isn't float32; torch failed.
 
     Example:
         >>> import torch
@@ -89,8 +90,8 @@ def to_int8(
     with _torch.quantized_engine(engine) as name:
         _check_engine(name)
         frozen = _frozen(prepared)
-        own, islands = dialects.read(frozen), saturation == "island"
-        converted = convert_with_islands(frozen, name, islands_saturation=islands)
+        own = dialects.read(frozen)
+        converted = convert_with_islands(frozen, name, saturation == "island", backend_config)
         routes = AvoidDefects(name, _grids(own, converted), averages=averages == "exact")
         return _certified(own, frozen, routes(converted).graph_module, name, _notes(prepared))
 
@@ -154,7 +155,7 @@ def _certified(
 
 
 def convert_with_islands(
-    frozen: nn.Module, engine: str, *, islands_saturation: bool = False
+    frozen: nn.Module, engine: str, islands_saturation: bool = False, backend_config: Any = None
 ) -> fx.GraphModule:
     """Torch's conversion of a frozen model, the ops whose kernel is wrong or missing in float.
 
@@ -162,10 +163,13 @@ def convert_with_islands(
         frozen: What `freeze` returned; it is not changed.
         engine: The engine, which is in force.
         islands_saturation: Whether ops that can saturate at 16 bits stay in float too.
+        backend_config: For convert_fx; None is torch's own.
     """
     own = dialects.read(frozen)
     reasons = _islands(own, engine, islands_saturation=islands_saturation)
-    converted = dialects.trace(convert_by_torch(FloatIslands(reasons)(frozen).graph_module))
+    converted = dialects.trace(
+        convert_by_torch(FloatIslands(reasons)(frozen).graph_module, backend_config)
+    )
     if not any(dialect.matches(converted) for dialect in dialects.DIALECTS):
         kinds = sorted({str(t.site.used.dtype) for t in own.activations if t.site.used is not None})
         raise DialectError(

@@ -14,6 +14,7 @@ from fxqfix.measure.run import (
     streamed,
     tensors_of,
 )
+from fxqfix.measure.state import State
 
 __all__ = [
     "Corrector",
@@ -23,6 +24,7 @@ __all__ = [
     "Probe",
     "Returned",
     "Run",
+    "State",
     "batches_of",
     "cannot_run",
     "check_values",

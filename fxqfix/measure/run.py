@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxqfix import _rng, _torch
+from fxqfix._reasons import innermost
 from fxqfix._settings import as_given, read_as_given
 from fxqfix.errors import DataError, DeviceError, FxqfixError, ModelRunError, NonFiniteError
 from fxqfix.passes._weave import TAG
@@ -271,13 +272,17 @@ def cannot_run(
     if others:
         found = f"arguments of types {', '.join(type(v).__name__ for v in values)}"
     return ModelRunError(
-        f"{who} can't run this batch: {str(error).strip().partition(chr(10))[0].rstrip(':')}",
+        f"{who} can't run this batch: {_said(error)}",
         where=where,
         found=found,
         remedy=remedy
         or "each batch has to be what the model's forward takes "
         "(tensor, tuple of arguments, or dict of keywords)",
     )
+
+
+def _said(error: Exception) -> str:
+    return innermost(error).removeprefix(f"{type(error).__name__}: ")
 
 
 def _forward(

@@ -66,6 +66,7 @@ class GraftIslands(Pass):
             node_name = node.name
             rewriter.replace(node, codes, f"float island, {island.reason}")
             new.name = node_name
+            qparams[codes] = grid  # what the next island may read
 
 
 def has_island(graph_module: fx.GraphModule, node: fx.Node) -> bool:

@@ -35,7 +35,8 @@ class PinRanges(Pass):
     It stands before the quantize, on values (where their dtype holds the bounds: bfloat16 does not
     hold those of 16-bit codes), or behind it, on codes. Inductor keeps its int8
     kernels with clamps on values, and fails on convolutions with those on codes. ONNX Runtime keeps
-    its int8 kernels with clamps on codes, and runs in float with those on values.
+    its int8 kernels with clamps on codes, and runs in float with those on values; codes of 16 bits
+    it can't clamp, so that these are clamped on values in any case.
 
     A reference model's quantize has no range at all: there the clamp is the range, and changes the
     codes that were outside it.
@@ -73,7 +74,8 @@ class PinRanges(Pass):
                 qparams = qparams.with_range(*self.ranges[tap.site.name])
             if qparams is None or not qparams.is_narrow or qparams.axis is not None:
                 continue
-            if reading.dialect == decomposed.NAME and self.where == "codes":
+            small = qparams.storage.itemsize == 1
+            if reading.dialect == decomposed.NAME and self.where == "codes" and small:
                 self._pin_codes(rewriter, tap, qparams)
             elif reading.dialect in _DIALECTS:
                 self._pin_values(rewriter, tap, qparams)

@@ -142,7 +142,7 @@ def _in_2d(rewriter: Rewriter, tap: Tap, reading: Reading) -> None:
     found = ops.match_node(node, modules_of(reading.graph_module))
     if found is None or found.key not in _AS_2D or node.op != "call_function":
         return
-    given = dict(zip(_AS_2D[found.key][1], node.args, strict=False)) | node.kwargs
+    given: dict[str, Any] = dict(zip(_AS_2D[found.key][1], node.args, strict=False)) | node.kwargs
     source, weight = given["input"], given["weight"]
     if not is_dequantize(source) or weight.op != "get_attr":
         return

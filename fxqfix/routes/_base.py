@@ -24,6 +24,8 @@ class Deployed:
         run: Takes the graph's inputs in order and returns its outputs in order, as tensors.
         kernels: (kernel, how many) of those that compute on integers, as the route tells.
         notes: What a reader of the certificate has to know.
+        state: The module that runs, where it can write buffers of its own: they are put back behind
+            every run.
 
     Example:
         >>> Deployed(lambda x: (x,)).kernels
@@ -33,6 +35,7 @@ class Deployed:
     run: Callable[..., Sequence[Tensor]]
     kernels: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
+    state: Any = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Route:
         name: What `certify` calls it.
         summary: What it is, in one sentence.
         deploy: (decomposed graph, one batch of inputs, whether the batch's first dimension is
-            dynamic) -> the deployed form. It may raise anything; `certify` says which route failed.
+            dynamic, or which axes are) -> the deployed form. It may raise anything; `certify` says
+            which route failed.
         about: What else a reader of the docs should know, in Markdown.
         extra: The pip extra of fxqfix that it needs, "" for none.
         packages: The packages whose versions stand in the certificate, beside torch.
@@ -95,7 +99,7 @@ class Route:
 
     name: str
     summary: str
-    deploy: Callable[[fx.GraphModule, tuple[Any, ...], bool], Deployed] | None = None
+    deploy: Callable[..., Deployed] | None = None
     about: str = ""
     extra: str = ""
     packages: tuple[str, ...] = ()

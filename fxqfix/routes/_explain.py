@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxqfix._reasons import innermost
 from fxqfix.passes._region import Cutter
 from fxqfix.routes._base import SiteView
 from fxqfix.routes._lapses import lapsed
@@ -93,8 +94,7 @@ def float_error(
     try:
         exact = _exact(graph_module, end, given)
     except (RuntimeError, TypeError, AssertionError) as error:  # an op for float32 only
-        said = str(error).strip().partition("\n")[0]
-        exact, problem = value.double(), f"no float64 recomputation: {said}"
+        exact, problem = value.double(), f"no float64 recomputation: {innermost(error)}"
     own_error = float((exact - value.double()).abs().max()) if value.numel() else 0.0
     largest = float(value.abs().max()) if value.numel() else 0.0
     unit = torch.finfo(value.dtype).eps / 2 if value.is_floating_point() else 0.0

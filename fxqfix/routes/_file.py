@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from fxqfix import _torch, dialects
+from fxqfix._reasons import innermost
 from fxqfix.dialects import Reading
 from fxqfix.dialects._base import scope
 from fxqfix.dialects.decomposed import clamp_bounds
@@ -23,7 +23,7 @@ from fxqfix.passes import CutSites
 from fxqfix.passes.cut_sites import float_ends, output_nodes
 from fxqfix.routes._base import Deployed, Route
 from fxqfix.routes.export import ROUTE as EXPORT
-from fxqfix.routes.export import exported
+from fxqfix.routes.export import Dynamic, exported
 
 __all__ = ["SavedFile"]
 
@@ -51,7 +51,9 @@ class SavedFile:
     def deployed_by(self, route: Route) -> Route:
         """A route that starts from the file, where it is given the graph."""
 
-        def deploy(graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: bool) -> Deployed:
+        def deploy(
+            graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: Dynamic
+        ) -> Deployed:
             if graph_module is self.reading.graph_module:
                 self._write(batch, dynamic)
                 form = self._form(route, self.program, batch, dynamic)
@@ -62,7 +64,7 @@ class SavedFile:
         return replace(route, deploy=deploy)
 
     def _form(
-        self, route: Route, program: fx.GraphModule, batch: tuple[Any, ...], dynamic: bool
+        self, route: Route, program: fx.GraphModule, batch: tuple[Any, ...], dynamic: Dynamic
     ) -> Deployed:
         if route is not EXPORT:
             assert route.deploy is not None
@@ -71,7 +73,7 @@ class SavedFile:
         def run(*inputs: Any) -> Sequence[Tensor]:
             return list(tensors_of([program(*inputs)]))
 
-        return Deployed(run)
+        return Deployed(run, state=program)
 
     def _parts(self) -> fx.GraphModule:
         """The file cut at its sites. Export drops what does nothing: outputs go by their place."""
@@ -80,7 +82,7 @@ class SavedFile:
         cut: fx.GraphModule = CutSites(self._sites, ends)(self.program).graph_module
         return cut
 
-    def _write(self, batch: tuple[Any, ...], dynamic: bool) -> None:
+    def _write(self, batch: tuple[Any, ...], dynamic: Dynamic) -> None:
         sizes = [tuple(t.shape) for t in tensors_of(batch)]
         if self._sizes is not None:
             raise RouteError(
@@ -126,10 +128,8 @@ def _named(what: str, sizes: object, remedy: str | None = None) -> Iterator[None
         with contextlib.redirect_stderr(io.StringIO()):  # it prints the graph it can't take
             yield
     except Exception as error:
-        # It says pages: how it got there, the graph, its own log.
-        said = str(error).partition("While executing")[0]
         raise RouteError(
-            f"{what}: {type(error).__name__}: {textwrap.shorten(said, 300)}",
+            f"{what}: {innermost(error)}",
             where="migrate",
             found=f"inputs of shapes {sizes}",
             remedy=remedy,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 from fxqfix.engines._base import check_name
+from fxqfix.errors import OptionError
 from fxqfix.routes import executorch, export, float64, inductor, int8, onnxruntime
 from fxqfix.routes._base import Route
 
-__all__ = ["find", "registry"]
+__all__ = ["find", "registry", "with_opset"]
 
 _ROUTES = (
     export.ROUTE,
@@ -44,3 +48,25 @@ def find(name: str, where: str = "certify") -> Route:
         'export'
     """
     return registry()[check_name("route", name, tuple(registry()), where)]
+
+
+def with_opset(route: Route, opset: int | None) -> Route:
+    """A route that exports for an ONNX opset.
+
+    Args:
+        route: The route.
+        opset: The opset; None leaves the route as it is.
+
+    Raises:
+        OptionError: The route has none.
+    """
+    if opset is None:
+        return route
+    if "onnx" not in route.packages or route.deploy is None:
+        raise OptionError(
+            f"route {route.name} has no opset",
+            where="certify",
+            found=f"opset={opset}",
+            remedy="leave it out, or certify a route 'onnxruntime'",
+        )
+    return replace(route, deploy=partial(route.deploy, opset=opset))

@@ -24,6 +24,17 @@ class Wide(fx.Interpreter):
     arithmetic in between differs.
     """
 
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A parameter or buffer, widened: one copy per run, which later ops may have written."""
+        if target not in self._read:
+            self._read[target] = _widened(super().get_attr(target, args, kwargs))
+        return self._read[target]
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph."""
+        self._read: dict[str, Any] = {}
+        return super().run(*args, **kwargs)
+
     def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An input, widened."""
         return _widened(super().placeholder(target, args, kwargs))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from fxqfix import _rng, _torch, dialects
 from fxqfix._devices import CPU, device_of
+from fxqfix._reasons import innermost
 from fxqfix._settings import as_given, entry, read_as_given
 from fxqfix.dialects import Reading, Tap
 from fxqfix.dialects._finite import refuse_non_finite
@@ -22,6 +24,7 @@ from fxqfix.flows import to_decomposed
 from fxqfix.measure import (
     Discrepancy,
     Run,
+    State,
     batches_of,
     cannot_run,
     discrepancy,
@@ -37,6 +40,8 @@ from fxqfix.report import Certificate, Certified
 from fxqfix.routes import _registry
 from fxqfix.routes._base import Deployed, Route, SiteView
 from fxqfix.routes._explain import explain, float_error
+from fxqfix.routes._seen import Seen
+from fxqfix.routes.export import Axes, Dynamic, fixed_sizes, open_axes
 
 __all__ = ["Watched", "certify"]
 
@@ -48,13 +53,15 @@ def certify(
     data: Iterable[Any],
     *,
     dynamic_batch: bool = False,
+    dynamic_shapes: Axes | None = None,
+    opset: int | None = None,
     progress: bool | None = None,
 ) -> Certificate:
     """Run a model as a route deploys it beside its decomposed graph, on the same data.
 
     The whole model is deployed, and its outputs are compared. Then it is deployed once more cut at
     its sites (pass `cut-sites`): each op gets the decomposed graph's own codes, so that what it
-    gives is what this route adds there.
+    gives is what this route adds there. Buffers that a run writes are put back behind it.
 
     Args:
         model: Prepared (it is frozen, decomposed and its ranges are pinned on the way), decomposed
@@ -62,20 +69,21 @@ def certify(
             "int8:ENGINE" take a prepared one. It is not changed.
         route: Name of a route: `fxqfix routes` lists them.
         data: Any iterable of batches, as in `compare`; read once, never stored.
-        dynamic_batch: Whether the deployed form takes any size of the inputs' first dimension.
-            Without it, a batch of other sizes is deployed anew.
+        dynamic_batch: Whether the deployed form takes any size of the inputs' first dimension; else
+            a batch of other sizes is deployed anew.
+        dynamic_shapes: In its place, the axes of any size as torch.export has them, per input.
+        opset: Of the ONNX routes; None is the exporter's own, or the lowest that the graph needs.
         progress: Show a bar (needs tqdm); None shows it on a terminal only.
 
     Returns:
         The certificate: codes that differ, codes out of range, kernels, causes.
 
     Raises:
-        UnknownNameError: There is no such route.
-        MissingDependencyError: The route needs a package that is not installed.
+        UnknownNameError, MissingDependencyError: There is no such route, or a package of it.
         RouteError: The route can't lower, load or run the graph.
         DialectError, TraceError, RangeUnknownError: The model can't be decomposed.
         DataError, NonFiniteError, DeviceError, ModelRunError: The data can't be used.
-        UnsupportedError: The model returns something else than tensors.
+        UnsupportedError, OptionError: The model returns no tensors; an option fits it not.
 
     Example:
         >>> import torch
@@ -89,19 +97,16 @@ def certify(
         >>> certificate.exact, certificate.out_of_range
         (True, 0)
     """
-    found = _registry.find(route)
+    found = _registry.with_opset(_registry.find(route), opset)
     refuse_non_finite(model, f"certify, route {route}")
     if found.certify is not None:
         return found.certify(model, data, progress)
     with torch.no_grad(), _rng.same_rng():
         where = f"certify, route {route}"
         own = dialects.read(model, "certify")
-        watched = Watched(found, _decomposed(own, found.passes), dynamic_batch, where)
-        if not found.anywhere:
-            data = watched.on_cpu(data)
-        for _ in watched.stream(data, progress):
-            pass
-    return watched.certificate()
+        reading = _decomposed(own, found.passes)
+        watched = Watched(found, reading, open_axes(reading, dynamic_shapes, dynamic_batch), where)
+        return watched.over(data if found.anywhere else watched.on_cpu(data), progress)
 
 
 def _decomposed(own: Reading, passes: Sequence[Pass]) -> Reading:
@@ -119,13 +124,14 @@ class Watched:
     Attributes:
         route: How the graph is deployed.
         reading: The decomposed graph.
-        dynamic: Whether the deployed form takes any size of the inputs' first dimension.
+        dynamic: Whether the deployed form takes any size of the inputs' first dimension, or the
+            axes that it takes any size of, per input.
         where: Who asks, for messages.
     """
 
     route: Route
     reading: Reading
-    dynamic: bool
+    dynamic: Dynamic
     where: str
     result: Run = field(default_factory=Run)
     forms: dict[Any, tuple[Deployed, Deployed | None]] = field(default_factory=dict)
@@ -137,6 +143,7 @@ class Watched:
     def __post_init__(self) -> None:
         self.graph_module = self.reading.graph_module
         self.cut: fx.GraphModule = CutSites()(self.graph_module).graph_module
+        self.states = [State(self.graph_module), State(self.cut)]
         self.sites = [t for t in self.reading.activations if t.site.used is not None]
         self.ends = float_ends(self.reading)
         for site, reason in self.reading.unsupported:
@@ -172,9 +179,15 @@ class Watched:
             self._batch(inputs)
             yield inputs
 
+    def over(self, data: Iterable[Any], progress: bool | None) -> Certificate:
+        """The certificate of all batches."""
+        for _ in self.stream(data, progress):
+            pass
+        return self.certificate()
+
     def _batch(self, args: tuple[Any, ...]) -> None:
         """Run one batch through the decomposed graph and both deployed forms."""
-        seen = _Seen(self.graph_module, self.reading)
+        seen = Seen(self.graph_module, self.reading)
         wanted = self._wanted(seen, args)
         flat = self._inputs(args)
         codes = [seen.values[node] for node in cut_points(self.reading)]
@@ -204,9 +217,10 @@ class Watched:
     def _here(self) -> str:
         return f"{self.where}, batch {self.result.batches}"
 
-    def _wanted(self, seen: _Seen, args: tuple[Any, ...]) -> list[Tensor]:
+    def _wanted(self, seen: Seen, args: tuple[Any, ...]) -> list[Tensor]:
         try:
             with (
+                self.states[0].held(),
                 _rng.same_rng(),
                 as_given(model=True),
             ):  # what draws random numbers draws the same in every form
@@ -237,8 +251,7 @@ class Watched:
     def _deployed(
         self, whole: tuple[Any, ...], parts: tuple[Any, ...]
     ) -> tuple[Deployed, Deployed | None]:
-        shapes = [tuple(t.shape)[int(self.dynamic) :] for t in tensors_of(whole)]
-        key = repr(shapes)
+        key = repr(fixed_sizes(whole, self.dynamic))
         if key in self.forms:
             return self.forms[key]
         if self.forms:
@@ -256,7 +269,9 @@ class Watched:
     def _deploy(self, graph_module: fx.GraphModule, batch: tuple[Any, ...]) -> Deployed:
         assert self.route.deploy is not None
         try:
-            return self.route.deploy(graph_module, _copied(batch), self.dynamic)
+            with self._held():
+                form = self.route.deploy(graph_module, _copied(batch), self.dynamic)
+            return replace(form, state=form.state and State(form.state))
         except FxqfixError:
             raise
         except Exception as error:  # exporters and compilers raise anything
@@ -266,7 +281,7 @@ class Watched:
         self, form: Deployed, args: tuple[Any, ...], wanted: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         try:
-            with _rng.same_rng(), as_given(model=True):
+            with self._held(form), _rng.same_rng(), as_given(model=True):
                 found = list(form.run(*_copied(args)))
         except FxqfixError:
             raise
@@ -278,9 +293,18 @@ class Watched:
             raise self._failed("give what the graph gives", wrong, args)
         return found
 
+    @contextmanager
+    def _held(self, form: Deployed | None = None) -> Iterator[None]:
+        """Buffers that a run writes are put back behind it: all runs start from one state."""
+        with ExitStack() as stack:
+            for state in (*self.states, *([form.state] if form is not None else [])):
+                if isinstance(state, State):
+                    stack.enter_context(state.held())
+            yield
+
     def _failed(self, what: str, error: Exception, batch: tuple[Any, ...]) -> RouteError:
         return RouteError(
-            f"the route can't {what}: {type(error).__name__}: {_first_line(error)}",
+            f"the route can't {what}: {innermost(error)}",
             where=self.where,
             found=f"inputs of shapes {[tuple(t.shape) for t in tensors_of(batch)]}",
             remedy="see whether the route takes the model as it is without fxqfix; "
@@ -289,7 +313,7 @@ class Watched:
 
     # ------------------------------------------------------------------ what is compared
 
-    def _site(self, tap: Tap, seen: _Seen, found: Tensor) -> None:
+    def _site(self, tap: Tap, seen: Seen, found: Tensor) -> None:
         grid = tap.site.used
         assert grid is not None
         wanted, value = seen.values[tap.node], seen.values[tap.producer]
@@ -300,7 +324,7 @@ class Watched:
         if problem:
             self.unchecked[f"{tap.site.name}: rounding"] = problem
 
-    def _end(self, node: fx.Node, seen: _Seen, found: Tensor) -> None:
+    def _end(self, node: fx.Node, seen: Seen, found: Tensor) -> None:
         wanted = seen.values[node]
         self._add(node.name, float_discrepancy(wanted, found))
         differs = wanted != found
@@ -349,7 +373,7 @@ class Watched:
             narrow=len(narrow),
             pinned=pinned,
             kernels=kernels,
-            notes=(*self.result.notes, *self.notes),
+            notes=(*self.result.notes, *self.notes, *self.states[0].notes),
             unchecked=tuple(self.unchecked.items()),
         )
 
@@ -368,31 +392,5 @@ class Watched:
                 yield Certified(name, op, grid, self.sums[name], dict(self.causes.get(name, {})))
 
 
-class _Seen(fx.Interpreter):
-    """Runs the decomposed graph and keeps, for one batch, what the comparison needs."""
-
-    def __init__(self, graph_module: fx.GraphModule, reading: Reading) -> None:
-        super().__init__(graph_module)
-        self.extra_traceback = False  # it prints the graph with every error
-        taps = [t for t in reading.activations if t.site.used is not None]
-        self._kept = {node for t in taps for node in (t.node, t.producer)}
-        self._kept |= set(float_ends(reading))
-        self._kept |= {n for n in graph_module.graph.nodes if n.op == "placeholder"}
-        self._kept |= set(output_nodes(graph_module))
-        self.values: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run a node; a copy is kept, since a later op may write in place."""
-        value = super().run_node(n)
-        if n in self._kept:
-            self.values[n] = value.clone() if isinstance(value, Tensor) else value
-        return value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def _copied(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    copied: tuple[Any, ...] = _torch.tree_map_tensors(Tensor.clone, values)
-    return copied
+def _copied(values: tuple[Any, ...]) -> Any:
+    return _torch.tree_map_tensors(Tensor.clone, values)

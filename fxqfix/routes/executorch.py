@@ -33,7 +33,7 @@ from fxqfix.passes.cut_sites import output_nodes
 from fxqfix.passes.signed_codes import SHIFT, is_unsigned
 from fxqfix.routes._base import Deployed, Route
 from fxqfix.routes._xnnpack import codes_of_site
-from fxqfix.routes.export import exported
+from fxqfix.routes.export import Dynamic, exported
 
 __all__ = ["ROUTE"]
 
@@ -49,9 +49,12 @@ class _Method:
     buffers: Any
     program: Any
     method: Any
+    writes: bool
 
     def __call__(self, *inputs: Any) -> Sequence[Tensor]:
-        found = self.method.execute(self.signs.taken(inputs))
+        # A method that writes buffers starts anew only where it is loaded anew.
+        method = self.program.load_method("forward") if self.writes else self.method
+        found = method.execute(self.signs.taken(inputs))
         # The next run writes to the same memory.
         return self.signs.returned([value.clone() for value in found])
 
@@ -95,7 +98,7 @@ def _contiguous(value: Any) -> Any:
     return value.contiguous() if isinstance(value, Tensor) else value
 
 
-def _deploy(graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: bool) -> Deployed:
+def _deploy(graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: Dynamic) -> Deployed:
     with _torch.quiet():
         exir, partition, runtime = (
             require(f"executorch.{name}", "executorch", "certify, route executorch")
@@ -109,7 +112,8 @@ def _deploy(graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: bool)
         seen = _Lowered.of(edge.exported_program().graph_module)
         buffers = edge.to_executorch()
         loaded = runtime.Runtime.get().load_program(buffers.buffer)
-        run = _Method(signs, buffers, loaded, loaded.load_method("forward"))
+        writes = bool(program.graph_signature.buffers_to_mutate)
+        run = _Method(signs, buffers, loaded, loaded.load_method("forward"), writes)
     return Deployed(run, tuple(seen.integers.items()), tuple(seen.notes(suited.edits)))
 
 

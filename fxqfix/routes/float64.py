@@ -23,7 +23,7 @@ __all__ = ["ROUTE"]
 _NOTE = "nothing is deployed: the graph's own ops, between the same quantize ops"
 
 
-def _deploy(graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: bool) -> Deployed:
+def _deploy(graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: object) -> Deployed:
     own = [t.dtype for t in tensors_of([copy.deepcopy(graph_module)(*batch)])]
 
     def run(*inputs: Any) -> Sequence[Tensor]:

@@ -17,14 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fxqfix import _inductor
+from fxqfix._reasons import innermost
 from fxqfix.errors import RouteError
-from fxqfix.measure import tensors_of
+from fxqfix.measure import State, tensors_of
 from fxqfix.passes import FloatWeights, PinRanges
 from fxqfix.routes._base import Deployed, Route
-from fxqfix.routes.export import exported
+from fxqfix.routes.export import Dynamic, exported
 
 __all__ = ["ROUTES"]
 
@@ -36,42 +38,45 @@ _FLOAT = (
 )
 
 
-def _compiled(graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: bool) -> Deployed:
-    forward = _inductor.Freezing(exported(graph_module, batch, dynamic).module(), dynamic)
+def _compiled(graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: Dynamic) -> Deployed:
+    module = exported(graph_module, batch, dynamic).module()
+    forward = _inductor.Freezing(module, bool(dynamic))
     try:
-        kernels = forward.compiled_for(*batch)
+        with State(module).held():
+            kernels = forward.compiled_for(*batch)
     except Exception as error:  # it arrives wrapped
+        torch.compiler.reset()  # else it may say another thing the next time
         if not _inductor.without_compiler(error):
             raise
         raise RouteError(
             "Inductor found no C++ compiler",
             where="certify, route inductor",
-            found=str(error).strip().partition("\n")[0],
+            found=innermost(error),
             expected="g++ or clang++ on the PATH, or the variable CXX",
             remedy="install one, or certify route 'inductor:lowered', which compiles nothing",
         ) from error
-    return _deployed(forward, kernels)
+    return _deployed(forward, kernels, module)
 
 
-def _lowered(graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: bool) -> Deployed:
+def _lowered(graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: Dynamic) -> Deployed:
     if dynamic:
         raise RouteError(
             "torchao's lowering takes inputs of one size",
             where="certify, route inductor:lowered",
-            found="dynamic_batch=True",
+            found="dynamic_batch=True, or dynamic_shapes",
             remedy="leave it out: a batch of another size is lowered anew",
         )
     forward, kernels = _inductor.lowered_to_x86(
         graph_module, batch, "certify, route inductor:lowered"
     )
-    return _deployed(forward, kernels)
+    return _deployed(forward, kernels, forward)
 
 
-def _deployed(forward: Callable[..., Any], kernels: Mapping[str, int]) -> Deployed:
+def _deployed(forward: Callable[..., Any], kernels: Mapping[str, int], state: Any) -> Deployed:
     def run(*inputs: Any) -> Sequence[Tensor]:
         return list(tensors_of([forward(*inputs)]))
 
-    return Deployed(run, tuple(kernels.items()), () if kernels else (_FLOAT,))
+    return Deployed(run, tuple(kernels.items()), () if kernels else (_FLOAT,), state)
 
 
 ROUTES = (

@@ -35,7 +35,8 @@ def _certify(
             remedy="pass the prepared model; a converted one is compared with "
             "fxqfix.compare(prepared, converted, data)",
         )
-    frozen = freeze(reading.graph_module)
+    # An eager model stays one: torch's own conversion of it takes no trace.
+    frozen = freeze(model)
     deployed = to_int8(frozen, engine=engine)
     report = compare(frozen, deployed, data, engine=engine, noise_floor=False, progress=progress)
     rows = [r for r in report.rows if r.kind == "activation"]

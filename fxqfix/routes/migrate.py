@@ -19,12 +19,13 @@ from fxqfix.dialects import Reading
 from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.errors import DataError, DeviceError, DialectError, RouteError
 from fxqfix.flows import compare, freeze, to_decomposed
-from fxqfix.measure import Discrepancy, cannot_run, float_discrepancy, tensors_of
+from fxqfix.measure import Discrepancy, State, cannot_run, float_discrepancy, tensors_of
 from fxqfix.report import Migration, Report
 from fxqfix.routes import _registry
 from fxqfix.routes._base import Route
 from fxqfix.routes._file import SavedFile
 from fxqfix.routes.certify import Watched
+from fxqfix.routes.export import Axes, Dynamic, axes_of, open_axes
 
 __all__ = ["check", "migrate"]
 
@@ -41,6 +42,7 @@ def migrate(
     ranges_from: Any = None,
     pin_ranges: bool | str = True,
     dynamic_batch: bool = False,
+    dynamic_shapes: Axes | None = None,
     route: str = "export",
     engine: str | None = None,
     progress: bool | None = None,
@@ -60,16 +62,14 @@ def migrate(
         ranges_from: As for `to_decomposed`.
         pin_ranges: Likewise.
         dynamic_batch: Whether the file takes any size of its inputs' first dimension.
+        dynamic_shapes: The axes that it takes any size of, as in `certify`.
         route: A route of `certify`, which deploys the loaded file; "export" runs it as it is.
         engine: The engine of `converted`; None is torch.backends.quantized.engine.
         progress: Show a bar (needs tqdm); None shows it on a terminal only.
 
     Raises:
-        RouteError: The graph can't be exported, or the file can't run a batch.
-        DataError: There is no batch, or no such folder.
-        UnknownNameError, MissingDependencyError: Of the route, as in `certify`.
-        TraceError, DialectError, UncalibratedError, RangeUnknownError, UnsupportedError: Of the
-            models, as in `to_decomposed` and `compare`.
+        RouteError, DataError: The graph can't be exported, or the file can't run a batch; no batch.
+        UnknownNameError, DialectError and others: As in `certify`, `to_decomposed` and `compare`.
 
     Example:
         >>> import tempfile, torch
@@ -88,7 +88,8 @@ def migrate(
     with torch.no_grad(), _rng.same_rng(), _replacing(target) as temporary:
         graph = to_decomposed(own.graph_module, ranges_from=ranges_from, pin_ranges=pin_ranges)
         file, trained = SavedFile(temporary, dialects.read(graph)), _Trained.of(own)
-        watched = Watched(file.deployed_by(chosen), file.reading, dynamic_batch, "migrate")
+        axes = open_axes(file.reading, dynamic_shapes, dynamic_batch)
+        watched = Watched(file.deployed_by(chosen), file.reading, axes, "migrate")
         batches = _seen(watched, file, trained, data, progress)
         report = _compared(model, converted, batches, engine)
         return _migration(target, file, watched, trained, report)
@@ -132,7 +133,7 @@ def _migration(
     return Migration(
         path=str(path),
         size=file.path.stat().st_size,
-        dynamic_batch=watched.dynamic,
+        dynamic_batch=_opens_batch(watched.dynamic),
         sites=len(file.reading.activations),
         weights=len(file.reading.weights),
         certificate=watched.certificate(),
@@ -140,6 +141,10 @@ def _migration(
         report=report,
         notes=(*trained.notes, *file.notes),
     )
+
+
+def _opens_batch(dynamic: Dynamic) -> bool:
+    return dynamic if isinstance(dynamic, bool) else any(0 in axes_of(a) for a in dynamic)
 
 
 def check(path: str | Path, route: str) -> tuple[Path, Route]:
@@ -210,6 +215,7 @@ class _Trained:
     frozen: fx.GraphModule | None
     notes: tuple[str, ...] = ()
     found: Discrepancy = field(default_factory=Discrepancy)
+    states: tuple[State, ...] = ()
 
     @classmethod
     def of(cls, reading: Reading) -> _Trained:
@@ -228,6 +234,13 @@ class _Trained:
         if self.frozen is None:
             return
         copies = [_torch.tree_map_tensors(Tensor.clone, args) for _ in range(2)]
+        if not self.states:
+            self.states = (State(self.frozen), State(program))
+        with self.states[0].held(), self.states[1].held():
+            self._compare(program, args, copies)
+
+    def _compare(self, program: nn.Module, args: tuple[Any, ...], copies: list[Any]) -> None:
+        assert self.frozen is not None
         try:
             with _rng.same_rng():
                 wanted = list(tensors_of([self.frozen.forward(*copies[0])]))

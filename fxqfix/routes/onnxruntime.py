@@ -7,6 +7,9 @@ clamps on values it fuses none. The certificate's kernels are those of its optim
 From level "basic" on biases become int32, even where the convolution then runs in float, and
 weights that the graph leaves in float become int8. On CPUs without VNNI the int8 kernels saturate
 at 16 bits; the session option session.x64quantprecision makes them exact, and slower.
+
+The opset is the exporter's own; codes of 16 bits need 21 and get it, and
+`certify(..., opset=...)` takes any.
 """
 
 from __future__ import annotations
@@ -25,10 +28,11 @@ import torch
 from torch import Tensor, fx
 
 from fxqfix import _extras, _torch
+from fxqfix.dialects.decomposed import arguments, is_quantize
 from fxqfix.measure import tensors_of
 from fxqfix.passes import PinRanges
 from fxqfix.routes._base import Deployed, Route
-from fxqfix.routes.export import exported
+from fxqfix.routes.export import Dynamic, exported
 
 __all__ = ["ROUTES"]
 
@@ -40,11 +44,16 @@ _LEVELS = {
     "extended": "ORT_ENABLE_EXTENDED",
 }
 _FLOAT = "no kernel computes on integers: what is between dequantize and quantize runs in float"
+_WITH_16_BITS = 21  # the first opset whose QuantizeLinear takes them
 _ERRORS_ONLY = 3  # of ONNX Runtime's levels of logging
 
 
 def _deploy(
-    graph_module: fx.GraphModule, batch: tuple[Any, ...], dynamic: bool, level: str
+    graph_module: fx.GraphModule,
+    batch: tuple[Any, ...],
+    dynamic: Dynamic,
+    level: str,
+    opset: int | None = None,
 ) -> Deployed:
     runtime = _extras.require("onnxruntime", "onnx", "certify, route onnxruntime")
     onnx = _extras.require("onnx", "onnx", "certify, route onnxruntime")
@@ -57,7 +66,8 @@ def _deploy(
         path, optimized = (str(Path(folder) / name) for name in ("model.onnx", "optimized.onnx"))
         with _silence(), _torch.quiet():
             program = exported(graph_module, batch, dynamic)
-            torch.onnx.export(program, (), path, dynamo=True, verbose=False, external_data=False)
+            given: Any = {"dynamo": True, "verbose": False, "external_data": False}
+            torch.onnx.export(program, (), path, opset_version=opset or _opset(program), **given)
         options.optimized_model_filepath = optimized
         session = runtime.InferenceSession(path, options, ["CPUExecutionProvider"])
         kinds = Counter(node.op_type for node in onnx.load(optimized).graph.node)
@@ -70,6 +80,13 @@ def _deploy(
 
     kernels = tuple(sorted((kind, n) for kind, n in kinds.items() if _on_integers(kind)))
     return Deployed(run, kernels, () if kernels else (_FLOAT,))
+
+
+def _opset(program: torch.export.ExportedProgram) -> int | None:
+    """The lowest opset that has the ops of a program; None for the exporter's own."""
+    nodes = filter(is_quantize, program.graph.nodes)
+    wide = any(arguments(node)["dtype"].itemsize == 2 for node in nodes)
+    return _WITH_16_BITS if wide else None
 
 
 def _on_integers(kind: str) -> bool:

@@ -18,8 +18,8 @@ from fxqfix.errors import MissingDependencyError, RouteError
 from fxqfix.passes import CutSites, PassResult
 from fxqfix.passes.cut_sites import cut_points
 from fxqfix.routes import SiteView, executorch
+from fxqfix.routes._seen import Seen
 from fxqfix.routes._xnnpack import codes_of_site
-from fxqfix.routes.certify import _Seen
 from tests.routes.nets import GAINS, image
 
 
@@ -87,7 +87,7 @@ def test_xnnpacks_integers() -> None:
     """Every code of every int8 op, those that differ from the graph's and those that don't."""
     model = _decomposed(Every())
     reading = dialects.read(model)
-    seen = _Seen(model, reading)
+    seen = Seen(model, reading)
     with torch.no_grad():
         x = 2 * image(batch=16, seed=3) - 0.5
         seen.run(x)
