@@ -60,7 +60,8 @@ class HoldWeights(Pass):
             wanted = quantize(weight.data, qparams)
             apart = wanted.int() != quantize_native(weight.data, qparams)
             if count := int(apart.sum()):
-                weight.data = torch.where(apart, dequantize(wanted, qparams), weight.data)
+                values = dequantize(wanted, qparams).to(weight.dtype)
+                weight.data = torch.where(apart, values, weight.data)
                 rewriter.note(f"{path}: {count} weights held in {qparams.range_text}")
 
 
