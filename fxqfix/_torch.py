@@ -90,7 +90,7 @@ def quantization() -> ModuleType:
             "this flow needs torch.ao.quantization, which this torch does not have",
             where="fxqfix",
             found=f"torch {torch.__version__}",
-            remedy="install a torch that still ships it (2.6 to 2.13), or use the PT2E flow",
+            remedy="install a torch that still ships it (2.6 to 2.15), or use the PT2E flow",
         )
     return found  # type: ignore[no-any-return]  # resolve returns what import finds
 
@@ -265,6 +265,10 @@ def copied(module: _M) -> _M:
     return made
 
 
+def has_tiles() -> bool:  # AMX, caps not asked
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+
+
 def cpu_level() -> str:
     """What cpuid says, caps not asked: "vnni" (AVX512-VNNI), "avx512", "avx2", or "unknown"."""
     asked = {n: getattr(torch.cpu, f"_is_{n}_supported", bool) for n in ("vnni", "avx512", "avx2")}
@@ -274,16 +278,13 @@ def cpu_level() -> str:
 def packed_engine(packed: Any) -> str | None:
     """The engine whose kernel a packed weight runs on, whatever engine is current.
 
-    torch keeps no name; but each kernel refuses a qint32 input in words of its own, before it looks
-    at the weight. (qint8 is none to ask with: builds with XNNPACK take it on qnnpack, which packs
-    the weight anew and drops the one that quint8 needs.)
+    Each kernel refuses a qint32 input in words of its own. (XNNPACK takes qint8 for qnnpack: it
+    packs the weight anew, and drops the one that quint8 needs.)
 
     Returns:
         "fbgemm", "onednn" or "qnnpack"; None where this torch answers in other words.
     """
-    if not is_packed_params(packed):
-        return None
-    name = str(packed._type().name())
+    name = str(packed._type().name()) if is_packed_params(packed) else ""
     dim = 0 if name.startswith("Linear") else int(name[4]) if name[4:5].isdigit() else None
     if dim is None:
         return None
@@ -293,16 +294,15 @@ def packed_engine(packed: Any) -> str | None:
     if dim > 0 and not transposed:
         channels *= packed.groups()
     op = "linear" if dim == 0 else f"conv{'_transpose' if transposed else ''}{dim}d"
-    # No rows: onednn's dynamic linear crashes where it finds a static one's primitive of its shape.
+    # No rows: onednn's dynamic linear crashes on a static one's primitive of its shape.
     shape = [min(dim, 1), channels] + [1] * dim
     probe = torch.quantize_per_tensor(torch.zeros(shape), 1.0, 0, torch.qint32)
     try:
         getattr(torch.ops.quantized, op)(probe, packed, 1.0, 0)
     except RuntimeError as error:
         said = str(error).partition("\n")[0].lower()
-        if "quint8" in said:
-            named = next((e for e in ("qnnpack", "onednn", "fbgemm") if e in said), None)
-            return named or ("fbgemm" if dim == 0 else None)
+        named = next((e for e in ("qnnpack", "onednn", "fbgemm") if e in said), None)
+        return named or ("fbgemm" if dim == 0 and "quint8" in said else None)
     return None
 
 

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from fxqfix._settings import exact
 from fxqfix.dialects.weights import WeightView
+from fxqfix.engines._releases import release
 from fxqfix.engines.isa import VNNI, Isa, isa_of
 from fxqfix.errors import UnknownNameError, UnsupportedError
 from fxqfix.qparams import QParams, zero_point_first
@@ -70,6 +71,8 @@ class Call:
         threads: Number of threads that the kernel runs on.
         point_first: Whether native quantize adds the zero point before it rounds; where nothing is
             said, as this torch has it (`fxqfix.qparams.zero_point_first`).
+        release: The release of oneDNN, by what its kernels do: "3.5", "3.10", "3.12" or "3.13";
+            where nothing is said, that of this torch.
         in_memory_order: Whether the kernel gets its input as it lies in memory (`InMemoryOrder`).
         others: The grids of the first input wherever else the same packed weight is called.
         fused_otherwise: Whether the same packed weight is called on the same grids elsewhere, with
@@ -97,6 +100,7 @@ class Call:
     isa: Isa = VNNI
     threads: int = 1
     point_first: bool = field(default_factory=zero_point_first)
+    release: str = field(default_factory=release)
     in_memory_order: bool = False
     others: tuple[QParams | None, ...] = ()
     fused_otherwise: bool = False

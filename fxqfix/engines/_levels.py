@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fxqfix import _rng, _torch
 from fxqfix.engines._arithmetic import single
+from fxqfix.engines._releases import release
 
 __all__ = ["aten", "fbgemm", "onednn"]
 
@@ -86,7 +87,15 @@ def _onednn() -> str:
     step = _there_and_back(float((x * 0.037).max()) / 255)
     kind = _rounding(found, (x.double() @ codes.double().T).float(), step)
     level = _ONEDNN.get((_saturates(), kind), "unknown")
+    if release() == "3.5":  # its kernels join the scales at every level
+        return _old(level)
     return "avx2_vnni" if level == "vnni" and _joins_groups() else level
+
+
+def _old(level: str) -> str:
+    """Where one way of rounding tells no levels apart, the CPU has to; caps it doesn't know."""
+    known = {("avx2", "avx2"): "avx2", ("amx", "vnni"): "vnni"}
+    return "unknown" if _torch.has_tiles() else known.get((level, _torch.cpu_level()), "unknown")
 
 
 def _rounding(found: Tensor, sums: Tensor, step: float) -> str:

@@ -2,7 +2,8 @@
 
 A kernel is a row: where it runs, how it scales its sums, and which products it adds at 16 bits; the
 first row that fits is the one. The conditions are oneDNN's own (3.12), found in its log of kernels
-(ONEDNN_VERBOSE=1), and held to the kernels by tests/engines at every level that a CPU has.
+(ONEDNN_VERBOSE=1), and held to the kernels by tests/engines at every level that a CPU has. What
+other releases do otherwise is in `_of_release`; `_releases` tells them apart.
 
 * joined: ``f(A * f(X * W))``
 * separate: ``f(f(A * X) * W)``
@@ -19,6 +20,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from fxqfix.engines._base import Call
@@ -67,8 +69,8 @@ def row_for(call: Call, job: Job) -> Row:
     found = _first(call, job)
     if found is None or not found.scales:
         raise call.refuse(
-            f"no row predicts oneDNN's kernel at level {call.isa.onednn!r} for inputs of size "
-            f"{job.size}"
+            f"no row predicts the kernel of oneDNN {call.release} (torch {torch.__version__}) at "
+            f"level {call.isa.onednn!r} for inputs of size {job.size}"
             f"{f': {found.name}' if found is not None else ''}"
         )
     return found
@@ -77,7 +79,22 @@ def row_for(call: Call, job: Job) -> Row:
 def _first(call: Call, job: Job) -> Row | None:
     level, kind = call.isa.onednn, job.shape.kind
     rows = (r for r in ROWS if r.kind == kind and level in r.levels and r.fits(job))
-    return next(rows, None)
+    found = next(rows, None)
+    return None if found is None else _of_release(found, job, call)
+
+
+def _of_release(row: Row, job: Job, call: Call) -> Row:
+    """A kernel as the release of this call has it; the rows are those of 3.12."""
+    release, pointed = call.release, any(call.source.zero_points)
+    if release == "3.5":
+        return replace(row, scales="joined" if row.name != "ref" else "")
+    if release == "3.10" and row.name in ("jit_deconvolution", "conv:any"):
+        return replace(row, scales="joined")
+    if release == "3.13" and row.name == "brg_matmul" and pointed:
+        return replace(row, name="ref_int8", scales="reference")
+    if release == "3.13" and row.name == "conv:any" and set(job.shape.stride) != {1}:
+        return replace(row, name="brgconv_strided or conv:any", scales="", gemm=False)
+    return row
 
 
 class Kernels:
@@ -97,6 +114,7 @@ class Kernels:
             qparams=call.qparams[:1],
             isa=call.isa,
             threads=call.threads,
+            release=call.release,
         )
         self.saturates = bool(pairs_of(call))
         self.last: tuple[Job, Row] | None = None

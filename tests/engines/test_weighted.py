@@ -174,6 +174,12 @@ def test_layers_are_the_kernels(engine: str, op: str) -> None:
 def test_linear_of_qint8_is_onednn_s(seed: int) -> None:
     skip_without("onednn")
     model, x = layer("linear", "onednn", seed, torch.qint8)
+    try:
+        with quantized_engine("onednn"):
+            model(x)
+    except RuntimeError as error:
+        assert "should be QUint8" in str(error)  # noqa: PT017  # older builds of torch
+        pytest.skip(f"onednn's linear takes no qint8 in torch {torch.__version__}")
     assert differing(model, x, engine="onednn")[0] == 0
 
 
