@@ -85,14 +85,17 @@ def _first(call: Call, job: Job) -> Row | None:
 
 def _of_release(row: Row, job: Job, call: Call) -> Row:
     """A kernel as the release of this call has it; the rows are those of 3.12."""
-    release, pointed = call.release, any(call.source.zero_points)
+    release, shape, pointed = call.release, job.shape, any(call.source.zero_points)
+    strided = set(shape.stride) != {1}
     if release == "3.5":
         return replace(row, scales="joined" if row.name != "ref" else "")
     if release == "3.10" and row.name in ("jit_deconvolution", "conv:any"):
-        return replace(row, scales="joined")
+        plain = shape.in_fours and shape.pointwise and not strided  # run as a plain convolution
+        return row if plain else replace(row, scales="joined")
     if release == "3.13" and row.name == "brg_matmul" and pointed:
         return replace(row, name="ref_int8", scales="reference")
-    if release == "3.13" and row.name == "conv:any" and set(job.shape.stride) != {1}:
+    gaps = any(s > e for s, e in zip(shape.stride, shape.extent, strict=True))
+    if release == "3.13" and row.kind == "transposed" and (gaps or (strided and row.gemm)):
         return replace(row, name="brgconv_strided or conv:any", scales="", gemm=False)
     return row
 

@@ -21,6 +21,7 @@ import fxqfix
 from fxqfix._torch import quantized_engine, quiet
 from fxqfix.engines import Call, isa_of
 from fxqfix.engines._geometry import Geometry, Job
+from fxqfix.engines._releases import release
 from fxqfix.engines.onednn import row_for
 from fxqfix.errors import UnsupportedError
 from fxqfix.qparams import QParams
@@ -101,11 +102,14 @@ def test_rows_are_the_kernels_on_near_ties(op: str) -> None:
     assert bad == 0, f"{bad} of {total}"
     assert total > 10_000
     most = {"avx512": 30, "amx": 50}.get(isa_of(None).onednn, 5)
+    most = 30 if release() == "3.13" else most  # it has one kernel more
     assert refused["no row predicts"] + refused["no row says"] <= most
 
 
 def test_rows_are_the_kernels_of_qint8() -> None:
     skip_without("onednn")
+    if release() == "3.5":
+        pytest.skip(f"onednn's linear takes no qint8 in torch {torch.__version__}")
     assert _sweep("linear", 20, torch.qint8)[0] == 0
 
 
