@@ -156,8 +156,12 @@ def _keep(record: dict[str, Any]) -> None:
     known = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.exists() else []
     key = ("torch", "python", "part")
     others = [r for r in known if [r[k] for k in key] != [record[k] for k in key]]
-    ordered = sorted([*others, record], key=lambda r: [r[k] for k in key])
+    ordered = sorted([*others, record], key=_order)
     RECORDS.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+
+
+def _order(record: dict[str, Any]) -> tuple[Any, ...]:
+    return [int(n) for n in re.findall(r"\d+", record["torch"])], record["python"], record["part"]
 
 
 # ---------------------------------------------------------------- the page

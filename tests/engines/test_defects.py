@@ -34,7 +34,7 @@ def test_the_kernel_is_still_wrong(defect) -> None:
     runs = defect.levels is None or defect.levels(isa_of(None))
     wanted = defect.name not in _BUILT_OTHERWISE if runs else None
     if defect.present is not wanted and torch.__version__ != _MEASURED:
-        pytest.skip(f"wrong here: {defect.present}; in torch {_MEASURED}: {wanted}")
+        pytest.skip(f"{defect.name}: wrong here: {defect.present}; in torch {_MEASURED}: {wanted}")
     assert defect.present is wanted or (runs and defect.name in _BY_CHANCE)
 
 
