@@ -273,17 +273,17 @@ def _brgemm(width: int) -> Callable[[Job], bool]:
 
 
 def _strided(width: int) -> Callable[[Job], bool]:
-    """A transposed convolution of a larger stride, which divides the output's width.
+    """A transposed convolution of a larger stride, which divides the output along each axis.
 
     Args:
         width: How many sums a register holds.
     """
 
     def fits(job: Job) -> bool:
-        shape, step = job.shape, job.shape.stride[-1]
+        shape = job.shape
         small = shape.in_fours and shape.inputs <= width
-        even = step > 1 and job.out[-1] % step == 0
-        return even and not (small or shape.outside or _dilated(shape))
+        even = not any(n % s for n, s in zip(job.out, shape.stride, strict=True))
+        return even and max(shape.stride) > 1 and not (small or shape.outside or _dilated(shape))
 
     return fits
 
@@ -363,11 +363,11 @@ ROWS = (
     Row("brg_deconv", "transposed", ("amx",), _AMX_APART, "separate"),
     Row("brg_deconv:amx", "transposed", ("amx",), _as_plain(_always), "joined", tiles=True),
     Row("brgconv_strided", "transposed", ("avx2_vnni",), _strided(8), "separate"),
+    Row("brgconv_strided", "transposed", ("avx512", "vnni", "amx"), _strided(16), "separate"),
     Row("jit_deconvolution", "transposed", ("avx512",), _jit((16, 28)), "separate"),
     Row("jit_deconvolution", "transposed", ("vnni", "amx"), _jit((16, 30)), "separate"),
     Row("jit_uni_int8", "transposed", ("avx2",), _UNI, "joined"),
     Row("jit_uni_int8", "transposed", ("avx2_vnni",), _UNI_VNNI, "joined"),
-    Row("brgconv_strided or conv:any", "transposed", ("avx512", "vnni"), _strided(16), ""),
     Row("another level's kernel", "transposed", ("avx512", "vnni"), _UNI_VNNI, ""),
     Row("conv:any", "transposed", _BELOW, _always, "reference", gemm=True),
 )
