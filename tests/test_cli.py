@@ -249,6 +249,24 @@ def test_migrate_writes_and_certifies(run, tmp_path: Path) -> None:
     assert program.module()(torch.rand(7, 8)).shape == (7, 4)
 
 
+@pytest.mark.parametrize("pins", ["values", "codes", "none"])
+def test_migrate_pins_ranges_where_it_is_told(run, tmp_path: Path, pins: str) -> None:
+    code, out, _ = run("migrate", "my_models:trained", "--pins", pins)
+    assert code == 0
+    assert ("pinned by a clamp: 0" in out) == (pins == "none")
+    graph = fxqfix.trace(torch.export.load(tmp_path / "model.pt2"))
+    names = [n.name for n in graph.graph.nodes if "clamp" in str(n.target)]
+    codes = [n for n in graph.graph.nodes if n.name in names and "quantize" in str(n.args[0])]
+    assert bool(names) == (pins != "none")
+    assert bool(codes) == (pins == "codes")
+
+
+def test_an_opset_is_for_onnx(run) -> None:
+    code, _, err = run("certify", "my_models:trained", "--route", "export", "--opset", "21")
+    assert code == 2
+    assert "route export has no opset" in err
+
+
 def test_migrate_takes_an_int8_model_with_ranges(run, tmp_path: Path) -> None:
     arguments = ("--no-pins", "--output", "small.pt2")
     code, out, _ = run("migrate", "my_models:trained_int8", *arguments)

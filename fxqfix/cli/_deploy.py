@@ -15,6 +15,7 @@ from fxqfix.routes.migrate import check
 
 __all__ = ["certify", "migrate"]
 
+_PINS: dict[str, bool | str] = {"values": True, "codes": "codes", "none": False}
 _CERTIFICATE: _output.Writers = {
     ".json": lambda certificate: certificate.to_json(),
     ".txt": lambda certificate: f"{certificate}\n",
@@ -36,6 +37,12 @@ def migrate(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.add_argument(
         "--no-pins", action="store_true", help="leave out the clamps that hold narrow ranges"
     )
+    parser.add_argument(
+        "--pins",
+        choices=("values", "codes", "none"),
+        help="where narrow ranges are clamped: on values (default), on codes (for ONNX Runtime's "
+        "int8 kernels), or nowhere",
+    )
     return _migrate
 
 
@@ -45,6 +52,9 @@ def certify(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
         "target", help="pkg.module:function that returns (prepared, converted or None, data)"
     )
     parser.add_argument("--route", required=True, help="`fxqfix routes` lists them")
+    parser.add_argument(
+        "--opset", type=int, metavar="N", help="of the ONNX routes; default: the exporter's own"
+    )
     _dynamic_batch(parser, "the deployed form")
     _output.add_output(parser, _CERTIFICATE)
     parser.add_argument(
@@ -71,7 +81,7 @@ def _migrate(args: argparse.Namespace) -> int:
         args.output,
         converted=given.converted,
         ranges_from=given.ranges_from,
-        pin_ranges=not args.no_pins,
+        pin_ranges=_PINS[args.pins] if args.pins else not args.no_pins,
         dynamic_batch=args.dynamic_batch,
         route=args.route,
         engine=given.engine,
@@ -87,7 +97,11 @@ def _certify(args: argparse.Namespace) -> int:
     find(args.route)
     given = models(args.target)
     found: Certificate = certify(
-        given.prepared, args.route, given.batches, dynamic_batch=args.dynamic_batch
+        given.prepared,
+        args.route,
+        given.batches,
+        dynamic_batch=args.dynamic_batch,
+        opset=args.opset,
     )
     _output.write(args.output, found, _CERTIFICATE)
     print(found)

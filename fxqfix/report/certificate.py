@@ -71,6 +71,8 @@ class Certificate(Judged):
         kernels: (kernel, how many) that the deployed form computes on integers, as the route tells.
         notes: What a reader has to know.
         unchecked: (name, why) of what could not be looked at.
+        identity: Versions of fxqfix and torch (its build too), the CPU's levels, threads, digests
+            of the data and of the file.
 
     Example:
         >>> site = Certified("fc", "linear", None, Discrepancy(elements=8))
@@ -90,6 +92,7 @@ class Certificate(Judged):
     kernels: tuple[tuple[str, int], ...]
     notes: tuple[str, ...] = ()
     unchecked: tuple[tuple[str, str], ...] = ()
+    identity: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def differing(self) -> int:
@@ -175,6 +178,7 @@ class Certificate(Judged):
             "exact": self.exact,
             "reasons": list(self.reasons),
             "versions": dict(self.versions),
+            "identity": dict(self.identity),
             "batches": self.batches,
             "differing": self.differing,
             "max_lsb": self.max_lsb,
@@ -191,7 +195,7 @@ class Certificate(Judged):
 
     def to_json(self) -> str:
         """The same as JSON text."""
-        return json_.dumps(self.to_dict())
+        return json_.record("certificate", self.to_dict())
 
     def __str__(self) -> str:
         """Render as text and a table."""

@@ -172,7 +172,7 @@ class Int8Certificate(Judged):
 
     def to_json(self) -> str:
         """The same as JSON text."""
-        return json_.dumps(self.to_dict())
+        return json_.record("int8-certificate", self.to_dict())
 
     def __str__(self) -> str:
         """Render as tables."""

@@ -23,7 +23,7 @@ from fxqfix.qparams import QParams
 from fxqfix.report.data import Report
 from fxqfix.report.rows import Coverage, Row, Uncovered
 
-__all__ = ["FORMAT", "dumps", "from_json", "inspection_to_json", "to_json"]
+__all__ = ["FORMAT", "dumps", "from_json", "inspection_to_json", "record", "to_json"]
 
 FORMAT = "fxqfix.report/1"
 INSPECTION_FORMAT = "fxqfix.inspection/1"
@@ -73,6 +73,20 @@ def inspection_to_json(inspection: Inspection) -> str:
     sites = [{**vars(site), **_grids(site, "used", "baked")} for site in inspection]
     data = {"format": INSPECTION_FORMAT, **_fields(inspection, "dialect", "unsupported")}
     return dumps({**data, "sites": sites})
+
+
+def record(kind: str, data: Mapping[str, Any]) -> str:
+    """Write a record: its "format" names what it is and the version of its layout.
+
+    Args:
+        kind: What it is.
+        data: Its plain values.
+
+    Example:
+        >>> json.loads(record("certificate", {"ok": True}))["format"]
+        'fxqfix.certificate/1'
+    """
+    return dumps({"format": f"fxqfix.{kind}/1", **data})
 
 
 def dumps(data: Mapping[str, Any]) -> str:

@@ -87,7 +87,7 @@ class Migration(Judged):
 
     def to_json(self) -> str:
         """The same as JSON text."""
-        return json_.dumps(self.to_dict())
+        return json_.record("migration", self.to_dict())
 
     def __str__(self) -> str:
         """Render what was written, the certificate, and what the old conversion does."""

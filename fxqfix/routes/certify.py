@@ -40,6 +40,7 @@ from fxqfix.report import Certificate, Certified
 from fxqfix.routes import _registry
 from fxqfix.routes._base import Deployed, Route, SiteView
 from fxqfix.routes._explain import explain, float_error
+from fxqfix.routes._identity import Digest, identity
 from fxqfix.routes._seen import Seen
 from fxqfix.routes.export import Axes, Dynamic, fixed_sizes, open_axes
 
@@ -139,6 +140,7 @@ class Watched:
     causes: dict[str, Counter[str]] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     unchecked: dict[str, str] = field(default_factory=dict)
+    digest: Digest = field(default_factory=Digest)
 
     def __post_init__(self) -> None:
         self.graph_module = self.reading.graph_module
@@ -177,6 +179,7 @@ class Watched:
         for args, kwargs in streamed(self.graph_module, data, self.result, **options):
             inputs = positional(self.graph_module, args, kwargs, self._here)
             self._batch(inputs)
+            self.digest.add(inputs)
             yield inputs
 
     def over(self, data: Iterable[Any], progress: bool | None) -> Certificate:
@@ -375,6 +378,7 @@ class Watched:
             kernels=kernels,
             notes=(*self.result.notes, *self.notes, *self.states[0].notes),
             unchecked=tuple(self.unchecked.items()),
+            identity=identity(self.digest),
         )
 
     def _shown(self, name: str, node: fx.Node) -> Certified:

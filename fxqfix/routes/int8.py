@@ -19,6 +19,7 @@ from fxqfix.flows.to_int8 import certificate_of, to_int8
 from fxqfix.report import Certificate, Certified
 from fxqfix.report.data import Report
 from fxqfix.routes._base import Route
+from fxqfix.routes._identity import Digest, identity
 
 __all__ = ["ROUTES"]
 
@@ -38,7 +39,9 @@ def _certify(
     # An eager model stays one: torch's own conversion of it takes no trace.
     frozen = freeze(model)
     deployed = to_int8(frozen, engine=engine)
-    report = compare(frozen, deployed, data, engine=engine, noise_floor=False, progress=progress)
+    digest = Digest()
+    batches = digest.over(data, "certify")
+    report = compare(frozen, deployed, batches, engine=engine, noise_floor=False, progress=progress)
     rows = [r for r in report.rows if r.kind == "activation"]
     narrow = [r.name for r in rows if r.prepared is not None and r.prepared.is_narrow]
     kernels = Counter(r.kernel for r in rows if r.kernel.startswith("quantized."))
@@ -59,6 +62,7 @@ def _certify(
             *(f"{name}: {reason}" for name, reason in checked.possible),
         ),
         unchecked=tuple((u.name, u.reason) for u in apart) + checked.unchecked,
+        identity=identity(digest),
     )
 
 

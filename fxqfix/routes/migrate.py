@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.errors import DataError, DeviceError, DialectError, RouteError
 from fxqfix.flows import compare, freeze, to_decomposed
 from fxqfix.measure import Discrepancy, State, cannot_run, float_discrepancy, tensors_of
-from fxqfix.report import Migration, Report
+from fxqfix.report import Certificate, Migration, Report
 from fxqfix.routes import _registry
 from fxqfix.routes._base import Route
 from fxqfix.routes._file import SavedFile
+from fxqfix.routes._identity import file_digest
 from fxqfix.routes.certify import Watched
 from fxqfix.routes.export import Axes, Dynamic, axes_of, open_axes
 
@@ -136,11 +137,15 @@ def _migration(
         dynamic_batch=_opens_batch(watched.dynamic),
         sites=len(file.reading.activations),
         weights=len(file.reading.weights),
-        certificate=watched.certificate(),
+        certificate=_identified(watched.certificate(), file.path),
         trained=trained.found if trained.frozen is not None else None,
         report=report,
         notes=(*trained.notes, *file.notes),
     )
+
+
+def _identified(certificate: Certificate, path: Path) -> Certificate:
+    return replace(certificate, identity={**certificate.identity, "file": file_digest(path)})
 
 
 def _opens_batch(dynamic: Dynamic) -> bool:

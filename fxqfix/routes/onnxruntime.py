@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, fx
 
 from fxqfix import _extras, _torch
-from fxqfix.dialects.decomposed import arguments, is_quantize
+from fxqfix.dialects.decomposed import arguments, is_pin, is_quantize
 from fxqfix.measure import tensors_of
 from fxqfix.passes import PinRanges
 from fxqfix.routes._base import Deployed, Route
@@ -45,6 +45,10 @@ _LEVELS = {
 }
 _FLOAT = "no kernel computes on integers: what is between dequantize and quantize runs in float"
 _WITH_16_BITS = 21  # the first opset whose QuantizeLinear takes them
+_ON_VALUES = (
+    "its ranges are clamped on values, around which ONNX Runtime fuses no int8 kernel: "
+    'pin_ranges="codes" of to_decomposed and migrate (--pins codes) clamps codes'
+)
 _ERRORS_ONLY = 3  # of ONNX Runtime's levels of logging
 
 
@@ -79,7 +83,10 @@ def _deploy(
         return [torch.from_numpy(value) for value in found]
 
     kernels = tuple(sorted((kind, n) for kind, n in kinds.items() if _on_integers(kind)))
-    return Deployed(run, kernels, () if kernels else (_FLOAT,))
+    notes: tuple[str, ...] = () if kernels else (_FLOAT,)
+    if notes and any(map(is_pin, graph_module.graph.nodes)):
+        notes = (*notes, _ON_VALUES)
+    return Deployed(run, kernels, notes)
 
 
 def _opset(program: torch.export.ExportedProgram) -> int | None:
