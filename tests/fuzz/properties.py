@@ -209,11 +209,24 @@ def torchs_conversion_is_explained(s: Subject) -> None:
         _adds_up(s.compared(s.prepared, s.converted))
 
 
+def _why_not(s: Subject, model: nn.Module) -> str:
+    """Why a model can't run; empty where it can."""
+    try:
+        s.runs(model)
+    except RuntimeError as error:
+        return _line(error)
+    return ""
+
+
 def frozen_against_int8(s: Subject) -> None:
     """to_int8 of any model: exact is equal, equal is exact, what is ok stays in range."""
     if s.spec.flow == "pt2e":
         return
     certificate = certificate_of(s.int8)
+    broken = _why_not(s, s.int8)
+    assert not (broken and certificate.ok), f"certificate ok, and the model can't run: {broken}"
+    if broken:
+        return
     report = s.compared(s.frozen, s.int8)
     _adds_up(report)
     _exact_is_equal(s, report, s.frozen, s.int8)
