@@ -76,6 +76,11 @@ class Recompute:
         """Names of the nodes that the region starts from, in the shadow's order."""
         return tuple(node.name for node in self._region.inputs)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the nodes of the region."""
+        return frozenset(node.name for node in self._region.nodes)
+
     @cached_property
     def _paths(self) -> tuple[str, ...]:
         """Paths of the modules that the region calls."""

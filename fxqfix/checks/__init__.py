@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fxqfix.checks import kernels, modes, observers, ranges, weights, writes
 from fxqfix.checks._base import SEVERITIES, Check, Finding, Subject
+from fxqfix.checks._draws import drawing
 from fxqfix.checks.weights import not_finite
 
-__all__ = ["SEVERITIES", "Check", "Finding", "Subject", "not_finite", "registry"]
+__all__ = ["SEVERITIES", "Check", "Finding", "Subject", "drawing", "not_finite", "registry"]
 
 
 def registry() -> tuple[Check, ...]:

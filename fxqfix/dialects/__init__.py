@@ -20,6 +20,7 @@ from fxqfix.errors import DialectError
 from fxqfix.inserted import FloatIsland, InMemoryOrder
 
 __all__ = [
+    "CODE",
     "DIALECTS",
     "Inspection",
     "Reading",
@@ -37,6 +38,9 @@ __all__ = [
     "trace",
     "unwrapped",
 ]
+
+
+CODE = "code around the module"  # source of a site that stands for hooks and the like
 
 
 class Dialect(Protocol):
@@ -89,7 +93,7 @@ def read(model: nn.Module, where: str = "inspect") -> Reading:
     graph_module = _traced(model, where)
     for dialect in DIALECTS:
         if dialect.matches(graph_module):
-            return _with_nested(dialect.read(graph_module))
+            return _with_nested(dialect.read(graph_module), model)
     raise nothing_quantized(
         model,
         where,
@@ -146,7 +150,7 @@ def read_prepared(model: nn.Module, where: str, *, settled: bool = True) -> Read
     if pt2e.matches(graph_module):
         return pt2e.read(graph_module)
     if prepared.matches(graph_module):
-        return _with_nested(prepared.read(graph_module, settled=settled))
+        return _with_nested(prepared.read(graph_module, settled=settled), model)
     raise nothing_prepared(graph_module, where)
 
 
@@ -181,9 +185,9 @@ def nothing_prepared(model: nn.Module, where: str) -> DialectError:
     )
 
 
-def _with_nested(reading: Reading) -> Reading:
-    """A reading with what is quantized inside of modules that the graph calls as a whole."""
-    nested = tuple(_nested(reading.graph_module))
+def _with_nested(reading: Reading, model: nn.Module) -> Reading:
+    """A reading with what the graph does not show: nested graphs, and code around modules."""
+    nested = (*_nested(reading.graph_module), *_around(model))
     return replace(reading, unsupported=(*reading.unsupported, *nested)) if nested else reading
 
 
@@ -203,6 +207,15 @@ def _nested(graph_module: fx.GraphModule) -> Iterator[tuple[Site, str]]:
         if dialect is None and any(map(_quantizes, module.modules())):
             place = str(node.target), type(module).__name__
             yield Site(node.name, "activation", *place, source="closed module"), reason
+
+
+def _around(model: nn.Module) -> Iterator[tuple[Site, str]]:
+    """Modules with hooks and the like, which run when the model runs, and in no comparison."""
+    model = unwrapped(model)
+    for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        if what := _torch.own_code(module):
+            place = path or "the model", type(module).__name__
+            yield Site(place[0], "activation", *place, source=CODE), f"{what}: no reader opens it"
 
 
 def _quantizes(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxqfix import _torch, ops
+from fxqfix.checks import drawing
 from fxqfix.dialects import Reading, int8
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.weights import WeightView
@@ -18,7 +19,6 @@ from fxqfix.inserted import FloatIsland, InMemoryOrder
 from fxqfix.pairing import Pair, Pairing, pair
 from fxqfix.passes._detours import ROUTE
 from fxqfix.passes._met import defects_of
-from fxqfix.passes._random import draws_in
 from fxqfix.passes._weave import rounded_outputs
 from fxqfix.passes.explicit_writes import QUANTIZED
 from fxqfix.report import CheckedRange, CheckedWeight, Int8Certificate, Routed, Saturating
@@ -142,7 +142,7 @@ def _unchecked(own: Reading, result: Reading, pairing: Pairing) -> Iterator[tupl
     for i, p in enumerate(rounded_outputs(own, result, pairing)):
         if p is not None:
             yield f"output {i}", f"quantized, as {p.prepared.site.name} is; in training in float"
-    for node in draws_in(own.graph_module):
+    for node in drawing(own.graph_module):
         yield node.name, "draws random numbers, which a certificate without data can't compare"
     for node in own.graph_module.graph.nodes:
         if QUANTIZED in node.meta:

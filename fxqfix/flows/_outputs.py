@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -14,14 +14,14 @@ from fxqfix.causes.half_dequantize import in_half
 from fxqfix.dialects import Reading
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Call
-from fxqfix.measure import OutputProbe, Returned
+from fxqfix.measure import OutputProbe, Returned, differing
 from fxqfix.pairing import Pairing
 from fxqfix.passes._shadow_modules import Local
 from fxqfix.passes._weave import returned
 from fxqfix.qparams import QParams
 from fxqfix.report import Row
 
-__all__ = ["Outputs", "float_kernels"]
+__all__ = ["Outputs", "at_run_time", "float_kernels"]
 
 # What float32 may do to a sum, in half units of its last place, beside what the shadow shows.
 _ROUNDINGS, _HALF_UNIT = 8, 2.0**-24
@@ -80,8 +80,8 @@ class Outputs:
         self, name: str, sums: Returned, local: Local, converted: Tensor, prepared: Tensor
     ) -> None:
         share = self.shares.setdefault(name, Attribution())
-        here = converted != local.value
-        left = here | (converted != prepared)
+        here = differing(local.value, converted)
+        left = here | differing(prepared, converted)
 
         def take(cause: str, mask: Tensor, evidence: str) -> None:
             nonlocal left
@@ -90,6 +90,8 @@ class Outputs:
                 share.evidence.setdefault(cause, evidence)
             left = left & ~mask
 
+        if local.value.dtype != converted.dtype:
+            take("unexplained", left, f"{converted.dtype} where {local.value.dtype} is due")
         take("upstream", ~here, "inherited from earlier layers; see report.origin(name)")
         if bool(left.any()):
             try:
@@ -169,6 +171,18 @@ def float_kernels(
         own = {n.name: calls[n.name] for n in seen if n.name in calls}
         found.append(tuple(n for n, c in own.items() if c.output is None and c.weight is not None))
     return tuple(found)
+
+
+def at_run_time(prepared: Reading, tails: Iterable[Recompute]) -> tuple[tuple[str, ...], ...]:
+    """Of each value that is returned: what is quantized behind the last sites, on no fixed grid.
+
+    Args:
+        prepared: The reading of the prepared model.
+        tails: What computes each value.
+    """
+    names = {t.node.name for t in prepared.taps if t.site.used is None}
+    names |= {site.name.partition(".")[0] for site, _ in prepared.unsupported}
+    return tuple(tuple(sorted(names & tail.names)) for tail in tails)
 
 
 def _clipped(values: Tensor, grid: QParams) -> Tensor:

@@ -17,7 +17,7 @@ from fxqfix.dialects.weights import WeightView
 from fxqfix.flows import _notes
 from fxqfix.flows._away import Away
 from fxqfix.flows._holdings import blocks, holdings, picked, weight_node
-from fxqfix.flows._outputs import Outputs, float_kernels
+from fxqfix.flows._outputs import Outputs, at_run_time, float_kernels
 from fxqfix.measure import Corrector, Probe, Run, discrepancy, run
 from fxqfix.pairing import Pair, Pairing
 from fxqfix.passes import EmulateEngine, FoldBatchNorm, FreezeQParams, InsertShadows
@@ -77,7 +77,10 @@ class Session:
             found = engines.calls(self.converted.graph_module, *options, strict=False)
             self.calls = {node.name: call for node, call in found.items()} | self._garbled(found)
             self.writers = {name: call for call in found.values() for name in call.rereads}
-            self.outputs.kernels = float_kernels(self.converted, self.pairing, self.calls)
+            kernels = float_kernels(self.converted, self.pairing, self.calls)
+            self.outputs.kernels = tuple(
+                a + b for a, b in zip(kernels, self.outputs.kernels, strict=False)
+            )
             if self.home != CPU:
                 self.away = Away.of(self.converted, self.calls.values(), options, self.home)
                 self._emulate(self.away.emulation)
@@ -134,6 +137,7 @@ class Session:
                 tuple(t.site.name for t in dialects.parents([n], self.taps)) for n in mine
             ),
             attribute=self.attribute,
+            kernels=at_run_time(self.reading, tails),
         )
 
     def _garbled(self, calls: Mapping[fx.Node, engines.Call]) -> dict[str, engines.Call]:

@@ -1,7 +1,13 @@
 """Probes, streaming statistics and the runner."""
 
 from fxqfix.measure.culprits import Corrector, Culprit
-from fxqfix.measure.discrepancy import Discrepancy, decibels, discrepancy, float_discrepancy
+from fxqfix.measure.discrepancy import (
+    Discrepancy,
+    decibels,
+    differing,
+    discrepancy,
+    float_discrepancy,
+)
 from fxqfix.measure.outputs import OutputProbe, Returned
 from fxqfix.measure.probe import Probe
 from fxqfix.measure.run import (
@@ -29,6 +35,7 @@ __all__ = [
     "cannot_run",
     "check_values",
     "decibels",
+    "differing",
     "discrepancy",
     "float_discrepancy",
     "positional",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fxqfix.qparams import QParams, regrid
 
-__all__ = ["Discrepancy", "decibels", "discrepancy", "float_discrepancy"]
+__all__ = ["Discrepancy", "decibels", "differing", "discrepancy", "float_discrepancy"]
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,22 @@ def discrepancy(
     )
 
 
+def differing(reference: Tensor, actual: Tensor) -> Tensor:
+    """Mask of the values that are not equal; all of them where the dtypes differ.
+
+    Args:
+        reference: Any shape and dtype.
+        actual: Of the same shape.
+
+    Example:
+        >>> differing(torch.tensor([1, 2]), torch.tensor([1, 3])).tolist()
+        [False, True]
+    """
+    if reference.dtype != actual.dtype:
+        return torch.ones_like(reference, dtype=torch.bool)
+    return reference != actual
+
+
 def float_discrepancy(reference: Tensor, actual: Tensor) -> Discrepancy:
     """Compare values that are on no grid: `differing` counts those that are not equal.
 
@@ -183,7 +199,7 @@ def float_discrepancy(reference: Tensor, actual: Tensor) -> Discrepancy:
     error = torch.where(reference == actual, 0.0, (a - b).abs())  # inf - inf is NaN
     return Discrepancy(
         elements=a.numel(),
-        differing=int((reference != actual).sum()),
+        differing=int(differing(reference, actual).sum()),
         max_abs=float(error.max()) if error.numel() else 0.0,
         signal=float(a.square().sum()),
         noise=float(error.square().sum()),

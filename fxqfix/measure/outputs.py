@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxqfix.measure.discrepancy import Discrepancy, float_discrepancy
+from fxqfix.measure.discrepancy import Discrepancy, differing, float_discrepancy
 from fxqfix.measure.run import tensors_of
 from fxqfix.passes._shadow_modules import Local, check_shape
 
@@ -96,11 +96,11 @@ class OutputProbe(nn.Module):
         check_shape(name, prepared, converted)
         now = float_discrepancy(prepared, converted)
         sums.cumulative += now
-        differs = prepared != converted
+        differs = differing(prepared, converted)
         if record is not None:
             here = float_discrepancy(record.value, converted)
             sums.local = here if sums.local is None else sums.local + here
-            differs = differs | (record.value != converted)
+            differs = differs | differing(record.value, converted)
         count = int(torch.count_nonzero(differs))
         sums.either += count
         if nudged is not None:

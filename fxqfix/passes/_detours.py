@@ -44,6 +44,7 @@ class Detours:
         source = next(n for n in node.all_input_nodes if n in self.qparams)
         with self.rewriter.graph.inserting_before(node):
             copied = self.rewriter.graph.call_method("contiguous", (source,))
+        self.qparams[copied] = self.qparams[source]  # an island may follow
         node.meta[ROUTE] = "contiguous input", reason
         node.replace_input_with(source, copied)
         self.rewriter.note(f"{node.name}: contiguous input, {reason}")

@@ -90,7 +90,7 @@ class Report(Judged):
     def _faults(self, allow: Collection[str]) -> tuple[str, ...]:
         outside = [row for row in self.rows if _out_of_range(row)]
         shifted = [row for row in self.rows if row.shift and not row.differing]
-        off_grid = [row for row in self.rows if row.off_grid]
+        off_grid = [row for row in self.rows if row.off_grid or row.rescaled]
         bad = disallowed("Report", self.causes)
         found = [f"{name}: {count} codes" for name, count in bad.items() if name not in allow]
         if outside and "range-lost" not in allow:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from fxqfix.errors import UnknownNameError
 from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.qparams import QParams
@@ -184,8 +186,21 @@ class Row:
         return codes == 0 and not self._same_values
 
     @property
+    def rescaled(self) -> bool:
+        """True where values differ and the converted scales are not the prepared ones."""
+        mine, theirs = self.prepared, self.converted
+        if mine is None or theirs is None or self._same_values:
+            return False
+        return [_float32(s) for s in mine.scales] != [_float32(s) for s in theirs.scales]
+
+    @property
     def _same_values(self) -> bool:
         return self.cumulative.exact and (self.local is None or self.local.exact)
+
+
+def _float32(scale: float) -> float:
+    """As kernels have it."""
+    return float(torch.tensor(scale, dtype=torch.float32))
 
 
 def _share(found: Discrepancy) -> float:

@@ -16,7 +16,7 @@ from fxqfix import _rng, _torch, dialects
 from fxqfix._devices import CPU, device_of
 from fxqfix._reasons import innermost
 from fxqfix._settings import as_given, entry, read_as_given
-from fxqfix.dialects import Reading, Tap
+from fxqfix.dialects import CODE, Reading, Tap
 from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.dialects.decomposed import NAME, is_dequantize, is_pinned
 from fxqfix.errors import FxqfixError, RouteError, UnsupportedError
@@ -44,7 +44,7 @@ from fxqfix.routes._identity import Digest, identity
 from fxqfix.routes._seen import Seen
 from fxqfix.routes.export import Axes, Dynamic, fixed_sizes, open_axes
 
-__all__ = ["Watched", "certify"]
+__all__ = ["Watched", "certify", "with_code"]
 
 
 @entry
@@ -115,7 +115,18 @@ def _decomposed(own: Reading, passes: Sequence[Pass]) -> Reading:
     graph_module = to_decomposed(own.graph_module, pin_ranges=False)
     if own.dialect != NAME and passes:
         graph_module = chain(graph_module, *passes).graph_module
-    return dialects.read(graph_module)
+    return with_code(dialects.read(graph_module), own)
+
+
+def with_code(reading: Reading, own: Reading) -> Reading:
+    """A reading with the hooks of the model that its graph was made from, which it has no more.
+
+    Args:
+        reading: Of the decomposed graph.
+        own: Of the user's model.
+    """
+    lost = tuple(found for found in own.unsupported if found[0].source == CODE)
+    return replace(reading, unsupported=(*reading.unsupported, *lost))
 
 
 @dataclass

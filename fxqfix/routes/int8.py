@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fxqfix import dialects
+from fxqfix.dialects import CODE
 from fxqfix.engines import ENGINES
 from fxqfix.errors import DialectError
 from fxqfix.flows.compare import compare
@@ -46,6 +47,7 @@ def _certify(
     narrow = [r.name for r in rows if r.prepared is not None and r.prepared.is_narrow]
     kernels = Counter(r.kernel for r in rows if r.kernel.startswith("quantized."))
     apart = (*report.coverage.unpaired, *report.coverage.unsupported)
+    around = tuple((s.name, reason) for s, reason in reading.unsupported if s.source == CODE)
     checked = certificate_of(deployed)
     return Certificate(
         route=f"int8:{engine}",
@@ -61,7 +63,7 @@ def _certify(
             *report.notes,
             *(f"{name}: {reason}" for name, reason in checked.possible),
         ),
-        unchecked=tuple((u.name, u.reason) for u in apart) + checked.unchecked,
+        unchecked=tuple((u.name, u.reason) for u in apart) + checked.unchecked + around,
         identity=identity(digest),
     )
 

@@ -25,7 +25,7 @@ from fxqfix.routes import _registry
 from fxqfix.routes._base import Route
 from fxqfix.routes._file import SavedFile
 from fxqfix.routes._identity import file_digest
-from fxqfix.routes.certify import Watched
+from fxqfix.routes.certify import Watched, with_code
 from fxqfix.routes.export import Axes, Dynamic, axes_of, open_axes
 
 __all__ = ["check", "migrate"]
@@ -88,7 +88,7 @@ def migrate(
     own = _read(model, chosen)
     with torch.no_grad(), _rng.same_rng(), _replacing(target) as temporary:
         graph = to_decomposed(own.graph_module, ranges_from=ranges_from, pin_ranges=pin_ranges)
-        file, trained = SavedFile(temporary, dialects.read(graph)), _Trained.of(own)
+        file, trained = SavedFile(temporary, with_code(dialects.read(graph), own)), _Trained.of(own)
         axes = open_axes(file.reading, dynamic_shapes, dynamic_batch)
         watched = Watched(file.deployed_by(chosen), file.reading, axes, "migrate")
         batches = _seen(watched, file, trained, data, progress)
