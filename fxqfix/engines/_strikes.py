@@ -114,6 +114,15 @@ def skips_rows(call: Call) -> bool:
     return not always_gemm(call) and any(s >= k + 2 for k, s, _, _ in axes[:-1])
 
 
+def per_input_channel(call: Call) -> bool:
+    """Of a transposed convolution of one group, whose weight has the inputs on axis 0."""
+    return (
+        call.weight is not None
+        and call.weight.qparams.axis == 0
+        and (call.option("groups", 1) == 1)
+    )
+
+
 def per_channel(call: Call) -> bool:
     """Scales for each channel."""
     return call.weight is not None and call.weight.qparams.axis is not None

@@ -449,6 +449,18 @@ DEFECTS: tuple[Defect, ...] = (
         cure="island",
     ),
     Defect(
+        "transposed-input-scales",
+        ("qnnpack",),
+        _TRANSPOSED,
+        "weights with a scale per input channel (axis 0), one group",
+        "the scale of input channel i is taken for output channel i",
+        "per-tensor weights, a scale per output channel, or a float island",
+        _strikes.per_input_channel,
+        _probes.takes_input_scales,
+        emulated=True,
+        cure="island",
+    ),
+    Defect(
         "add-writes-over",
         ("onednn",),
         ("conv2d_add",),

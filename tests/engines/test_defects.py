@@ -14,6 +14,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qa
 
 import fxqfix
 from fxqfix._torch import quantized_engine
+from fxqfix.dialects.weights import int8_weight
 from fxqfix.engines import DEFECTS, Call, find_defect, isa_of
 from fxqfix.engines.calls import calls
 from fxqfix.engines.listing import coverage, known_wrong
@@ -125,3 +126,18 @@ def test_listings() -> None:
     headers, rows = known_wrong()
     assert [row[0] for row in rows] == [d.name for d in DEFECTS]
     assert all(len(row) == len(headers) for row in rows)
+
+
+@pytest.mark.parametrize(("axis", "name"), [(0, "transposed-input-scales"), (1, None)])
+def test_scales_of_input_channels_on_qnnpack(axis: int, name: str | None) -> None:
+    """Of a transposed convolution: the kernel takes scale i for output channel i."""
+    if "qnnpack" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this torch has no engine qnnpack")
+    scales, points = torch.rand(4) + 0.01, torch.zeros(4, dtype=torch.long)
+    weight = torch.quantize_per_channel(torch.randn(4, 4, 3, 3), scales, points, axis, torch.qint8)
+    with quantized_engine("qnnpack"):
+        module = nnq.ConvTranspose2d(4, 4, 3)
+        module.set_weight_bias(weight, None)
+        call = Call("up", "qnnpack", "conv_transpose2d", module=module, weight=int8_weight(module))
+    found = find_defect(call)
+    assert (found.name if found is not None else None) == name
