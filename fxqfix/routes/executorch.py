@@ -149,7 +149,9 @@ class _Lowered:
                 if "choose_qparams" in str(op.target):
                     dynamic += 1
                 elif "quantize_per" not in str(op.target) and not _is_fused(op):
-                    (integers if _is_implicit(op.all_input_nodes[0]) else floats)[_name(op)] += 1
+                    # Or the weight is: padding="same" may have put a pad of codes in between.
+                    own = any(map(_is_implicit, op.all_input_nodes))
+                    (integers if own else floats)[_name(op)] += 1
         return cls(integers, floats, outside, dynamic)
 
     def notes(self, edits: tuple[str, ...]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from torch.ao.quantization.quantize_fx import prepare_qat_fx
 from fxqfix import certify, compare, dialects, freeze, inspect, to_decomposed
 from fxqfix._torch import quiet
 from fxqfix.errors import MissingDependencyError, RouteError
-from fxqfix.passes import CutSites, PassResult
+from fxqfix.passes import CutSites, PassResult, SuitXnnpack
 from fxqfix.passes.cut_sites import cut_points
 from fxqfix.routes import SiteView, executorch
 from fxqfix.routes._seen import Seen
@@ -170,7 +170,7 @@ def test_pt2e_models_of_its_own_quantizer() -> None:
     report = compare(prepared, None, data)
     assert report.unexplained == 0
     assert report.coverage.unpaired == report.coverage.unsupported == ()
-    assert len(report.rows) == len(inspect(prepared).sites)
+    assert sum(r.kind != "output" for r in report.rows) == len(inspect(prepared).sites)
     found = certify(prepared, "executorch", data)
     assert found.ok, str(found)
     assert found.out_of_range == 0
@@ -227,3 +227,64 @@ def test_codes_read_as_floats_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         model = torch.export.export(Clamped(), (image(),)).module()
     with pytest.raises(RouteError, match="reads codes as floats"):
         certify(model, "executorch", [image()])
+
+
+@needed
+@pytest.mark.parametrize(("kernel", "padding"), [(3, "same"), (2, "same"), (3, "valid"), (2, 1)])
+def test_kernels_are_those_that_ran(kernel: int, padding: str | int) -> None:
+    """padding="same" of an even kernel is a pad in front: the convolution runs on integers."""
+    from tests.dialects import pt2e_nets
+
+    with quiet():
+        from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as own
+
+        config = own.get_symmetric_quantization_config(is_per_channel=True)
+        quantizer = own.XNNPACKQuantizer().set_global(config)
+    torch.manual_seed(0)
+    first, last = (nn.Conv2d(*n, kernel, padding=padding) for n in ((3, 8), (8, 4)))
+    prepared = pt2e_nets.prepare(nn.Sequential(first, nn.ReLU(), last), quantizer)
+    found = certify(prepared, "executorch", [pt2e_nets.image(seed=s) for s in range(3)])
+    assert found.ok, str(found)
+    assert dict(found.kernels)["aten.convolution"] == 2
+    assert not any("float32" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("idle", [nn.Dropout(0.5), nn.Identity()], ids=["dropout", "identity"])
+@pytest.mark.parametrize("last", [False, True])
+def test_what_does_nothing_stops_no_look(idle: nn.Module, last: bool) -> None:
+    pytest.importorskip("torchao", reason="PT2E needs torchao")
+    from tests.dialects import pt2e_nets
+
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), idle, nn.Conv2d(4, 4, 3), *([idle] if last else [])]
+    prepared = pt2e_nets.prepare(nn.Sequential(*layers), pt2e_nets.xnnpack(is_per_channel=True))
+    found = certify(prepared, "executorch", [pt2e_nets.image()])
+    assert found.ok, str(found)
+    assert not found.unchecked
+    assert len(found.sites) >= 3
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"stride": 2, "padding": 1, "dilation": 2, "groups": 2},
+        {"padding": "same"},
+    ],
+    ids=["options", "same"],
+)
+def test_1d_convolutions_with_weights_of_one_sign(second: dict[str, Any], bias: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3, bias=bias, **second))
+    x = torch.randn(2, 3, 16)
+    with torch.no_grad():
+        net[2].weight.abs_()
+    mapping = get_default_qat_qconfig_mapping("fbgemm")
+    prepared = prepare_qat_fx(net.train(), mapping, (x,))
+    prepared(x)
+    graph = to_decomposed(prepared.eval())
+    suited = SuitXnnpack()(graph).graph_module
+    assert torch.equal(suited(x), graph(x))
+    assert any("conv2d" in str(node.target) for node in suited.graph.nodes)
+    found = certify(prepared, "executorch", [x, 2 * x])
+    assert found.ok, str(found)

@@ -181,8 +181,9 @@ def test_pt2e_models(tmp_path: Path, mode: str) -> None:
     net = "mlp" if "dynamic" in mode else "residual"
     data = [pt2e_nets.image(), pt2e_nets.image(seed=1, gain=3.0)]
     done = migrate(pt2e_nets.prepared(mode, net), data, tmp_path / "model.pt2")
-    assert done.ok
-    assert done.certificate.exact
+    certificate = done.certificate
+    assert all(record.found.exact for record in (*certificate.sites, *certificate.outputs))
+    assert done.verdict == ("not judged" if mode == "xnnpack-dynamic" else "ok")
     if mode == "xnnpack-dynamic":
         assert done.trained is None
         assert "not compared" in done.notes[0]
