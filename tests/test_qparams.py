@@ -284,9 +284,16 @@ def test_beyond_int64_the_per_channel_kernel_wraps_and_quantize_does_not() -> No
         x, scale, torch.tensor([5], dtype=torch.int32), 0, 0, 255
     )
     per_tensor = torch.fake_quantize_per_tensor_affine(x, exact(1e-3), 5, 0, 255)
+    if WRAPS is not None:
+        pytest.skip(f"in torch {torch.__version__} the per-tensor kernel wraps too")
     assert torch.equal(per_tensor, dequantize(quantize(x, q), q))
     assert fake[0, 0] != per_tensor[0, 0]
     assert fake[0, 2] == per_tensor[0, 2]
+
+
+# Steps of the grid from which fake-quantize per tensor wraps around: it does in older builds.
+_FAR = torch.fake_quantize_per_tensor_affine(torch.tensor([1e19]), 1.0, 0, 0, 255)
+WRAPS = None if _FAR.item() == 255 else 2.0**62
 
 
 # --- any qparams ---------------------------------------------------------------------------------
@@ -325,7 +332,8 @@ def test_any_qparams(case: tuple[QParams, Tensor]) -> None:
     given = (scale, zero_point, q.quant_min, q.quant_max)
     assert torch.equal(codes, decomposed().quantize_per_tensor(x, *given, q.storage).int())
     fake = torch.fake_quantize_per_tensor_affine(x, *given)
-    assert torch.equal(dequantize(codes, q), fake)
+    inside = x.double().abs() < (INF if WRAPS is None else WRAPS * scale)
+    assert torch.equal(dequantize(codes, q)[inside], fake[inside])
     native = torch.quantize_per_tensor(x, scale, zero_point, q.dtype)
     assert torch.equal(quantize_native(x, q), native.int_repr().int())
 

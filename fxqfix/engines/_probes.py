@@ -118,6 +118,11 @@ def corrupts_heap() -> bool | None:
     return _apart.ask(engine="onednn", shape=[1, 4, 7, 600], outputs=16, times=20, **options)
 
 
+def mistakes_points_outside() -> bool | None:
+    options: Any = {"kernel": [1, 1], "stride": [1, 3], "padding": [0, 2], "dilation": [1, 1]}
+    return _apart.ask(engine="onednn", shape=[1, 16, 8, 1], outputs=16, point=0, **options)
+
+
 def forgets_padded_rows() -> bool | None:
     options: Any = {"kernel": [3, 1], "stride": _ONES, "padding": [1, 0], "dilation": _ONES}
     return _apart.ask(engine="onednn", shape=[1, 16, 20, 100], outputs=16, **options)

@@ -109,6 +109,8 @@ def skips_rows(call: Call) -> bool:
         return False
     kernel, stride, padding, dilation = _geometry(call).values()
     axes = list(zip(kernel, stride, padding, dilation, strict=True))
+    if call.release == "3.13":  # its kernel for strides, whatever else it fits
+        return any(s > d * (k - 1) + 1 for k, s, _, d in axes)
     if any((d > 1 and s > 1) or p >= d * (k - 1) + 1 for k, s, p, d in axes):
         return False  # oneDNN's reference runs, which writes all
     return not always_gemm(call) and any(s >= k + 2 for k, s, _, _ in axes[:-1])
@@ -237,6 +239,14 @@ def one_wide(call: Call) -> bool:
         return False
     kernel, stride, _, _ = _geometry(call).values()
     return len(kernel) > 1 and kernel[-1] > 1 and stride[-1] > 1
+
+
+def points_outside(call: Call) -> bool:
+    """A 1x1 convolution of oneDNN 3.5 whose windows can lie in the padding wholly."""
+    if call.release != "3.5" or call.weight is None or _depthwise(call):
+        return False
+    kernel, _, padding, _ = _geometry(call).values()
+    return set(kernel) == {1} and any(padding)
 
 
 def narrow(call: Call, shape: Sequence[int]) -> bool:

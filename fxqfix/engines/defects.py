@@ -181,7 +181,8 @@ DEFECTS: tuple[Defect, ...] = (
         "transposed-skips-rows",
         ("onednn",),
         _TRANSPOSED,
-        "stride >= kernel + 2 along any axis but the last, zero point not 0",
+        "stride >= kernel + 2 along any axis but the last (oneDNN 3.13: a stride beyond the kernel "
+        "along any axis), zero point not 0",
         "rows that no input reaches are not written: they hold whatever memory held",
         "a stride of at most kernel + 1, another engine, or a float island",
         _strikes.skips_rows,
@@ -575,5 +576,16 @@ DEFECTS: tuple[Defect, ...] = (
         certain=False,
         levels=_strikes.on_amx,
         at=_strikes.narrow,
+    ),
+    Defect(
+        "points-outside",
+        ("onednn",),
+        ("conv1d", "conv2d", "conv3d", "conv2d_add"),
+        "oneDNN 3.5 (torch 2.6): a padded 1x1 kernel, so that windows lie in the padding wholly",
+        "wrong codes",
+        "pad by a module of its own, or a float island",
+        _strikes.points_outside,
+        _probes.mistakes_points_outside,
+        cure="island",
     ),
 )

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from fxqfix import _pt2e, _rng
+from fxqfix import _pt2e, _rng, _torch
 from fxqfix._settings import entry
 from fxqfix.dialects._wrappers import copied
 from fxqfix.errors import DialectError, FxqfixError, PassError, UnsupportedError
@@ -167,7 +167,8 @@ class Rewriter:
         """Drop modules that no node uses any more, check the graph and recompile it."""
         if self.edits and isinstance(self.module, fx.GraphModule):
             _drop_unused_modules(self.module)
-            self.module.graph.lint()
+            with _torch.quiet():  # some builds warn of packed weights
+                self.module.graph.lint()
             self.module.recompile()
 
 

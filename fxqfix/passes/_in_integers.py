@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import fx
 
+from fxqfix import _torch
 from fxqfix.engines import Call, row_of
 from fxqfix.passes._weave import PREFIX
 from fxqfix.qparams import QParams
@@ -39,7 +40,8 @@ def run_in_integers(
     for node in reversed(list(model.graph.nodes)):  # packed weights and scales
         if node.op == "get_attr" and not node.users:
             model.graph.erase_node(node)
-    model.graph.lint()
+    with _torch.quiet():  # some builds warn of packed weights
+        model.graph.lint()
     model.recompile()
 
 

@@ -22,7 +22,7 @@ from fxqfix.ops import TABLE
 from fxqfix.qparams import QParams
 
 _MEASURED = "2.13.0+cpu"  # other builds of torch are shown, not judged
-_BUILT_OTHERWISE = {"signed-add", "signed-mul"}  # this build has no XNNPACK
+_BUILT_OTHERWISE = {"signed-add", "signed-mul", "points-outside"}  # XNNPACK, oneDNN 3.5
 _BY_CHANCE = {"amx-four-channels"}  # corrupted memory
 
 

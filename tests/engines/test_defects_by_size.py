@@ -16,12 +16,25 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 import fxqfix
 from fxqfix._torch import quantized_engine, quiet
 from fxqfix.dialects.weights import WeightView
-from fxqfix.engines import Call, defect_rows, isa_of, met
+from fxqfix.engines import DEFECTS, Call, defect_rows, isa_of, met
 from fxqfix.engines._apart import ask
 from fxqfix.errors import UnsupportedError
 from fxqfix.qparams import QParams
 
 HERE = isa_of(None)
+_MEASURED = "2.13.0+cpu"
+
+
+def _as_measured(name: str) -> None:
+    """The conditions were found on one build; where another's kernel is right, they over-reach."""
+    row = next(d for d in DEFECTS if d.name == name)
+    if torch.__version__ != _MEASURED and not row.present:
+        pytest.skip(f"{name}: right in torch {torch.__version__}, wrong in {_MEASURED}")
+
+
+def _holds(named: bool, wrong: bool) -> bool:
+    """On another build what is named may be right, but what is wrong has to be named."""
+    return named is wrong or (named and torch.__version__ != _MEASURED)
 
 
 def _call(
@@ -106,7 +119,7 @@ def test_rows_are_skipped(
 ) -> None:
     options = {"stride": list(stride), "padding": list(padding), "dilation": dilation}
     call = _call("onednn", "conv_transpose2d", (8, 8, *kernel), point, **options)
-    assert ("transposed-skips-rows" in _names(call)) is (_wrong(call, (9, 9)) > 0)
+    assert _holds("transposed-skips-rows" in _names(call), _wrong(call, (9, 9)) > 0)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -129,7 +142,7 @@ def test_small_transposed_kernels(
 ) -> None:
     options = {"groups": groups, "padding": padding, "dilation": dilation, "stride": stride}
     call = _call("fbgemm", "conv_transpose2d", shape, **options)
-    assert ("transposed-2x2" in _names(call)) is (_wrong(call, (6, 6)) > 0)
+    assert _holds("transposed-2x2" in _names(call), _wrong(call, (6, 6)) > 0)
 
 
 def _upsampler(channels: tuple[int, int], kernel: tuple[int, int], stride: int) -> Any:
@@ -151,6 +164,7 @@ GARBLED = [((8, 8), (2, 2), 2), ((16, 8), (2, 1), 1), ((8, 16), (2, 3), 2)]
 def test_a_weight_that_cant_be_unpacked(
     channels: tuple[int, int], kernel: tuple[int, int], stride: int
 ) -> None:
+    _as_measured("transposed-2x2")
     prepared, converted, x = _upsampler(channels, kernel, stride)
     with pytest.raises(UnsupportedError, match="can't unpack this weight"):
         fxqfix.extract_parameters(converted)
@@ -271,7 +285,7 @@ def test_kernels_that_a_process_may_die_of(
     size = (outputs, shape[1] // groups, *kernel)
     call = _call(engine, "conv2d", size, point, **options)
     found = ask(engine=engine, shape=shape, outputs=outputs, kernel=kernel, point=point, **options)
-    assert found is bool(_names(call, tuple(shape)))
+    assert _holds(bool(_names(call, tuple(shape))), found)
 
 
 class _Padded(nn.Module):
@@ -291,6 +305,7 @@ def _converted(net: nn.Module, x: Tensor) -> tuple[nn.Module, nn.Module]:
 
 
 def test_sizes_that_the_kernel_gets_wrong_are_refused_at_run_time() -> None:
+    _as_measured("windows-outside")
     wide, thin = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 1)
     prepared, converted = _converted(_Padded(**OUTSIDE), wide)
     with quantized_engine("onednn"):
