@@ -20,7 +20,7 @@ from fxqfix.measure.run import (
     streamed,
     tensors_of,
 )
-from fxqfix.measure.state import State
+from fxqfix.measure.state import State, held
 
 __all__ = [
     "Corrector",
@@ -38,6 +38,7 @@ __all__ = [
     "differing",
     "discrepancy",
     "float_discrepancy",
+    "held",
     "positional",
     "run",
     "streamed",

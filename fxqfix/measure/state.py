@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["State"]
+__all__ = ["State", "held"]
 
 _FEW = 5
 
@@ -71,3 +72,17 @@ class State:
 
 def _same(now: Tensor, kept: Tensor) -> bool:
     return torch.equal(now, kept) or bool((now.isnan() & kept.isnan() | (now == kept)).all())
+
+
+@contextmanager
+def held(states: Iterable[Any]) -> Iterator[None]:
+    """Let a run start from the state that several models came with.
+
+    Args:
+        states: States; anything else is passed over.
+    """
+    with ExitStack() as stack:
+        for state in states:
+            if isinstance(state, State):
+                stack.enter_context(state.held())
+        yield

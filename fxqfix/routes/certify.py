@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any
@@ -29,6 +28,7 @@ from fxqfix.measure import (
     cannot_run,
     discrepancy,
     float_discrepancy,
+    held,
     positional,
     streamed,
     tensors_of,
@@ -70,8 +70,7 @@ def certify(
             "int8:ENGINE" take a prepared one. It is not changed.
         route: Name of a route: `fxqfix routes` lists them.
         data: Any iterable of batches, as in `compare`; read once, never stored.
-        dynamic_batch: Whether the deployed form takes any size of the inputs' first dimension; else
-            a batch of other sizes is deployed anew.
+        dynamic_batch: Whether it takes any size of the first dimension; else it is deployed anew.
         dynamic_shapes: In its place, the axes of any size as torch.export has them, per input.
         opset: Of the ONNX routes; None is the exporter's own, or the lowest that the graph needs.
         progress: Show a bar (needs tqdm); None shows it on a terminal only.
@@ -83,8 +82,8 @@ def certify(
         UnknownNameError, MissingDependencyError: There is no such route, or a package of it.
         RouteError: The route can't lower, load or run the graph.
         DialectError, TraceError, RangeUnknownError: The model can't be decomposed.
-        DataError, NonFiniteError, DeviceError, ModelRunError: The data can't be used.
-        UnsupportedError, OptionError: The model returns no tensors; an option fits it not.
+        DataError, NonFiniteError, DeviceError, ModelRunError, OptionError, UnsupportedError: The
+            data, or an option, can't be used; the model returns no tensors.
 
     Example:
         >>> import torch
@@ -107,7 +106,8 @@ def certify(
         own = dialects.read(model, "certify")
         reading = _decomposed(own, found.passes)
         watched = Watched(found, reading, open_axes(reading, dynamic_shapes, dynamic_batch), where)
-        return watched.over(data if found.anywhere else watched.on_cpu(data), progress)
+        deque(watched.stream(data if found.anywhere else watched.on_cpu(data), progress), 0)
+        return watched.certificate()
 
 
 def _decomposed(own: Reading, passes: Sequence[Pass]) -> Reading:
@@ -193,12 +193,6 @@ class Watched:
             self.digest.add(inputs)
             yield inputs
 
-    def over(self, data: Iterable[Any], progress: bool | None) -> Certificate:
-        """The certificate of all batches."""
-        for _ in self.stream(data, progress):
-            pass
-        return self.certificate()
-
     def _batch(self, args: tuple[Any, ...]) -> None:
         """Run one batch through the decomposed graph and both deployed forms."""
         seen = Seen(self.graph_module, self.reading)
@@ -283,7 +277,7 @@ class Watched:
     def _deploy(self, graph_module: fx.GraphModule, batch: tuple[Any, ...]) -> Deployed:
         assert self.route.deploy is not None
         try:
-            with self._held():
+            with held(self.states):
                 form = self.route.deploy(graph_module, _copied(batch), self.dynamic)
             return replace(form, state=form.state and State(form.state))
         except FxqfixError:
@@ -295,7 +289,7 @@ class Watched:
         self, form: Deployed, args: tuple[Any, ...], wanted: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         try:
-            with self._held(form), _rng.same_rng(), as_given(model=True):
+            with held([*self.states, form.state]), _rng.same_rng(), as_given(model=True):
                 found = list(form.run(*_copied(args)))
         except FxqfixError:
             raise
@@ -306,15 +300,6 @@ class Watched:
             wrong = ValueError(f"it gives outputs of shapes {theirs}, the graph {mine}")
             raise self._failed("give what the graph gives", wrong, args)
         return found
-
-    @contextmanager
-    def _held(self, form: Deployed | None = None) -> Iterator[None]:
-        """Buffers that a run writes are put back behind it: all runs start from one state."""
-        with ExitStack() as stack:
-            for state in (*self.states, *([form.state] if form is not None else [])):
-                if isinstance(state, State):
-                    stack.enter_context(state.held())
-            yield
 
     def _failed(self, what: str, error: Exception, batch: tuple[Any, ...]) -> RouteError:
         return RouteError(
