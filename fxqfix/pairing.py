@@ -65,6 +65,10 @@ def pair(prepared: Reading, converted: Reading) -> Pairing:
             should be the same have other shapes or nothing in common.
     """
     found = _by_origin(prepared.activations, converted.activations)
+    # Conversion gives lowered functions new names, which may be those of other prepared ops.
+    own = tuple(t for t in converted.activations if not _is_lowered(t.kernel))
+    _by_name(prepared.activations, own, found)
+    _by_dataflow(prepared, converted, found)
     _by_name(prepared.activations, converted.activations, found)
     _by_dataflow(prepared, converted, found)
     pairs = [Pair(p, c, how) for p, (c, how) in found.items()]
@@ -98,6 +102,21 @@ def _by_origin(prepared: tuple[Tap, ...], converted: tuple[Tap, ...]) -> _Found:
     }
 
 
+def _takes_number(node: fx.Node) -> bool:
+    """Whether a node adds a number to one value of the graph, or multiplies by one."""
+    names = ("add", "mul", "sub", "iadd", "imul", "isub")
+    name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+    numbers = [a for a in node.args[:2] if isinstance(a, int | float)]
+    known = name.removesuffix("_relu").removesuffix("_scalar").strip("_") in names
+    return node.op != "call_module" and known and bool(numbers) and len(node.all_input_nodes) == 1
+
+
+def _is_lowered(node: fx.Node) -> bool:
+    """Whether a node calls a kernel that conversion put in an operator's place, newly named."""
+    kernels = "quantized.add", "quantized.mul", "quantized.matmul"
+    return node.op == "call_function" and str(node.target).startswith(kernels)
+
+
 def _by_name(prepared: tuple[Tap, ...], converted: tuple[Tap, ...], found: _Found) -> None:
     taken = {c for c, _ in found.values()}
     by_name = {tap.site.name: tap for tap in converted if tap not in taken}
@@ -118,11 +137,20 @@ def _by_dataflow(prepared: Reading, converted: Reading, found: _Found) -> None:
     }
     matched = {c for c, _ in found.values()}
     # A converted value that merely keeps its input's qparams is a site only if it was paired.
-    theirs = {t.node: t for t in converted.activations if t in matched or not t.inherited}
+    # So does what adds or multiplies by a number: where training observes that, it is a site.
+    scalar = any(_takes_number(t.producer) for t in prepared.activations)
+    theirs = {
+        t.node: t
+        for t in converted.activations
+        if t in matched or not t.inherited or (scalar and _takes_number(t.kernel))
+    }
     kept = [t for t in converted.activations if t not in theirs.values()]
 
     def fits(tap: Tap) -> bool:
-        return tap not in matched and _grow(tap, ups, _upstream(tap, theirs), found)
+        mine = () if tap in matched else _fitting(tap, ups, _upstream(tap, theirs), found)
+        if len(mine) == 1:
+            found[mine[0]] = (tap, "dataflow")
+        return len(mine) == 1
 
     while len(found) < len(prepared.activations):
         grown = [tap for tap in theirs.values() if fits(tap)]
@@ -135,10 +163,10 @@ def _by_dataflow(prepared: Reading, converted: Reading, found: _Found) -> None:
         matched.update(grown)
 
 
-def _grow(
+def _fitting(
     tap: Tap, ups: Mapping[Tap, set[frozenset[Tap]]], wanted: frozenset[Tap], found: _Found
-) -> bool:
-    """Pair a converted site with the one prepared site that is fed alike, if only one is."""
+) -> tuple[Tap, ...]:
+    """The prepared sites that are fed as a converted one is; with a number only if it is too."""
     fits = [
         p
         for p, ways in ups.items()
@@ -147,9 +175,9 @@ def _grow(
         and (not tap.inherited or _base(p) == _base(tap))
         and any(up <= found.keys() and {found[u][0] for u in up} == wanted for up in ways)
     ]
-    if len(fits) == 1:
-        found[fits[0]] = (tap, "dataflow")
-    return len(fits) == 1
+    number = _takes_number(tap.producer)
+    alike = [p for p in fits if _takes_number(p.producer) == number]
+    return tuple(alike or fits)
 
 
 _Swaps = Mapping[tuple[fx.Node, fx.Node], fx.Node]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import fxqfix
 from fxqfix import compare, freeze
 from fxqfix.dialects import read
 from fxqfix.errors import DialectError, PairingError
@@ -301,3 +302,29 @@ def test_float_model_in_either_place() -> None:
     for arguments in ((Plain(), int8(prepared)), (prepared, Plain())):
         with pytest.raises(DialectError, match="Plain holds no observer"):
             compare(*arguments, [image()])
+
+
+class Scalars(nn.Module):
+    """An operator on a number, and the same one behind it: conversion gives both new names."""
+
+    def __init__(self, twice: str) -> None:
+        super().__init__()
+        self.conv, self.twice = nn.Conv2d(3, 4, 1), twice
+        self.gain = nn.Parameter(torch.rand(1, 4, 1, 1) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        if self.twice == "add":
+            return (y + 1) + y
+        return (y * 2) * self.gain if self.twice == "gain" else y * 2 + y * y
+
+
+@pytest.mark.parametrize("twice", ["add", "gain", "both"])
+def test_operators_on_numbers(twice: str) -> None:
+    prepared = fx_qat(Scalars(twice))
+    found = paired(prepared, int8(prepared))
+    assert found.unpaired == ()
+    frozen = fxqfix.freeze(prepared)
+    deployed = fxqfix.to_int8(prepared, engine="fbgemm")
+    assert fxqfix.certificate_of(deployed).ok
+    assert compare(frozen, deployed, [image()], engine="fbgemm").exact
