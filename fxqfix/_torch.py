@@ -201,31 +201,6 @@ def observer_hook(module: nn.Module) -> str | None:
     return None
 
 
-# Hooks of torch's own flows: observers of eager mode, input checks of exported programs.
-_HOOKS_OF_TORCH = ("torch.ao.", "torch.export.", "torch._export.", "torchao.")
-_FORWARDS_OF_FX = ("eval_with_key", "torch/fx/")
-
-
-def own_code(module: nn.Module) -> str:
-    """What runs around a module's forward that a trace does not show; "" where nothing does.
-
-    Forward hooks of the user's, a forward that was put on the instance or on the class of an FX
-    graph, and parametrizations. Observer hooks of eager quantization are known.
-    """
-    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-        if not str(getattr(hook, "__module__", "")).startswith(_HOOKS_OF_TORCH):
-            return f"a forward hook ({getattr(hook, '__name__', type(hook).__name__)})"
-    if "forward" in vars(module) and not type(module).__module__.startswith(_HOOKS_OF_TORCH):
-        return "a forward of its own, put on the instance"
-    if isinstance(module, fx.GraphModule):
-        code = getattr(type(module).forward, "__code__", None)
-        if code is not None and not any(f in code.co_filename for f in _FORWARDS_OF_FX):
-            return "a forward of its own, put on its class"
-    if "parametrizations" in module._modules:
-        return "parametrized weights"
-    return ""
-
-
 def strip_observer_hook(module: nn.Module) -> None:
     """Take the observer hook off a module (a copy of the user's)."""
     for hooks, name in (

@@ -12,6 +12,7 @@ from fxqfix import _torch, ops
 from fxqfix._settings import entry
 from fxqfix.dialects import decomposed, int8, prepared, pt2e, reference
 from fxqfix.dialects._base import Reading, Tap, modules_of, parents
+from fxqfix.dialects._code import CODE, around
 from fxqfix.dialects._wrappers import check_tool, unwrapped
 from fxqfix.dialects.site import Inspection, Site
 from fxqfix.dialects.trace import call, check_kind, trace
@@ -38,9 +39,6 @@ __all__ = [
     "trace",
     "unwrapped",
 ]
-
-
-CODE = "code around the module"  # source of a site that stands for hooks and the like
 
 
 class Dialect(Protocol):
@@ -187,7 +185,7 @@ def nothing_prepared(model: nn.Module, where: str) -> DialectError:
 
 def _with_nested(reading: Reading, model: nn.Module) -> Reading:
     """A reading with what the graph does not show: nested graphs, and code around modules."""
-    nested = (*_nested(reading.graph_module), *_around(model))
+    nested = (*_nested(reading.graph_module), *around(unwrapped(model)))
     return replace(reading, unsupported=(*reading.unsupported, *nested)) if nested else reading
 
 
@@ -207,15 +205,6 @@ def _nested(graph_module: fx.GraphModule) -> Iterator[tuple[Site, str]]:
         if dialect is None and any(map(_quantizes, module.modules())):
             place = str(node.target), type(module).__name__
             yield Site(node.name, "activation", *place, source="closed module"), reason
-
-
-def _around(model: nn.Module) -> Iterator[tuple[Site, str]]:
-    """Modules with hooks and the like, which run when the model runs, and in no comparison."""
-    model = unwrapped(model)
-    for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
-        if what := _torch.own_code(module):
-            place = path or "the model", type(module).__name__
-            yield Site(place[0], "activation", *place, source=CODE), f"{what}: no reader opens it"
 
 
 def _quantizes(module: nn.Module) -> bool:

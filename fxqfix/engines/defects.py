@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from fxqfix import _rng, _torch
-from fxqfix.engines import _probes, _strikes
+from fxqfix.engines import _probes, _probes_scales, _strikes
 from fxqfix.engines._base import Call
 from fxqfix.engines.dispatch import placed
 from fxqfix.engines.isa import ISAS, Isa, isa_of
@@ -446,7 +446,7 @@ DEFECTS: tuple[Defect, ...] = (
         "scales are read beyond their end: raises, or computes with what memory held",
         "per-tensor weights, or a float island",
         lambda call: _strikes.per_channel(call) and call.option("groups", 1) > 1,
-        _probes.reads_beyond_scales,
+        _probes_scales.reads_beyond_scales,
         cure="island",
     ),
     Defect(
@@ -457,7 +457,7 @@ DEFECTS: tuple[Defect, ...] = (
         "the scale of input channel i is taken for output channel i",
         "per-tensor weights, a scale per output channel, or a float island",
         _strikes.per_input_channel,
-        _probes.takes_input_scales,
+        _probes_scales.takes_input_scales,
         emulated=True,
         cure="island",
     ),

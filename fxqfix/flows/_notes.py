@@ -78,3 +78,13 @@ def kernel_of(tap: Tap, reading: Reading) -> str:
         if space in spelled:
             return space + spelled.rpartition(space)[2].removesuffix(".default")
     return str(name)
+
+
+def of_roundings(names: Iterable[str]) -> Iterator[str]:
+    """A line where only the converted model rounds.
+
+    Args:
+        names: Its ops there.
+    """
+    if listed := ", ".join(names):
+        yield f"only the converted model rounds at {listed}: compared with what reads it"

@@ -272,7 +272,7 @@ class Session:
                 *([self.away.note] if self.away is not None else ()),
                 *_notes.of_prepared(self.reading),
                 *_notes.of_weights(rows),
-                *self._rounding(),
+                *_notes.of_roundings(name for _, name in self._between()),
                 *result.notes,
             ),
             corrected=self.corrector.results() if self.corrector is not None else None,
@@ -290,12 +290,6 @@ class Session:
             and tap.producer.name in self.inner
             and tap.producer.name in self.nodes
         ]
-
-    def _rounding(self) -> list[str]:
-        """Where only the converted model rounds, in a sentence."""
-        names = ", ".join(name for _, name in self._between())
-        said = f"only the converted model rounds at {names}: compared with what reads it"
-        return [said] if names else []
 
     def _row(self, p: Pair) -> Row | None:
         site = p.prepared.site

@@ -1,0 +1,48 @@
+"""Code that runs with a model and that no graph shows: hooks, forwards put on, parametrizations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx, nn
+
+from fxqfix.dialects.site import Site
+
+__all__ = ["CODE", "around"]
+
+CODE = "code around the module"  # source of a site that stands for it
+# Hooks of torch's own flows: observers of eager mode, input checks of exported programs.
+_HOOKS_OF_TORCH = ("torch.ao.", "torch.export.", "torch._export.", "torchao.")
+_FORWARDS_OF_FX = ("eval_with_key", "torch/fx/")
+
+
+def _own_code(module: nn.Module) -> str:
+    """What runs around a module's forward that a trace does not show; "" where nothing does.
+
+    Forward hooks of the user's, a forward that was put on the instance or on the class of an FX
+    graph, and parametrizations. Observer hooks of eager quantization are known.
+    """
+    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+        if not str(getattr(hook, "__module__", "")).startswith(_HOOKS_OF_TORCH):
+            return f"a forward hook ({getattr(hook, '__name__', type(hook).__name__)})"
+    if "forward" in vars(module) and not type(module).__module__.startswith(_HOOKS_OF_TORCH):
+        return "a forward of its own, put on the instance"
+    if isinstance(module, fx.GraphModule):
+        code = getattr(type(module).forward, "__code__", None)
+        if code is not None and not any(f in code.co_filename for f in _FORWARDS_OF_FX):
+            return "a forward of its own, put on its class"
+    if "parametrizations" in module._modules:
+        return "parametrized weights"
+    return ""
+
+
+def around(model: nn.Module) -> Iterator[tuple[Site, str]]:
+    """Modules with hooks and the like, each as a site that stands for them, and what they have.
+
+    Args:
+        model: The user's model.
+    """
+    for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        if what := _own_code(module):
+            place = path or "the model", type(module).__name__
+            yield Site(place[0], "activation", *place, source=CODE), f"{what}: no reader opens it"
