@@ -21,7 +21,7 @@ PROMISES = {
         "to_decomposed(prepared)        exact: True   causes: {}",
     ],
     "migrate_convert_fx": [
-        "To do: pass ranges_from=",
+        "To do: fxqfix.to_decomposed(model, ranges_from=prepared)",
         "both sources of ranges agree: True",
         "equal to freeze(prepared): True",
         "'range-lost'",
@@ -36,7 +36,7 @@ PROMISES = {
     "debug_one_layer": [
         "blocks_1_relu  local   0%  cumulative   0%",
         "from its birth: blocks_2_conv -> blocks_2_relu -> ",
-        "'unexplained': ",  # nothing that torch does explains a dropped bias
+        "'other-weights': ",  # a dropped bias
         "its weight: exact is True",
         "converted: None",
     ],
