@@ -95,6 +95,7 @@ def _environment(options: argparse.Namespace) -> Path:
     if not python.exists():
         subprocess.run([options.python, "-m", "venv", str(folder)], check=True)
     _install(python, wanted, *BASE)
+    _install(python, "--no-deps", "--editable", str(ROOT))
     build = json.loads(_out(python, "-c", ASK))["torch"].partition("+")[0]
     for name, packages in EXTRAS.items():
         if not _install(python, f"torch=={build}", *packages, check=False):
