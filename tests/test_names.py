@@ -136,7 +136,9 @@ def test_what_is_converted_by_hand_is_compared(kind: str) -> None:
     assert not [
         row.name for row in report.rows if row.kind != "output" and row.causes.get("unexplained")
     ]
-    assert not [p for row in report.rows for p in row.problems]
+    said = [p for row in report.rows for p in row.problems]
+    assert all("quantizes in its kernel" in problem for problem in said)  # what it does: not judged
+    assert report.verdict == "not judged" or not said
 
 
 def test_per_channel_activations_equal_their_conversion() -> None:

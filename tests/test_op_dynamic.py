@@ -134,7 +134,7 @@ def test_freeze_fixes_weights_only(name: str) -> None:
 
 @each_case
 def test_prepared_model_is_refused(name: str) -> None:
-    with pytest.raises(UnsupportedError, match="no static qparams"):
+    with pytest.raises(UnsupportedError, match="no fixed qparams"):
         to_decomposed(prepared_model(name))
     with pytest.raises(FxqfixError, match=r"no site in common|observes no activation"):
         compare(prepared_model(name), None, [torch.randn(CASES[name].shape)])

@@ -247,7 +247,9 @@ def _check_coverage(report: Report, prepared: nn.Module) -> None:
     listed = {u.name for u in (*report.coverage.unpaired, *report.coverage.unsupported)}
     assert all(u.reason for u in (*report.coverage.unpaired, *report.coverage.unsupported))
     assert rows
-    assert {site.name for site in inspect(prepared).sites} <= rows | listed
+    float_ones = "placeholder for torch.float32"  # nothing becomes quantized there
+    sites = {s.name for s in inspect(prepared).sites if not s.source.startswith(float_ones)}
+    assert sites <= rows | listed
     assert not rows & {u.name for u in report.coverage.unpaired if u.side == "prepared"}
 
 

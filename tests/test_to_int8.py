@@ -517,7 +517,7 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
             fxqfix.to_int8(prepared, engine="fbgemm")
     with pytest.raises(UnknownNameError, match="saturation='never'"):
         fxqfix.to_int8(prepared, saturation="never")
-    with pytest.raises(DialectError, match="no observer and no fake-quant"):
+    with pytest.raises(DialectError, match="holds no observer, fake-quant"):
         fxqfix.to_int8(NETS["MLP"]())
     with pytest.raises(DialectError):
         fxqfix.to_int8(fxqfix.to_int8(prepared, engine="fbgemm"))

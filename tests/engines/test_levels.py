@@ -218,7 +218,7 @@ def test_convolutions_on_amx(
     ],
 )
 def test_what_no_row_predicts_on_amx_is_refused(shape: Geometry, size: tuple[int, ...]) -> None:
-    with pytest.raises(UnsupportedError, match=r"no row predicts oneDNN's kernel at level 'amx'"):
+    with pytest.raises(UnsupportedError, match=r"no row predicts the kernel .* at level 'amx'"):
         _amx(shape, 1, *size)
 
 
@@ -249,5 +249,5 @@ def test_compare_says_which_kernel_no_row_predicts(monkeypatch: pytest.MonkeyPat
         report = fxqfix.compare(prepared, None, [2 * x], engine="onednn", noise_floor=False)
     assert report.isa == "amx"
     said = [text for row in report.rows for text in row.problems]
-    assert any("no row predicts oneDNN's kernel at level 'amx'" in text for text in said)
+    assert any("no row predicts the kernel of oneDNN" in text for text in said)
     assert report.verdict != "ok"
