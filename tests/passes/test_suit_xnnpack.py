@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -76,7 +78,7 @@ def test_a_module_called_twice_gets_two_biases() -> None:
 
 
 def test_an_op_whose_result_stays_float_gets_a_float_weight() -> None:
-    model = nets.decomposed("plain")
+    model = copy.deepcopy(nets.decomposed("plain"))
     ends = next(n for n in model.graph.nodes if n.op == "output")
     head = next(n for n in model.graph.nodes if n.name == "head")
     ends.args = (head,)  # not quantized any more
