@@ -153,7 +153,7 @@ def verdicts_page() -> str:
             "Every result (`Report`, `Certificate`, `Int8Certificate`, `Repair`, `Migration`) has "
             "`verdict`, `ok`, `exact`, and `reasons`, which says why the verdict is not *ok*.",
             "- **exact**: everything that the model returns and everything that it quantizes was "
-            "looked at, and every code and every output bit is equal.\n"
+            "looked at, and every code and every output is equal, as `torch.equal` compares.\n"
             "- **ok**: everything was looked at, nothing is out of range, and every difference has "
             "a named cause that this kind of record allows. An output that differs only by what "
             "such codes set off is ok where feeding the right codes there makes it equal.\n"

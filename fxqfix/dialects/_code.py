@@ -12,7 +12,7 @@ __all__ = ["CODE", "around"]
 
 CODE = "code around the module"  # source of a site that stands for it
 # Hooks of torch's own flows: observers of eager mode, input checks of exported programs.
-_HOOKS_OF_TORCH = ("torch.ao.", "torch.export.", "torch._export.", "torchao.")
+_HOOKS_OF_TORCH = ("torch.ao.", "torch.export.", "torchao.")
 _FORWARDS_OF_FX = ("eval_with_key", "torch/fx/")
 
 

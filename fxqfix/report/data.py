@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["Report"]
 
 
+# Causes of another grid: who accepts one accepts grids that differ where no code shows it.
+_GRIDS = {"scale-formula", "stale-qparams", "moving-observer", "shared-qparams"}
+
+
 @dataclass(frozen=True, repr=False)
 class Report(Judged):
     """The result of a comparison.
@@ -95,7 +99,7 @@ class Report(Judged):
         found = [f"{name}: {count} codes" for name, count in bad.items() if name not in allow]
         if outside and "range-lost" not in allow:
             found.append(f"{sum(map(_out_of_range, outside))} codes out of range{_at(outside)}")
-        if off_grid:
+        if off_grid and not _GRIDS & set(allow):
             found.append(f"values on another grid{_at(off_grid)}")
         if shifted:
             found.append(f"values equal, codes shifted by {shifted[0].shift}{_at(shifted)}")

@@ -223,6 +223,10 @@ def test_check() -> None:
     with pytest.raises(CheckError, match="2 codes out of range"):
         outside.check()
     outside.check(allow=["range-lost"])
+    apart_by_grid = with_site(cumulative=replace(apart(64, 0), noise=1e-9, max_abs=1e-5))
+    with pytest.raises(CheckError, match="another grid"):
+        apart_by_grid.check(allow={"rounding"})
+    apart_by_grid.check(allow={"scale-formula"})  # which is what puts it there
 
 
 def test_a_site_without_values_is_not_judged() -> None:
