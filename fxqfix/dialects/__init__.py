@@ -13,6 +13,7 @@ from fxqfix._settings import entry
 from fxqfix.dialects import decomposed, int8, prepared, pt2e, reference
 from fxqfix.dialects._base import Reading, Tap, modules_of, parents
 from fxqfix.dialects._code import CODE, around
+from fxqfix.dialects._source import source_line
 from fxqfix.dialects._wrappers import check_tool, unwrapped
 from fxqfix.dialects.site import Inspection, Site
 from fxqfix.dialects.trace import call, check_kind, trace
@@ -36,6 +37,7 @@ __all__ = [
     "parents",
     "read",
     "read_prepared",
+    "source_line",
     "trace",
     "unwrapped",
 ]

@@ -18,7 +18,7 @@ from fxqfix.flows import _notes
 from fxqfix.flows._away import Away
 from fxqfix.flows._holdings import blocks, holdings, picked, weight_node
 from fxqfix.flows._outputs import Outputs, at_run_time, float_kernels
-from fxqfix.measure import Corrector, Probe, Run, discrepancy, run
+from fxqfix.measure import Corrector, Probe, Run, discrepancy, histogram, run
 from fxqfix.pairing import Pair, Pairing
 from fxqfix.passes import EmulateEngine, FoldBatchNorm, FreezeQParams, InsertShadows
 from fxqfix.passes._region import Cutter, functional_uses
@@ -316,6 +316,8 @@ class Session:
             note=_note(site),
             problems=tuple(share.problems),
             either=probe.either,
+            histogram=probe.histogram,
+            source=dialects.source_line(p.prepared.producer),
             engine=call.engine if call is not None else "",
             accumulator=engines.accumulator_bound(call) if call is not None else None,
             saturation=self._saturation(call) if call is not None else None,
@@ -354,6 +356,7 @@ class Session:
             evidence=MappingProxyType(dict(share.evidence)),
             problems=tuple(share.problems),
             either=numbers.differing,
+            histogram=histogram(own.codes, other.codes, own.qparams, other.qparams),
         )
 
     def _coverage(self, rows: set[str]) -> Coverage:

@@ -8,6 +8,7 @@ from fxqfix.measure.discrepancy import (
     discrepancy,
     float_discrepancy,
 )
+from fxqfix.measure.histogram import Histogram, histogram
 from fxqfix.measure.outputs import OutputProbe, Returned
 from fxqfix.measure.probe import Probe
 from fxqfix.measure.run import (
@@ -26,6 +27,7 @@ __all__ = [
     "Corrector",
     "Culprit",
     "Discrepancy",
+    "Histogram",
     "OutputProbe",
     "Probe",
     "Returned",
@@ -39,6 +41,7 @@ __all__ = [
     "discrepancy",
     "float_discrepancy",
     "held",
+    "histogram",
     "positional",
     "run",
     "streamed",

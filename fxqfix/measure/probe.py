@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fxqfix._settings import default_cpu
 from fxqfix.measure.discrepancy import Discrepancy, discrepancy
+from fxqfix.measure.histogram import Histogram, histogram
 from fxqfix.passes._shadow_modules import Local, Snapshot, check_shape
 from fxqfix.qparams import QParams, regrid
 
@@ -32,6 +33,7 @@ class Probe(nn.Module):
         cumulative: Against the prepared model's own value.
         noise_floor: The nudged prepared model against the prepared model.
         either: Codes that differ from the shadow's or from the prepared model's.
+        histogram: The codes of both models, counted; None where they are wider than 8 bits.
         keep: Whether to keep the prepared codes of a batch until somebody takes them.
         kept: These codes.
     """
@@ -46,6 +48,7 @@ class Probe(nn.Module):
         self.local, self.cumulative = Discrepancy(), Discrepancy()
         self.noise_floor: Discrepancy | None = None
         self.either = 0
+        self.histogram: Histogram | None = None
         self.keep = False
         self.kept: Tensor | None = None
 
@@ -65,6 +68,10 @@ class Probe(nn.Module):
         now = discrepancy(local.expected, converted, grid, target)
         cumulative = discrepancy(prepared, converted, grid, target)
         self.local, self.cumulative = self.local + now, self.cumulative + cumulative
+        counts = histogram(prepared, converted, grid, target)
+        if self.histogram is not None and counts is not None:
+            counts = self.histogram + counts
+        self.histogram = counts
         self.either += now.differing or cumulative.differing
         if now.differing and cumulative.differing:
             codes = regrid(converted, target, grid)

@@ -39,7 +39,7 @@ def columns(report: Report) -> list[str]:
         ['name', 'kind', 'module', 'op', 'kernel', 'engine']
     """
     return [
-        *("name", "kind", "module", "op", "kernel", *_KERNEL, "inputs", "note"),
+        *("name", "kind", "module", "op", "kernel", *_KERNEL, "inputs", "note", "source"),
         *("exact", "differing"),
         *(f"{side}_{name}" for side in ("prepared", "converted") for name in _QPARAMS),
         *(f"{side}_{name}" for side in ("local", "cumulative") for name in _DISCREPANCY),
@@ -75,6 +75,7 @@ def records(report: Report) -> list[dict[str, Any]]:
 def _record(row: Row) -> dict[str, Any]:
     return {
         **{name: getattr(row, name) for name in ("name", "kind", "module", "op", "kernel", "note")},
+        "source": row.source,
         **{name: getattr(row, name) for name in (*_KERNEL, "exact", "differing")},
         "inputs": " ".join(row.inputs),
         **_qparams("prepared", row.prepared),

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from fxqfix.dialects.site import Inspection, Site
 from fxqfix.errors import DataError
 from fxqfix.measure.culprits import Culprit
 from fxqfix.measure.discrepancy import Discrepancy
+from fxqfix.measure.histogram import Histogram
 from fxqfix.qparams import QParams
 from fxqfix.report.data import Report
 from fxqfix.report.rows import Coverage, Row, Uncovered
 
-__all__ = ["FORMAT", "dumps", "from_json", "inspection_to_json", "record", "to_json"]
+__all__ = ["FORMAT", "dumps", "from_json", "inspection_to_json", "packed", "record", "to_json"]
 
 FORMAT = "fxqfix.report/1"
 INSPECTION_FORMAT = "fxqfix.inspection/1"
@@ -121,8 +123,35 @@ def _row(row: Row) -> dict[str, Any]:
     return {
         **vars(row),
         **_grids(row, "prepared", "converted"),
+        "histogram": row.histogram and _packed(row.histogram),
         **{name: found and found.to_dict() for name, found in streams.items()},
     }
+
+
+def _packed(counts: Histogram) -> dict[str, Any]:
+    """Runs of empty bins as one word, so that 256 bins are a line and not 256."""
+    return {
+        "first": counts.first,
+        **{side: packed(getattr(counts, side)) for side in ("prepared", "converted")},
+    }
+
+
+def packed(counts: Iterable[int]) -> str:
+    """Counts separated by spaces; a run of n zeros is "*n".
+
+    Example:
+        >>> packed((0, 0, 0, 5, 0, 1))
+        '*3 5 *1 1'
+    """
+    runs = ((empty, list(run)) for empty, run in groupby(counts, lambda count: count == 0))
+    return " ".join(f"*{len(run)}" if empty else " ".join(map(str, run)) for empty, run in runs)
+
+
+def _unpacked(text: str) -> tuple[int, ...]:
+    counts: list[int] = []
+    for word in text.split():
+        counts += [0] * int(word[1:]) if word.startswith("*") else [int(word)]
+    return tuple(counts)
 
 
 def _grids(record: Row | Site, *names: str) -> dict[str, dict[str, Any] | None]:
@@ -226,8 +255,15 @@ def _read_row(data: dict[str, Any]) -> Row:
             "causes": {cause: int(count) for cause, count in data["causes"].items()},
             "inputs": tuple(data["inputs"]),
             "problems": tuple(data.get("problems", ())),
+            "histogram": _read_histogram(data.get("histogram")),
         }
     )
+
+
+def _read_histogram(data: dict[str, Any] | None) -> Histogram | None:
+    if data is None:
+        return None
+    return Histogram(int(data["first"]), *(_unpacked(data[s]) for s in ("prepared", "converted")))
 
 
 def _read_discrepancy(data: dict[str, Any]) -> Discrepancy:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import TypeVar
 
 from fxqfix.dialects.site import digits_apart, qparams_text
 from fxqfix.errors import PairingError
 from fxqfix.measure.culprits import Culprit
 from fxqfix.measure.discrepancy import Discrepancy
+from fxqfix.measure.histogram import Histogram
 from fxqfix.report.data import Report
 from fxqfix.report.rows import Row
 
 __all__ = ["merged"]
+
+Sums = TypeVar("Sums", Discrepancy, Histogram)
 
 
 def merged(report: Report, other: object) -> Report:
@@ -80,7 +84,7 @@ def _apart(report: Report, other: Report) -> str:
     return f"{len(other.rows)} rows, and {len(report.rows)} here"
 
 
-def _add(a: Discrepancy | None, b: Discrepancy | None) -> Discrepancy | None:
+def _add(a: Sums | None, b: Sums | None) -> Sums | None:
     return a + b if a is not None and b is not None else None
 
 
@@ -95,6 +99,7 @@ def _rows(a: Row, b: Row) -> Row:
         causes=Counter(a.causes) + Counter(b.causes),
         evidence={**b.evidence, **a.evidence},
         either=a.differing + b.differing,
+        histogram=_add(a.histogram, b.histogram),
         problems=tuple(dict.fromkeys((*a.problems, *b.problems))),
     )
 

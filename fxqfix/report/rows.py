@@ -10,6 +10,7 @@ import torch
 
 from fxqfix.errors import UnknownNameError
 from fxqfix.measure.discrepancy import Discrepancy
+from fxqfix.measure.histogram import Histogram
 from fxqfix.qparams import QParams
 
 __all__ = ["Coverage", "Row", "Uncovered"]
@@ -92,6 +93,8 @@ class Row:
         saturation: Pairs of weights whose products can leave int16 on CPUs without VNNI; 0: no
             input can make one saturate, on any CPU. None for ops without a weight.
         either: Codes that differ locally or cumulatively, as counted; None: not counted.
+        histogram: The codes of both models, counted; None where they are wider than 8 bits.
+        source: The line of the user's code that calls the op, "" where the graph does not say.
 
     Example:
         >>> import torch
@@ -120,6 +123,8 @@ class Row:
     accumulator: int | None = None
     saturation: int | None = None
     either: int | None = None
+    histogram: Histogram | None = None
+    source: str = ""
 
     def __post_init__(self) -> None:
         """Copy the mappings: plain dicts pickle, so that reports come back from workers."""
