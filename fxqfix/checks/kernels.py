@@ -45,8 +45,12 @@ def _saturation(subject: Subject) -> Iterator[Finding]:
 def _defects(subject: Subject) -> Iterator[Finding]:
     if subject.exported:
         return
+    isa = isa_of(None)
+    if reason := isa.unmeasured(subject.engine):
+        remedy = "judge what it computes on your data: fxqfix.certify(model, route, data)"
+        yield Finding("kernel-defect", "warning", "", f"not judged: {reason}", remedy)
     for _, capped in subject.calls:
-        call = placed(capped, subject.engine, isa_of(None))
+        call = placed(capped, subject.engine, isa)
         found = next((d for d in defect_rows(call) if not d.by_size and d.present), None)
         if found is not None:
             yield Finding(

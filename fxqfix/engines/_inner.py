@@ -45,8 +45,8 @@ def row_of(call: Call, *, as_it_should: bool = False) -> Kernel:
         reason = defect.refusal(call)
     elif row is None:
         reason = f"{call.engine} has no exact arithmetic for {call.key!r}"
-    elif UNKNOWN in (call.isa.cpu, call.isa.aten, getattr(call.isa, call.engine, "")):
-        reason = f"nobody has measured the kernels of this CPU and build ({call.isa})"
+    else:
+        reason = call.isa.unmeasured(call.engine)
     if row is None or reason:
         raise UnsupportedError(
             f"node can't be emulated: {reason}",

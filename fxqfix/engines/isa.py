@@ -80,6 +80,22 @@ class Isa:
         name = next((name for name, isa in _NAMED.items() if isa == self), None)
         return name or " ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
 
+    def unmeasured(self, engine: str) -> str:
+        """Why an engine's kernels can't be judged at these levels; "" where they can.
+
+        Args:
+            engine: "fbgemm", "x86", "onednn" or "qnnpack".
+
+        Example:
+            >>> from fxqfix import Isa
+            >>> Isa(onednn="unknown", fbgemm="vnni", aten="avx2").unmeasured("fbgemm")
+            ''
+        """
+        own = {"x86": ("onednn", "fbgemm")}.get(engine, (engine,))
+        if UNKNOWN in (self.cpu, self.aten, *(getattr(self, part, "") for part in own)):
+            return f"nobody has measured the kernels of this CPU and build ({self})"
+        return ""
+
 
 _NAMED = {
     "avx2": Isa("avx2", "avx2", "avx2"),

@@ -14,7 +14,7 @@ from fxqfix.checks import drawing
 from fxqfix.dialects import Reading, int8
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.weights import WeightView
-from fxqfix.engines import ISAS, Interval, calls, intervals, placed, saturation_possible
+from fxqfix.engines import ISAS, Interval, calls, intervals, isa_of, placed, saturation_possible
 from fxqfix.inserted import FloatIsland, InMemoryOrder
 from fxqfix.pairing import Pair, Pairing, pair
 from fxqfix.passes._detours import ROUTE
@@ -46,7 +46,7 @@ def certify(own: Reading, result: Reading, engine: str) -> Int8Certificate:
         weights=tuple(w for p in weights if (w := _weight(p, own)) is not None),
         routed=tuple(_routed(result.graph_module)),
         saturating=tuple(_saturating(result.graph_module, engine)),
-        unchecked=tuple(_unchecked(own, result, pairing)),
+        unchecked=(*_unmeasured(engine), *_unchecked(own, result, pairing)),
         **_wrong_kernels(result.graph_module, engine),
     )
 
@@ -131,6 +131,12 @@ def _wrong_kernels(graph_module: fx.GraphModule, engine: str) -> dict[str, Any]:
             found["defects" if defect.certain else "possible"] += ((node.name, said),)
     unless = ((f"{len(n)} op{'s' * (len(n) > 1)}, {n[0]} first", r) for r, n in by_size.items())
     return {**found, "unless": tuple(unless)}
+
+
+def _unmeasured(engine: str) -> Iterator[tuple[str, str]]:
+    """The engine itself, where which of its kernels are wrong is not known on this CPU."""
+    if reason := isa_of(None).unmeasured(engine):
+        yield engine, reason
 
 
 def _unchecked(own: Reading, result: Reading, pairing: Pairing) -> Iterator[tuple[str, str]]:

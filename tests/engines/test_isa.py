@@ -17,7 +17,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 import fxqfix
 from fxqfix import Isa
 from fxqfix._torch import quantized_engine, quiet
-from fxqfix.engines import ISAS, isa_of
+from fxqfix.engines import ENGINES, ISAS, isa, isa_of
 from fxqfix.errors import OptionError, UnknownNameError, UnsupportedError
 from fxqfix.passes import EmulateEngine
 
@@ -124,6 +124,39 @@ def test_kernels_that_nobody_measured_are_refused() -> None:
     isa = Isa(onednn="unknown", fbgemm="vnni", aten="avx2")
     with pytest.raises(UnsupportedError, match=r"nobody has measured .*onednn=unknown"):
         fxqfix.emulate(_converted("onednn"), engine="onednn", isa=isa)
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+def test_a_cpu_that_nobody_measured_is_not_judged(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with quiet(), quantized_engine(engine):
+        prepared = prepare_fx(
+            nn.Sequential(nn.Linear(8, 4)).eval(),
+            get_default_qconfig_mapping(engine),
+            (torch.linspace(-1, 1, 16).reshape(2, 8),),
+        )
+        prepared(torch.linspace(-1, 1, 16).reshape(2, 8))
+        here = fxqfix.certificate_of(fxqfix.to_int8(prepared, engine=engine))
+        assert here.verdict == "ok"
+        monkeypatch.setattr(isa, "_native", lambda: Isa("unknown", "unknown", "unknown"))
+        certificate = fxqfix.certificate_of(fxqfix.to_int8(prepared, engine=engine))
+        found = fxqfix.lint(prepared, engine=engine).findings
+    assert certificate.verdict == "not judged"
+    assert "nobody has measured the kernels" in certificate.left_out[0]
+    said = [f for f in found if "nobody has measured" in f.evidence]
+    assert [(f.code, f.severity) for f in said] == [("kernel-defect", "warning")]
+
+
+def test_unmeasured_looks_at_the_engine_s_own_parts() -> None:
+    mixed = Isa(onednn="unknown", fbgemm="vnni", aten="avx2")
+    assert [bool(mixed.unmeasured(e)) for e in ("fbgemm", "qnnpack", "onednn", "x86")] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert Isa(onednn="vnni", fbgemm="vnni", aten="unknown").unmeasured("qnnpack")
 
 
 def test_a_report_says_what_its_kernels_ran_on() -> None:
