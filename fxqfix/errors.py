@@ -24,6 +24,7 @@ __all__ = [
     "UncalibratedError",
     "UnknownNameError",
     "UnsupportedError",
+    "WriteError",
 ]
 
 
@@ -295,4 +296,15 @@ class UnknownNameError(FxqfixError, KeyError):
         >>> fxqfix.report.Report(rows=()).row("conv1")
         Traceback (most recent call last):
         fxqfix.errors.UnknownNameError: Report.row: no row is named 'conv1'...
+    """
+
+
+class WriteError(FxqfixError, OSError):
+    """A file can't be written; what was there before is still there.
+
+    Example:
+        >>> from fxqfix import Report
+        >>> Report(rows=()).to_json("no/such/folder/report.json")
+        Traceback (most recent call last):
+        fxqfix.errors.WriteError: Report.to_json: the file can't be written. Found: ...
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fxqfix.cli._target import UsageError
+from fxqfix.report import save
 
 __all__ = ["Writers", "add_format", "add_output", "check", "write"]
 
@@ -44,5 +45,5 @@ def write(path: Path | None, result: Any, writers: Writers) -> None:
     """Write the file, if one is asked for."""
     if path is None:
         return
-    path.write_text(writers[path.suffix.lower()](result), encoding="utf-8")
+    save(writers[path.suffix.lower()](result), path, "--output")
     print(f"fxqfix: wrote {path}", file=sys.stderr)

@@ -1,7 +1,9 @@
 """The result of a comparison, and its renderings: one file per rendering."""
 
+from fxqfix.report._files import save
 from fxqfix.report.certificate import Certificate, Certified
 from fxqfix.report.data import Report
+from fxqfix.report.diff import Diff
 from fxqfix.report.int8_certificate import (
     CheckedRange,
     CheckedWeight,
@@ -22,6 +24,7 @@ __all__ = [
     "CheckedRange",
     "CheckedWeight",
     "Coverage",
+    "Diff",
     "Int8Certificate",
     "Judged",
     "LintReport",
@@ -35,4 +38,5 @@ __all__ = [
     "Saturating",
     "Uncovered",
     "Verdict",
+    "save",
 ]

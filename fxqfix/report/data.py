@@ -16,6 +16,7 @@ from fxqfix.causes import registry
 from fxqfix.dialects.site import closest
 from fxqfix.errors import CheckError, DataError, UnknownNameError, counting
 from fxqfix.measure.culprits import Culprit
+from fxqfix.report._files import save
 from fxqfix.report.rows import Coverage, Row
 from fxqfix.report.verdict import Judged, disallowed
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import pandas
 
     from fxqfix.report.blame import Origin
+    from fxqfix.report.diff import Diff
 
 __all__ = ["Report"]
 
@@ -206,6 +208,20 @@ class Report(Judged):
 
         return merging.merged(self, other)
 
+    def diff(self, after: Report, names: tuple[str, str] = ("before", "after")) -> Diff:
+        """This report beside a later one of the same sites: `str` and `to_html` show both.
+
+        Args:
+            after: Of the repaired model, of a later epoch.
+            names: What to call the two.
+
+        Raises:
+            PairingError: The other is no report, or has no site in common.
+        """
+        from fxqfix.report import diff
+
+        return diff.diff(self, after, names)
+
     def summary(self) -> str:
         """The verdict, its reasons, the outputs, the causes and the worst sites, in a few lines."""
         from fxqfix.report import text
@@ -240,13 +256,13 @@ class Report(Judged):
         """Comma-separated values; written to `path` where given."""
         from fxqfix.report import frame
 
-        return _save(frame.to_csv(self), path)
+        return save(frame.to_csv(self), path, "Report.to_csv")
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """JSON that `from_json` reads back without loss; written to `path` where given."""
         from fxqfix.report import json_
 
-        return _save(json_.to_json(self), path)
+        return save(json_.to_json(self), path, "Report.to_json")
 
     @classmethod
     def from_json(cls, text_or_path: str | os.PathLike[str]) -> Report:
@@ -259,13 +275,13 @@ class Report(Judged):
         """One HTML page on its own; written to `path` where given."""
         from fxqfix.report import html
 
-        return _save(html.render(self), path)
+        return save(html.render(self), path, "Report.to_html")
 
     def to_dot(self, path: str | os.PathLike[str] | None = None) -> str:
         """The site graph in Graphviz' dot language, coloured by discrepancy."""
         from fxqfix.report import dot
 
-        return _save(dot.render(self), path)
+        return save(dot.render(self), path, "Report.to_dot")
 
     def plot(self, ax: Any = None) -> Any:
         """Draw SQNR and causes per site with matplotlib; see `fxqfix.report.plot.plot`.
@@ -337,10 +353,3 @@ def _at(rows: Sequence[Row]) -> str:
     """Where, for a sentence."""
     more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
     return f" at {', '.join(row.name for row in rows[:3])}{more}"
-
-
-def _save(text: str, path: str | os.PathLike[str] | None) -> str:
-    if path is not None:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    return text

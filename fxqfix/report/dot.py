@@ -9,6 +9,7 @@ import networkx as nx
 
 from fxqfix.measure import decibels
 from fxqfix.report.data import Report
+from fxqfix.report.owners import owner
 from fxqfix.report.rows import Row
 
 if TYPE_CHECKING:
@@ -83,6 +84,10 @@ def render(report: Report) -> str:
         }
     """
     drawn = graph(report)
+    for row in report.rows:
+        own = owner(row, report) if row.kind == "weight" else ""
+        if own and own != row.name:
+            drawn.add_edge(row.name, own)
     lines = ["digraph fxqfix {", '  node [fontname="sans-serif"];']
     for name, attributes in drawn.nodes(data=True):
         lines.append(f"  {_quoted(name)} [{_listed(attributes)}];")

@@ -1,48 +1,65 @@
-"""One HTML page on its own: no script, no font and no style from elsewhere."""
+"""One HTML page on its own: no font, no style and no script from elsewhere.
+
+The table stands in the page as it is, so that it reads without a script too. The script of the page
+(assets/report.js) sorts and filters it, draws the model and opens the details of a row.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
+from functools import cache
 from html import escape
+from importlib import resources
 
 from fxqfix.dialects.site import Inspection
+from fxqfix.measure import decibels
 from fxqfix.report import text
 from fxqfix.report.data import Report
-from fxqfix.report.findings import culprits, kernels, problems
+from fxqfix.report.findings import counted, culprits, kernels, problems
+from fxqfix.report.headline import headline, percent
+from fxqfix.report.palette import colours
+from fxqfix.report.remedies import advice
 from fxqfix.report.rows import Row
+from fxqfix.report.table import range_cell
+from fxqfix.report.view import state, view
 
 __all__ = ["page", "render", "render_inspection"]
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --bad: #d33; --good: #2a8f4e; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 110rem;
-  padding: 0 1rem; }
-h1 { font-size: 1.4rem; margin-bottom: 0; }
-h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-.bad { color: var(--bad); }
-.good { color: var(--good); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; }
-th, td { border-bottom: 1px solid var(--line); padding: .25rem .7rem; text-align: left;
-  vertical-align: top; white-space: nowrap; }
-th { font-weight: 600; }
-td.right, th.right { text-align: right; font-variant-numeric: tabular-nums; }
-td.text { white-space: normal; }
-tr.differs td:first-child { border-left: 3px solid var(--bad); }
-tr.inherits td:first-child { border-left: 3px solid #e6a23c; }
-tr.equal td:first-child { border-left: 3px solid var(--good); }
-.small { font-size: .85rem; opacity: .75; }
-""".strip()
-
 TITLE = "fxqfix report"
 
+_HEADS = (
+    ("name", "site", ""),
+    ("local", "added here", "right"),
+    ("lsb", "LSB", "right"),
+    ("cumulative", "accumulated", "right"),
+    ("sqnr", "SQNR dB", "right"),
+    ("out", "out", "right"),
+    ("causes", "causes", ""),
+)
+_LEGEND = (
+    "added here: codes that differ given the same inputs; LSB: by how much at most",
+    "accumulated, SQNR, out: against the prepared model's own values; out: codes outside its range",
+    text.LEGEND[-1],
+)
 
-def page(title: str, body: Iterable[str]) -> str:
+
+@cache
+def _asset(name: str) -> str:
+    return (
+        resources.files(__package__).joinpath("assets").joinpath(name).read_text(encoding="utf-8")
+    )
+
+
+def page(title: str, body: Iterable[str], data: object = None) -> str:
     """Wrap finished HTML into a page.
 
     Args:
         title: Plain text; it is escaped here.
         body: Lines of HTML, escaped already.
+        data: Plain values for the page's script; None for a page without one.
 
     Returns:
         The page.
@@ -51,31 +68,54 @@ def page(title: str, body: Iterable[str]) -> str:
         >>> "<title>1 &lt; 2</title>" in page("1 < 2", [])
         True
     """
+    script = _asset("report.js") if data is not None else ""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # No other script runs, whatever a name holds, and nothing is fetched.
+    rule = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     head = (
-        f'<meta charset="utf-8">\n<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n'
-        '<meta name="viewport" content="width=device-width">'
+        f'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{rule}">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{_asset('report.css')}</style>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
     )
     lines = "\n".join(body)
+    if data is not None:
+        lines += f'\n<script type="application/json" id="data">{_in_script(data)}</script>'
+        lines += f"\n<script>{script}</script>"
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n'
         f"<body>\n{lines}\n</body>\n</html>\n"
     )
 
 
-def render(report: Report) -> str:
+def _in_script(data: object) -> str:
+    """JSON in which nothing can end the script element."""
+    plain = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def render(
+    report: Report, before: Report | None = None, names: tuple[str, str] = ("before", "after")
+) -> str:
     """Render a whole report as a page.
 
     Args:
         report: What to render.
+        before: An earlier report of the same sites to show beside it.
+        names: What to call the two.
 
     Returns:
         HTML text.
 
     Example:
-        >>> render(Report(rows=())).count("nothing was compared")
+        >>> render(Report(rows=())).count("Nothing was compared")
         1
     """
-    return page(TITLE, _body(report))
+    earlier = {} if before is None else {row.name: row for row in before.rows}
+    shown = view(report, earlier)
+    palette = colours((*report.causes, *(before.causes if before is not None else ())))
+    title = TITLE if before is None else f"{TITLE}: {names[0]} and {names[1]}"
+    data = {**shown, "colours": palette, "names": list(names)}
+    return page(title, _body(report, before, names, palette), data)
 
 
 def render_inspection(inspection: Inspection) -> str:
@@ -92,86 +132,178 @@ def render_inspection(inspection: Inspection) -> str:
         1
     """
     body = [
-        f"<h1>{escape(inspection.total)}</h1>",
+        f"<main><h1>{escape(inspection.total)}</h1>",
         *_table(Inspection.HEADERS, (site.cells for site in inspection)),
     ]
     if inspection.unsupported:
         body += ["<h2>Not read</h2>", *_table(("name", "reason"), inspection.unsupported)]
-    return page("fxqfix inspection", body)
+    return page("fxqfix inspection", [*body, "</main>"])
 
 
-def _body(report: Report) -> Iterator[str]:
-    colour = "good" if report.ok or report.exact else "bad"
-    yield f"<h1>{TITLE}</h1>"
-    yield f'<p><strong class="{colour}">{escape(text.verdict(report))}</strong><br>'
-    yield f"engine {escape(report.engine or 'unknown')}, batches read: {report.batches}</p>"
-    if reasons := text.reasons(report):
-        yield f"<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in reasons)}</ul>"
+def _body(
+    report: Report, before: Report | None, names: tuple[str, str], palette: dict[str, str]
+) -> Iterator[str]:
+    yield '<a class="skip" href="#sites">to the table</a>'
+    yield from _header(report, palette)
+    yield "<main>"
+    if before is not None:
+        yield f"<h2>{escape(names[0])} → {escape(names[1])}</h2><ul>"
+        yield f"<li>{escape(names[0])}: {escape(headline(before))}</li>"
+        yield f"<li>{escape(names[1])}: {escape(headline(report))}</li></ul>"
+    yield '<div class="both">'
+    yield from _drawing()
+    yield '<section aria-label="sites">'
     if report.rows:
-        yield "<h2>Sites</h2>"
-        yield from _sites(report)
-        yield f'<p class="small">{"<br>".join(map(escape, text.LEGEND))}</p>'
+        earlier = {} if before is None else {row.name: row for row in before.rows}
+        yield from _tools(report)
+        yield from _sites(report, earlier, palette)
+        yield f'<p class="small">{"<br>".join(map(escape, _LEGEND))}</p>'
+    yield "</section></div>"
+    yield from _sections(report)
+    yield "</main>"
+
+
+def _header(report: Report, palette: dict[str, str]) -> Iterator[str]:
+    colour = {"ok": "good", "not ok": "bad", "not judged": "warn"}[report.verdict]
+    said = "exact" if report.exact else report.verdict
+    about = [f"engine {report.engine or 'unknown'}", counted(report.batches, "batch", "es")]
+    about += [f"instruction set {report.isa}"] if report.isa else []
+    about += [counted(report.threads, "thread")] if report.threads else []
+    yield f'<header><div class="top"><h1>{TITLE}</h1>'
+    yield f'<strong class="verdict {"good" if report.exact else colour}">{said}</strong>'
+    yield f'<span class="small">{escape(", ".join(about))}</span>'
+    yield '<div class="push tools" hidden><button type="button" id="theme">light / dark</button>'
+    yield "</div></div>"
+    yield f'<p class="headline">{escape(headline(report))}</p>'
+    yield f'<p class="small">{escape(text.verdict(report))}</p>'
+    total = sum(report.causes.values())
+    if total:
+        parts = "".join(
+            f'<span style="flex: {count} 0 0; background: {palette[cause]}"></span>'
+            for cause, count in report.causes.items()
+        )
+        yield f'<div class="bar" aria-hidden="true">{parts}</div><ul class="legend">'
+        for cause, count in report.causes.items():
+            yield (
+                f'<li><button type="button" class="chip" aria-pressed="false" '
+                f'data-cause="{escape(cause)}"><i style="background: {palette[cause]}"></i>'
+                f"{escape(cause)} {count:,} ({percent(count / total)})</button></li>"
+            )
+        yield "</ul>"
+    if reasons := text.reasons(report):
+        listed = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+        yield f"<details><summary>Why {escape(report.verdict)}</summary><ul>{listed}</ul></details>"
+    yield "</header>"
+
+
+def _drawing() -> Iterator[str]:
+    yield '<section class="drawing" aria-label="drawing"><div class="tools" hidden>'
+    yield '<label>colour <select id="colour"><option value="local">added here</option>'
+    yield '<option value="cumulative">accumulated</option><option value="cause">cause</option>'
+    yield "</select></label>"
+    for name, said in (
+        ("fold", "fold"), ("unfold", "unfold"), ("out", "-"), ("in", "+"), ("fit", "fit"),
+    ):  # fmt: skip
+        label = {"out": "smaller", "in": "larger", "fold": "fold all", "unfold": "unfold all"}
+        spoken = label.get(name, "fit into the window")
+        yield f'<button type="button" id="{name}" aria-label="{spoken}">{said}</button>'
+    yield '</div><div class="canvas" id="canvas" tabindex="-1"><svg></svg></div>'
+    yield '<p class="small">thick edges: the way of the error to the output; a click on a node '
+    yield "opens its row, on a module folds it</p></section>"
+
+
+def _tools(report: Report) -> Iterator[str]:
+    equal = sum(state(row) == "equal" for row in report.rows)
+    yield '<div class="tools" hidden><label>find <input type="search" id="search"></label>'
+    yield '<label>cause <select id="which"><option value="">any</option>'
+    yield from (f"<option>{escape(cause)}</option>" for cause in report.causes)
+    yield '</select></label><label>order <select id="by"><option value="order">graph</option>'
+    yield from (f'<option value="{key}">{head}</option>' for key, head, _ in _HEADS)
+    yield f'</select></label><label><input type="checkbox" id="equal"> equal rows ({equal})</label>'
+    yield '<span class="small" id="count" role="status"></span></div>'
+
+
+def _sites(report: Report, before: dict[str, Row], palette: dict[str, str]) -> Iterator[str]:
+    heads = "".join(
+        f'<th scope="col" data-sort="{key}" class="{side}" aria-sort="none">'
+        f'<button type="button" class="{side}">{head}</button></th>'
+        for key, head, side in _HEADS
+    )
+    yield f'<table id="sites"><thead><tr>{heads}</tr></thead>\n<tbody>'
+    for index, row in enumerate(report.rows):
+        cells = _cells_of(row, before.get(row.name), palette)
+        own = f'<tr id="row-{index}" data-row="{index}" class="{state(row)} {row.kind}">'
+        yield f"{own}{''.join(cells)}</tr>"
+    yield "</tbody></table>"
+
+
+def _cells_of(row: Row, was: Row | None, palette: dict[str, str]) -> Iterator[str]:
+    range_ = range_cell(row)
+    about = f"{row.op} · {range_}" if "->" in range_ else row.op
+    yield (
+        '<td class="name"><button type="button" aria-expanded="false">'
+        f'{escape(row.name)}</button><br><span class="small">{escape(about)}</span></td>'
+    )
+    bar = f'<span class="share">{_filled(row.local_share)}</span>'
+    parts = (percent(row.local_share), "", percent(row.cumulative_share), "", "")
+    now = _figures(row)
+    earlier = now if was is None else _figures(was)
+    for (_, head, _), old, new, part in zip(_HEADS[1:6], earlier, now, parts, strict=True):
+        shown = new if old == new else f"{old} → {new}"
+        share = f'<span class="part">{part}</span>' if part not in ("", "0%") else ""
+        yield f'<td class="right" data-head="{head}">{bar}{shown}{share}</td>'
+        bar = ""
+    causes = "".join(
+        f'<span class="cause"><i style="background: {palette[cause]}"></i>'
+        f"{escape(cause)} {count:,}</span> "
+        for cause, count in sorted(row.causes.items(), key=lambda item: -item[1])
+        if count
+    )
+    yield f'<td class="causes">{causes}</td>'
+
+
+def _filled(share: float) -> str:
+    return f'<b style="width: {100 * share:.4g}%"></b>' if share else ""
+
+
+def _figures(row: Row) -> tuple[str, ...]:
+    found, total = row.local or row.cumulative, row.cumulative
+    return (
+        f"{found.differing:,}",
+        str(found.max_lsb),
+        f"{total.differing:,}",
+        decibels(total.sqnr_db),
+        f"{total.out_of_range:,}",
+    )
+
+
+def _sections(report: Report) -> Iterator[str]:
+    """What is said of the report as a whole."""
     if report.causes:
         yield "<h2>Causes</h2>"
         found = [
-            (cause, str(codes), str(rows), worst)
+            (cause, str(codes), str(rows), worst, advice(cause))
             for cause, codes, rows, worst in text.evidence(report)
         ]
-        yield from _table(("cause", "codes", "rows", "worst row and its evidence"), found)
-    yield from _evidence(report.rows)
+        heads = ("cause", "codes", "rows", "worst row and its evidence", "what to do")
+        yield from _table(heads, found)
     lists = {"Culprits": culprits, "Problems": problems, "Kernels": kernels}
     for head, listed in lists.items():
-        lines = listed(report)
-        if lines:
+        if lines := listed(report):
             yield f"<h2>{head}</h2>"
             yield f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
     yield "<h2>Coverage</h2>"
     yield f"<p>{escape(text.how_paired(report.coverage))}</p>"
     left_out = [
-        (state, site.name, site.side, site.reason)
-        for state in ("unpaired", "unsupported")
-        for site in getattr(report.coverage, state)
+        (kind, site.name, site.side, site.reason)
+        for kind in ("unpaired", "unsupported")
+        for site in getattr(report.coverage, kind)
     ]
     if left_out:
         yield from _table(("left out", "site", "model", "reason"), left_out)
-    notes = text.notes(report)
-    if notes:
+    if said := text.notes(report):
         yield "<h2>Notes</h2>"
-        yield f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>"
-
-
-def _sites(report: Report) -> Iterator[str]:
-    sides = [' class="right"' if column.right else "" for column in text.COLUMNS]
-    heads = (
-        f"<th{side}>{escape(column.header)}</th>"
-        for column, side in zip(text.COLUMNS, sides, strict=True)
-    )
-    yield f'<div class="wide"><table>\n<thead><tr>{"".join(heads)}</tr></thead>\n<tbody>'
-    for row in report.rows:
-        cells = (
-            f"<td{side}>{escape(column.cell(row))}</td>"
-            for column, side in zip(text.COLUMNS, sides, strict=True)
-        )
-        yield f'<tr class="{_state(row)}">{"".join(cells)}</tr>'
-    yield "</tbody></table></div>"
-
-
-def _state(row: Row) -> str:
-    if row.exact:
-        return "equal"
-    return "differs" if row.local_share else "inherits"
-
-
-def _evidence(rows: Iterable[Row]) -> Iterator[str]:
-    found = [
-        (row.name, cause, str(row.causes.get(cause, 0)), said)
-        for row in rows
-        for cause, said in row.evidence.items()
-    ]
-    if found:
-        yield f"<details><summary>Evidence of every row ({len(found)})</summary>"
-        yield from _table(("site", "cause", "codes", "evidence"), found)
-        yield "</details>"
+        yield f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in said)}</ul>"
 
 
 def _table(heads: Iterable[str], lines: Iterable[Iterable[str]]) -> Iterator[str]:

@@ -11,28 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fxqfix._extras import require
 from fxqfix.report.data import Report
+from fxqfix.report.palette import colours
 from fxqfix.report.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["causes", "plot", "sqnr"]
-
-# Fixed, so that a cause keeps its colour from report to report; others take the rest in turn.
-COLOURS = {
-    "upstream": "#b8b8b8",
-    "unexplained": "#111111",
-    "range-lost": "#d62728",
-    "stale-qparams": "#ff7f0e",
-    "rounding": "#1f77b4",
-    "scale-formula": "#17becf",
-    "requantization": "#9467bd",
-    "bn-folding": "#2ca02c",
-    "kernel-defect": "#8c564b",
-    "shared-qparams": "#e377c2",
-    "moving-observer": "#bcbd22",
-}
-OTHERS = ("#7f0000", "#00427f", "#5a7f00", "#7f005f", "#007f74", "#c49a00", "#4b3a8c", "#f7b6d2")
 
 
 def plot(report: Report, ax: Any = None) -> Any:
@@ -131,14 +116,13 @@ def causes(report: Report, ax: Axes) -> None:
     """
     places = range(len(report.rows))
     base = [0.0] * len(report.rows)
-    spare = iter(OTHERS * (1 + len(report.causes) // len(OTHERS)))
+    palette = colours(report.causes)
     for cause in report.causes:
         shares = [
             100.0 * row.causes.get(cause, 0) / max(row.cumulative.elements, 1)
             for row in report.rows
         ]
-        colour = COLOURS.get(cause) or next(spare)
-        ax.bar(places, shares, bottom=base, width=0.8, color=colour, label=cause)
+        ax.bar(places, shares, bottom=base, width=0.8, color=palette[cause], label=cause)
         base = [low + share for low, share in zip(base, shares, strict=True)]
     ax.set_ylabel("differing codes, %")
     ax.grid(axis="y", alpha=0.3)

@@ -16,7 +16,17 @@ from fxqfix.measure import decibels
 from fxqfix.report.data import Report
 from fxqfix.report.rows import Row
 
-__all__ = ["COLUMNS", "LEGEND", "Column", "cause_text", "check", "grid_cell", "listing", "table"]
+__all__ = [
+    "COLUMNS",
+    "LEGEND",
+    "Column",
+    "cause_text",
+    "check",
+    "grid_cell",
+    "listing",
+    "range_cell",
+    "table",
+]
 
 LEGEND = (
     "a -> b: prepared -> converted, one value where equal",
@@ -80,7 +90,8 @@ def _kernel(row: Row) -> str:
     return "=" if row.kernel == usual else row.kernel or "-"
 
 
-def _range(row: Row) -> str:
+def range_cell(row: Row) -> str:
+    """Range of a row's codes, "prepared -> converted" where they differ."""
     if row.prepared is None or row.converted is None:
         return "float"
     grids = row.prepared, row.converted
@@ -113,7 +124,7 @@ COLUMNS = (
     _text("name", "site", lambda row: row.name),
     _text("op", "op", lambda row: row.op),
     _text("kernel", "kernel", _kernel),
-    _text("range", "range", _range),
+    _text("range", "range", range_cell),
     _text("qparams", "scale/zp", grid_cell),
     _count("elements", "elements", lambda row: row.cumulative.elements),
     _count("local", "local", lambda row: row.local.differing if row.local else None),

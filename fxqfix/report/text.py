@@ -25,6 +25,7 @@ __all__ = [
     "COLUMNS",
     "LEGEND",
     "Column",
+    "cause_text",
     "causes",
     "check",
     "evidence",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import networkx as nx
 import pytest
@@ -44,3 +45,11 @@ def test_colour_grows_with_the_local_share() -> None:
     saturations = [float(shade.split()[1]) for shade in shades[1:]]
     assert saturations == sorted(set(saturations))
     assert 0.15 <= saturations[0] < saturations[-1] <= 0.9
+
+
+def test_a_weight_stands_by_its_op() -> None:
+    report = samples.sample()
+    rows = [replace(row, inputs=("x",)) if row.name == "conv1" else row for row in report.rows]
+    text = replace(report, rows=tuple(rows)).to_dot()
+    assert text.count('"conv1.weight" -> "conv1"') == 1
+    assert text.count('"fc.weight" -> "fc"') == 1

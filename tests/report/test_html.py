@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import itertools
+import json
+import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fxqfix.report import Report, html
+from fxqfix.report import Report, html, layout
 from tests.report import samples
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "input"}
+# Attributes that load or run something are not among these.
+ATTRIBUTES = {
+    "aria-expanded", "aria-hidden", "aria-label", "aria-pressed", "aria-sort", "charset", "class",
+    "content", "data-cause", "data-head", "data-row", "data-sort", "hidden", "href", "http-equiv",
+    "id", "lang", "name", "role", "scope", "style", "tabindex", "type", "value",
+}  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -25,7 +36,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        assert {name for name, _ in attrs} <= {"class", "lang", "charset", "name", "content"}
+        assert {name for name, _ in attrs} <= ATTRIBUTES
+        links = [value for name, value in attrs if name == "href"]
+        assert all(value and value.startswith("#") for value in links)
         if tag not in VOID:
             self.open.append(tag)
 
@@ -36,44 +49,70 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-@pytest.mark.parametrize(
-    "report",
-    [samples.sample(), samples.exact_sample(), samples.hostile(), samples.many(60), Report(())],
-)
+def data_of(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+REPORTS = [
+    samples.sample(), samples.exact_sample(), samples.hostile(), samples.many(60), Report(()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("report", REPORTS)
 def test_page_is_sound_and_needs_nothing_else(report: Report) -> None:
     page = report.to_html()
     assert page.startswith("<!DOCTYPE html>")
     found = Page(page)
-    assert not {"script", "link", "img", "iframe"} & set(found.tags)
+    assert not {"link", "img", "iframe", "object", "embed"} & set(found.tags)
+    assert found.tags.count("script") == 2  # the data, and the page's own script
     assert "://" not in page
+    assert "url(" not in page.replace("`url(#${", "")
+    assert "default-src 'none'" in page
 
 
 def test_hostile_names_stay_text() -> None:
     report = samples.hostile()
-    found = Page(report.to_html())
+    page = report.to_html()
+    found = Page(page)
     assert found.text.count(report.rows[0].name) >= 4
+    assert data_of(page)["rows"][0]["name"] == report.rows[0].name
+    assert "alert(" not in page.replace(r"\u003cscript\u003ealert(", "").replace(
+        "&lt;script&gt;alert(", ""
+    )
 
 
 def test_page_shows_sites_causes_evidence_and_coverage(tmp_path: Path) -> None:
     report = samples.sample()
     found = Page(report.to_html(tmp_path / "report.html"))
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == report.to_html()
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]  # no part is left
     for text in (
+        "48.1% of the codes of conv1.weight differ; most is added at x, 0.4% of its codes, by "
+        "range-lost; convert with fxqfix.to_int8, or repair with fxqfix.repair; "
+        "3 things could not be judged.",
         "not ok, differs in 4 of 5 rows, 2 sites left out",
         "stale-qparams: 13 codes",
-        "[0,127] -> [0,255]",
-        "range-lost 56, upstream 38, rounding 1",
-        "1 code sits on a tie",
+        "input · [0,127] -> [0,255]",
+        "range-lost 56",
         "5 sites paired: by dataflow 1, by name 4",
         "no converted site has its inputs",
         "observers were held still",
+        "convert with fxqfix.to_int8, which holds them, or with fxqfix.to_decomposed, whose ops "
+        "carry them",
     ):
         assert text in found.text, text
+    rows = {row["name"]: row for row in data_of(report.to_html())["rows"]}
+    assert rows["conv1"]["evidence"] == {"rounding": "1 code sits on a tie"}
+    assert rows["conv1"]["accumulator"] == 874_800
+    assert rows["fc"]["from"] == [row.name for row in report.rows].index("conv1")
 
 
 def test_rows_are_marked_by_where_the_error_was_born() -> None:
     page = samples.sample().to_html()
-    states = [page.count(f'<tr class="{state}">') for state in ("differs", "inherits", "equal")]
+    states = [page.count(f'class="{state} ') for state in ("differs", "inherits", "equal")]
     assert states == [3, 1, 1]
 
 
@@ -81,3 +120,49 @@ def test_inspection_page() -> None:
     found = Page(html.render_inspection(samples.inspection()))
     for text in ("conv1.weight", "36 -> 9", "uncalibrated", "no row of the op table"):
         assert text in found.text
+
+
+def test_two_reports_stand_side_by_side() -> None:
+    before = samples.sample()
+    first = before.rows[0]
+    better = replace(first, local=samples.apart(3072, 0), cumulative=samples.apart(3072, 0))
+    after = replace(before, rows=(replace(better, causes={}), *before.rows[1:]))
+    page = html.render(after, before, ("epoch 3", "epoch <9>"))
+    found = Page(page)
+    assert "epoch 3 → epoch <9>" in found.text
+    assert "12 → 0" in found.text
+    assert data_of(page)["rows"][0]["was"]["causes"] == [["range-lost", 12]]
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_networkx_lays_out_where_there_is_no_dot(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout.shutil, "which", lambda name: None)
+    graph = data_of(report.to_html())["graph"]
+    assert graph["by"] == "networkx"
+    boxes = {node["row"]: node["box"] for node in graph["nodes"]}
+    for source, target, _ in graph["edges"]:
+        assert boxes[source][1] < boxes[target][1]  # inputs above
+    for row in {box[1] for box in boxes.values()}:
+        level = sorted(box for box in boxes.values() if box[1] == row)
+        for left, right in itertools.pairwise(level):
+            assert left[0] + left[2] / 2 <= right[0] - right[2] / 2  # none covers another
+
+
+def test_a_broken_dot_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "dot"
+    broken.write_text("#!/bin/sh\necho graph 1 no numbers\n", encoding="utf-8")
+    broken.chmod(0o755)
+    monkeypatch.setattr(layout.shutil, "which", lambda name: str(broken))
+    assert data_of(samples.sample().to_html())["graph"]["by"] == "networkx"
+
+
+@pytest.mark.skipif(layout.shutil.which("dot") is None, reason="graphviz's dot is not installed")
+def test_dot_lays_out_every_node_and_edge() -> None:
+    graph = data_of(samples.many(60).to_html())["graph"]
+    assert graph["by"] == "dot"
+    assert len(graph["nodes"]) == 60
+    assert all(len(points) >= 8 for *_, points in graph["edges"])
+    tops = [node["box"][1] for node in graph["nodes"]]
+    assert tops == sorted(tops)

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
-from fxqfix.report import Report, plot
+from fxqfix.report import Report, palette
 from tests.report import samples
 
 mpl.use("Agg")
@@ -76,4 +76,6 @@ def test_figures_that_are_not_finite_are_no_obstacle(report: Report) -> None:
 
 
 def test_causes_have_colours_of_their_own() -> None:
-    assert len({*plot.COLOURS.values(), *plot.OTHERS}) == len(plot.COLOURS) + len(plot.OTHERS)
+    fixed = palette.colours(palette._FIXED)
+    names = [*fixed, *map(str, range(len(palette._OTHERS)))]
+    assert len(set(palette.colours(names).values())) == len(names)
