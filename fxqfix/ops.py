@@ -63,6 +63,7 @@ class OpSpec:
         fixed: (scale, zero point) of a "fixed" output on quint8.
         values: The value rule; see the module's docstring.
         inplace: Whether its int8 form writes in place where its float form does.
+        refuses: Whether its float spellings have no kernel on quantized tensors.
 
     Example:
         >>> from fxqfix.ops import TABLE
@@ -81,6 +82,13 @@ class OpSpec:
     fixed: tuple[float, int] | None = None
     values: str = ""
     inplace: bool = False
+    refuses: bool = False
+
+    @property
+    def takes_codes(self) -> bool:
+        """Whether its float spellings run on quantized tensors too."""
+        closed = ("weighted", "normalization", "recurrent", "attention")
+        return not self.refuses and self.family not in closed
 
 
 @dataclass(frozen=True)
@@ -152,6 +160,7 @@ def _pool(kind: str, dim: int, *aten: str) -> OpSpec:
         int8=int8,
         output="input",
         values="picked" if kind.endswith("max") else "between",
+        refuses=kind == "adaptive_max",
     )
 
 
@@ -323,6 +332,7 @@ TABLE: tuple[OpSpec, ...] = (
         ),
         int8=(f"{_OPS}.add", f"{_OPS}.add_out"),
         int8_relu=(f"{_OPS}.add_relu", f"{_OPS}.add_relu_out"),
+        refuses=True,
     ),
     OpSpec(
         key="mul",
@@ -338,6 +348,7 @@ TABLE: tuple[OpSpec, ...] = (
         ),
         int8=(f"{_OPS}.mul", f"{_OPS}.mul_out"),
         int8_relu=(f"{_OPS}.mul_relu", f"{_OPS}.mul_relu_out"),
+        refuses=True,
     ),
     # The scalar kernels keep the codes and change scale and zero point instead.
     OpSpec(
@@ -368,8 +379,9 @@ TABLE: tuple[OpSpec, ...] = (
             *_aten("matmul.default", "bmm.default", "mm.default"),
         ),
         int8=(f"{_OPS}.matmul",),
+        refuses=True,
     ),
-    _plain("addmm", "element-wise", "torch.addmm", ".addmm", *_aten("addmm.default")),
+    _plain("addmm", "element-wise", "torch.addmm", ".addmm", *_aten("addmm.default"), refuses=True),
     _plain(
         "sub",
         "element-wise",
@@ -379,6 +391,7 @@ TABLE: tuple[OpSpec, ...] = (
         ".sub",
         ".sub_",
         *_aten("sub.Tensor", "sub_.Tensor", "sub.Scalar"),
+        refuses=True,
     ),
     _plain(
         "div",
@@ -389,6 +402,7 @@ TABLE: tuple[OpSpec, ...] = (
         ".div",
         ".div_",
         *_aten("div.Tensor", "div_.Tensor", "div.Scalar"),
+        refuses=True,
     ),
     # torch.cat on quantized tensors has the first tensor's qparams, quantized.cat its own.
     OpSpec(
@@ -476,6 +490,7 @@ TABLE: tuple[OpSpec, ...] = (
         f"{_F}.hardswish",
         *_aten("hardswish.default", "hardswish_.default"),
         int8=(f"{_Q}.Hardswish", f"{_OPS}.hardswish"),
+        refuses=True,
     ),
     # torch's own backend configs name methods "hardsigmoid" and "hardsigmoid_".
     _plain(
@@ -525,6 +540,7 @@ TABLE: tuple[OpSpec, ...] = (
         f"{_F}.elu_",
         *_aten("elu.default", "elu_.default"),
         int8=(f"{_Q}.ELU", f"{_OPS}.elu"),
+        refuses=True,
     ),
     _plain(
         "celu",
@@ -534,6 +550,7 @@ TABLE: tuple[OpSpec, ...] = (
         "torch.celu",
         *_aten("celu.default", "celu_.default"),
         int8=(f"{_OPS}.celu",),
+        refuses=True,
     ),
     # torch's own backend configs name a method "leaky_relu".
     _plain(
@@ -554,6 +571,7 @@ TABLE: tuple[OpSpec, ...] = (
         ".prelu",
         *_aten("prelu.default"),
         int8=(f"{_Q}.PReLU", f"{_OPS}.prelu"),
+        refuses=True,
     ),
     _plain(
         "softmax",
@@ -564,9 +582,12 @@ TABLE: tuple[OpSpec, ...] = (
         ".softmax",
         *_aten("softmax.int", "_softmax.default"),
         int8=(f"{_Q}.Softmax", f"{_OPS}.softmax"),
+        refuses=True,
     ),
     # No flow of torch quantizes these two; they stay float between their neighbours.
-    _plain("silu", "activation", "torch.nn.SiLU", f"{_F}.silu", *_aten("silu.default")),
+    _plain(
+        "silu", "activation", "torch.nn.SiLU", f"{_F}.silu", *_aten("silu.default"), refuses=True
+    ),
     _plain(
         "gelu",
         "activation",

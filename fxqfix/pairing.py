@@ -119,11 +119,17 @@ def _is_lowered(node: fx.Node) -> bool:
 
 def _by_name(prepared: tuple[Tap, ...], converted: tuple[Tap, ...], found: _Found) -> None:
     taken = {c for c, _ in found.values()}
-    by_name = {tap.site.name: tap for tap in converted if tap not in taken}
+    by_name = {_own_name(tap): tap for tap in converted if tap not in taken}
     for tap in prepared:
         other = by_name.get(tap.site.name)
         if tap not in found and other is not None and _alike(tap, other):
             found[tap] = (other, "name")
+
+
+def _own_name(tap: Tap) -> str:
+    """The name of a site before an eager module became a float island."""
+    island = tap.site.module.endswith(".island")
+    return tap.site.name.removesuffix("_island") if island else tap.site.name
 
 
 def _by_dataflow(prepared: Reading, converted: Reading, found: _Found) -> None:

@@ -12,6 +12,7 @@ import torch.ao.quantization as tq
 from torch import Tensor, fx, nn
 
 from fxqfix import ops, to_decomposed, trace
+from fxqfix._torch import resolve
 from fxqfix.dialects import read
 from fxqfix.dialects._base import modules_of
 from fxqfix.measure import tensors_of
@@ -219,3 +220,46 @@ def test_decomposed_int8_call(call: Call) -> None:
     assert torch.equal(decomposed(x), wanted)
     kinds = {str(node.target) for node in decomposed.graph.nodes}
     assert not any("ops.quantized." in kind or kind.startswith("quantized.") for kind in kinds)
+
+
+_CODES = torch.quantize_per_tensor(torch.rand(2, 4, 8, 8), 0.01, 3, torch.quint8)
+_WITH = {  # what else the float spelling of a row takes
+    "add": (_CODES,),
+    "mul": (_CODES,),
+    "matmul": (_CODES,),
+    "sub": (_CODES,),
+    "div": (_CODES,),
+    "softmax": (1,),
+    "prelu": (torch.ones(1),),
+    "adaptive_max_pool2d": (2,),
+}
+_RUNS = [
+    "relu",
+    "relu6",
+    "hardtanh",
+    "sigmoid",
+    "tanh",
+    "gelu",
+    "leaky_relu",
+    "hardsigmoid",
+    "interpolate",
+]
+
+
+def _float_form(key: str) -> Any:
+    spelled = next(row for row in ops.TABLE if row.key == key).spelled
+    return next(f for s in spelled if isinstance(f := resolve(s), type(len) | type(_float_form)))
+
+
+@pytest.mark.parametrize("key", [*_WITH, "silu", "hardswish", "elu", "celu"])
+def test_what_refuses_codes_raises_on_them(key: str) -> None:
+    assert not next(row for row in ops.TABLE if row.key == key).takes_codes
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        _float_form(key)(_CODES, *_WITH.get(key, ()))
+
+
+@pytest.mark.parametrize("key", _RUNS)
+def test_what_takes_codes_runs_on_them(key: str) -> None:
+    assert next(row for row in ops.TABLE if row.key == key).takes_codes
+    extra = (16,) if key == "interpolate" else ()
+    assert _float_form(key)(_CODES, *extra).is_quantized

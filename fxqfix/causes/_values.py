@@ -15,7 +15,7 @@ from torch import Tensor
 from fxqfix.dialects.weights import WeightView
 from fxqfix.qparams import QParams, dequantize, quantize
 
-__all__ = ["bias_apart", "cut", "differs", "of_its_own", "settled", "swapped"]
+__all__ = ["bias_apart", "cut", "differs", "of_its_own", "otherwise_rounded", "settled", "swapped"]
 
 _WIDTH = 4 * 2.0**-24  # relative: what folding and quantizing in another order may round apart
 _FOLDED = 2.0**-10  # codes of the output: folding BatchNorm in another order moves a bias by less
@@ -82,6 +82,15 @@ def swapped(mine: WeightView, theirs: WeightView) -> WeightView:
     if mine.values is not None and mine.values.shape == codes.shape:
         codes = torch.where(of_its_own(mine, theirs), codes, mine.codes.int())
     return replace(mine, codes=codes, bias=_their_bias(mine, theirs))
+
+
+def otherwise_rounded(mine: WeightView, theirs: WeightView) -> WeightView:
+    """The prepared weight, with those converted codes of one grid that round its values too."""
+    alike = mine.values is not None and mine.values.shape == theirs.codes.shape
+    if not alike or not mine.qparams.same_grid(theirs.qparams):
+        return mine
+    codes = mine.codes.int()
+    return replace(mine, codes=torch.where(near(mine, theirs), theirs.codes.int(), codes))
 
 
 def _their_bias(mine: WeightView, theirs: WeightView) -> Tensor | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from fxqfix.causes._emulated import Emulated
 from fxqfix.causes._recompute import Reads, Recompute
 from fxqfix.causes._steps import Held, Step, explain
-from fxqfix.causes._values import differs, settled, swapped
+from fxqfix.causes._values import differs, otherwise_rounded, settled, swapped
 from fxqfix.dialects import Site
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Defect
@@ -54,6 +54,7 @@ class View:
         recompute: Recomputations; None for weights.
         weight: For a weight site, the prepared weight.
         defect: The known-wrong kernel that the converted op runs on, or None.
+        between: Whether that kernel runs between this site and the ones before it.
         emulated: The converted op in its engine's integers; None where it has none.
         garbled: Of a weight that its engine packs but can't unpack: whether these are no codes.
         held: What a prepared quantizer holds: that of a weight by its module's path, the site's own
@@ -61,6 +62,7 @@ class View:
         picked: Why the converted grid is not this site's quantizer's choice, "" where it is.
         loose: By node: sites that this one is computed from and that the prepared model leaves in
             float.
+        unseen: What this one is computed from and no row shows: nested graphs, dynamic ops.
         left: Mask of the codes that no cause before the present one explained.
         problem: Why the last recomputation that failed did, "" where none did.
     """
@@ -76,11 +78,13 @@ class View:
     recompute: Recompute | None = None
     weight: WeightView | None = None
     defect: Defect | None = None
+    between: bool = False
     emulated: Emulated | None = None
     garbled: bool = False
     held: Callable[[str], Held | None] = field(default=lambda _: None)
     picked: str = ""
     loose: Mapping[str, Site] = field(default_factory=dict)
+    unseen: tuple[str, ...] = ()
     _corrected: set[str] = field(default_factory=set, init=False)
     _quantized: set[str] = field(default_factory=set, init=False)
     left: Tensor = field(init=False)
@@ -114,6 +118,15 @@ class View:
     def converted(self) -> Tensor:
         """The site's value in float64 with the converted weights."""
         return self.recomputed({path: b for path, (_, b) in self.weights.items()})
+
+    @cached_property
+    def otherwise_rounded(self) -> Tensor | None:
+        """Like `exact`, with weight codes that round the same values otherwise; None if none do."""
+        pairs = self.weights.items()
+        found = {path: otherwise_rounded(*pair) for path, pair in pairs}
+        if all(torch.equal(found[path].codes.int(), mine.codes.int()) for path, (mine, _) in pairs):
+            return None
+        return self.recomputed(found)
 
     @cached_property
     def theirs(self) -> WeightView:
@@ -193,6 +206,8 @@ class View:
             return self.recompute.exact(self.local, weights, **options)
         except (RuntimeError, TypeError, AttributeError) as error:
             # A user's module may not run in float64; the cause then works on float32 values.
+            if self.unseen:
+                return self.value.double()
             self.problem = f"no float64 recomputation: {in_brief(error)}"
             return self.value.double()
 

@@ -20,7 +20,8 @@ class KernelDefect(Cause):
     should be computed, gives other codes than the kernel: these are claimed before any cause is
     asked. Of a kernel whose effect the engine's arithmetic follows: it gives the prepared model's
     codes in float64, so whatever else the kernel gave is its own doing. Of a weight that the
-    engine packs but can't unpack, all codes that differ.
+    engine packs but can't unpack, all codes that differ. Of a kernel between this site and the ones
+    before it: the codes that float64, rounded where the converted model is, doesn't give.
     """
 
     def claims(self, view: View) -> Tensor | None:
@@ -29,19 +30,22 @@ class KernelDefect(Cause):
             return None
         if view.garbled:
             return view.differs_locally
+        if view.between:
+            return None
         return None if view.defect.emulated or view.local is None else view.miscomputed
 
     def explains(self, view: View) -> Tensor | None:
         """Codes that the op itself, on the converted integers, would have right."""
         if view.defect is None or not view.defect.present:
             return None
+        if view.between:
+            right = view.converted if view.requantized is None else view.requantized
+            return ~view.agrees(right, view.target, view.raw)
         return view.agrees(view.converted, view.grid, view.expected)
 
     def evidence(self, view: View) -> str:
         """The row."""
-        found = view.defect
-        assert found is not None  # it explained something
-        return f"{found.name}: {found.condition}: {found.effect}; way round: {found.way_round}"
+        return str(view.defect)
 
 
 CAUSE = KernelDefect(

@@ -22,7 +22,8 @@ class Requantization(Cause):
 
     In between: eager mode observes no pools, for one; int8 pools round to their input's grid, and
     the prepared model goes on in float. Counterfactual: the converted op in float64, rounded to
-    that grid in between; the codes that then agree are explained.
+    that grid in between; the codes that then agree are explained, and so are those that the
+    engine's integers give, whose kernels round a tie in between to either side.
 
     In its own arithmetic: an average of codes, a fixed-point sum, a table. Counterfactual: the
     engine's integers give exactly the codes found; float64 on the same converted integers gives
@@ -32,7 +33,7 @@ class Requantization(Cause):
     def explains(self, view: View) -> Tensor | None:
         """Codes that rounding in between, or the engine's own arithmetic, makes."""
         found = view.owed_to() if _same_bias(view) else None
-        if found is not None:
+        if found is not None and view.requantized is None:
             found = found & _near(view)
             if not view.weights_differ:
                 found = found & view.agrees(view.converted, view.grid, view.expected)

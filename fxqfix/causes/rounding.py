@@ -21,17 +21,25 @@ class Rounding(Cause):
     that the shadow itself is measured to make, are explained. The native quantize op, which in
     some builds adds the zero point before it rounds, is covered by this. On two grids a value that
     is a tie of one is as good as any on the other: there the grids are the cause.
+
+    A weight, or a constant, on one grid may hold such codes too. Counterfactual, for what reads it:
+    the prepared op with these codes.
     """
 
     def explains(self, view: View) -> Tensor | None:
         """Codes that are a rounding of the exact value, as the shadow's are."""
         if not view.grid.same_grid(view.target):
             return None
-        actual = view.agrees(view.exact, view.grid, view.unbiased(view.grid))
+        codes = view.unbiased(view.grid)
+        actual = view.agrees(view.exact, view.grid, codes)
+        if (other := view.otherwise_rounded) is not None:
+            actual |= view.agrees(other, view.grid, codes)
         return actual & view.agrees(view.exact, view.grid, view.expected)
 
     def evidence(self, view: View) -> str:
         """The largest difference between float32 and float64, in codes."""
+        if view.otherwise_rounded is not None:
+            return "a code of its weight is rounded to the other side of a tie"
         error = (view.value.double() - view.exact).abs().max() / max(view.grid.scales)
         return f"float32 is up to {float(error):.2g} codes away from float64 here"
 

@@ -15,10 +15,16 @@ __all__ = ["CAUSE", "Unexplained"]
 
 @dataclass(frozen=True)
 class Unexplained(Cause):
-    """Takes what is left, so that the shares add up to all differing codes."""
+    """Takes what is left, so that the shares add up to all differing codes.
 
-    def explains(self, view: View) -> Tensor:
-        """Everything."""
+    Behind what no row shows (a nested graph), the rest is not judged: a problem says so.
+    """
+
+    def explains(self, view: View) -> Tensor | None:
+        """Everything; nothing behind what no row shows."""
+        if view.unseen:
+            view.problem = f"{', '.join(view.unseen)} quantizes inside: what that does is not known"
+            return None
         return torch.ones_like(view.differs)
 
     def evidence(self, view: View) -> str:

@@ -48,6 +48,8 @@ def _dead(subject: Subject) -> Iterator[Finding]:
         axis = view.qparams.axis
         if axis is None:
             axis = int(tap.site.op.startswith("conv_transpose"))
+        if not view.codes.dim():
+            continue  # a number as a constant has no channels
         dead = _zero(view, axis)
         if view.qparams.axis is not None:
             dead |= torch.tensor(view.qparams.scales, device=dead.device) <= FLOOR

@@ -17,7 +17,7 @@ from fxqfix.dialects.weights import tensor_weight
 from fxqfix.inserted import FloatIsland
 from fxqfix.qparams import QParams, container_range
 
-__all__ = ["ROUNDS_SCALE", "misplaced", "propagate", "scalar"]
+__all__ = ["ROUNDS_SCALE", "misplaced", "propagate", "scalar", "unread"]
 
 ROUNDS_SCALE = "gelu"  # its kernel hands on the input's qparams with the scale in float32
 
@@ -210,15 +210,60 @@ def misplaced(graph_module: fx.GraphModule) -> list[tuple[str, str]]:
         graph_module: An int8 model.
     """
     modules, known = modules_of(graph_module), propagate(graph_module)
-    problems = []
+    unsure, problems = set(unread(graph_module)), []
     for node in graph_module.graph.nodes:
         found = ops.match_node(node, modules)
+        if any(n.name in unsure for n in node.all_input_nodes) and node not in known:
+            unsure.add(node.name)
+            continue
+        if found is None:
+            continue
         codes = [n.name for n in node.all_input_nodes if n in known]
         island = node.op == "call_module" and isinstance(modules[str(node.target)], FloatIsland)
-        if found is not None and found.key == "quantize" and node.args[0] in known:
-            problems.append((node.name, f"{node.name} quantizes the codes of {codes[0]}"))
+        if found.key == "quantize":
+            if codes:
+                problems.append((node.name, f"{node.name} quantizes the codes of {codes[0]}"))
         elif island and codes:
             problems.append((node.name, f"the float island {node.name} reads codes of {codes[0]}"))
-        elif found is not None and found.column == "int8" and node in known and not codes:
+        elif found.column == "spelled" and not found.spec.takes_codes and codes:
+            said = f"{node.name} has no kernel for the codes of {codes[0]}"
+            problems.append((node.name, said))
+        elif found.column == "int8" and node in known and not codes:
             problems.append((node.name, f"the int8 kernel {node.name} reads no codes"))
+        elif (floats := _float_operand(node, found, graph_module, known)) is not None:
+            said = f"the int8 kernel {node.name} reads {floats.name}, which is no codes"
+            problems.append((node.name, said))
     return problems
+
+
+def unread(graph_module: fx.GraphModule) -> list[str]:
+    """Names of nodes that read codes and are in no row of the op table.
+
+    Args:
+        graph_module: An int8 model.
+    """
+    modules, known = modules_of(graph_module), propagate(graph_module)
+    called = ("call_module", "call_function", "call_method")
+    return [
+        node.name
+        for node in graph_module.graph.nodes
+        if node.op in called
+        and ops.match_node(node, modules) is None
+        and any(n in known for n in node.all_input_nodes)
+    ]
+
+
+def _float_operand(
+    node: fx.Node, found: ops.Match, graph_module: fx.GraphModule, known: Mapping[fx.Node, QParams]
+) -> fx.Node | None:
+    """What an int8 kernel of two values reads that is a float tensor."""
+    if found.column != "int8" or found.spec.family != "element-wise":
+        return None
+    given: list[fx.Node] = []
+    fx.map_arg(node.args[: 1 if found.key.startswith("cat") else 2], given.append)
+    for other in given:
+        value = fetch(graph_module, other) if other.op == "get_attr" else None
+        packed = isinstance(value, torch.Tensor) and value.is_quantized
+        if other not in known and not packed:
+            return other
+    return None

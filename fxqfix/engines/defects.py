@@ -84,6 +84,10 @@ class Defect:
         """Whether only sizes of inputs that few models have make it wrong: nothing is cured."""
         return self.at is not None and not self.cure
 
+    def __str__(self) -> str:
+        """What it does, when, and the way round."""
+        return f"{self.name}: {self.condition}: {self.effect}; way round: {self.way_round}"
+
     def meets(self, call: Call, shape: Sequence[int] | None = None) -> bool:
         """Whether a call meets the row, or may meet it where no shape is given.
 

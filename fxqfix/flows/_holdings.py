@@ -17,8 +17,9 @@ from fxqfix.dialects._constants import constant, constants, reader
 from fxqfix.dialects.prepared import shared_calls
 from fxqfix.dialects.quantizer import buffers_of, read_quantizer
 from fxqfix.dialects.weights import weight_quantizer
+from fxqfix.pairing import Pairing
 
-__all__ = ["blocks", "holdings", "picked", "weight_node"]
+__all__ = ["blocks", "floats", "holdings", "picked", "weight_node"]
 
 
 def weight_node(tap: Tap) -> fx.Node:
@@ -114,4 +115,23 @@ def blocks(prepared: fx.GraphModule, reading: Reading) -> dict[str, Tensor]:
         if own is not None and node in user.args and len(own.args) == len(user.args):
             weight = own.args[user.args.index(node)]
             found[weight.name] = constant(reading.graph_module, node)
+    return found
+
+
+def floats(pairing: Pairing) -> dict[str, tuple[str, Tensor | None]]:
+    """What only the prepared model quantizes: fake-quants by node, float weights by path.
+
+    Args:
+        pairing: The sites of both models.
+    """
+    found: dict[str, tuple[str, Tensor | None]] = {}
+    for tap, side, _ in pairing.unpaired:
+        if side != "prepared" or tap.site.used is None:
+            continue
+        if tap.weight is None:
+            found[tap.node.name] = tap.site.name, None
+        elif tap.producer.op == "get_attr":
+            found[weight_node(tap).name] = tap.site.name, None
+        else:
+            found[str(tap.node.target)] = tap.site.name, tap.weight().values
     return found

@@ -13,6 +13,7 @@ from fxqfix import _torch, ops
 from fxqfix.checks import drawing
 from fxqfix.dialects import Reading, int8
 from fxqfix.dialects._base import modules_of
+from fxqfix.dialects._propagate import misplaced, unread
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import ISAS, Interval, calls, intervals, isa_of, placed, saturation_possible
 from fxqfix.inserted import FloatIsland, InMemoryOrder
@@ -47,6 +48,7 @@ def certify(own: Reading, result: Reading, engine: str) -> Int8Certificate:
         routed=tuple(_routed(result.graph_module)),
         saturating=tuple(_saturating(result.graph_module, engine)),
         unchecked=(*_unmeasured(engine), *_unchecked(own, result, pairing)),
+        broken=tuple(misplaced(result.graph_module)),
         **_wrong_kernels(result.graph_module, engine),
     )
 
@@ -148,6 +150,8 @@ def _unchecked(own: Reading, result: Reading, pairing: Pairing) -> Iterator[tupl
     for i, p in enumerate(rounded_outputs(own, result, pairing)):
         if p is not None:
             yield f"output {i}", f"quantized, as {p.prepared.site.name} is; in training in float"
+    for name in unread(result.graph_module):
+        yield name, "reads codes, and no row of the op table knows what it makes of them"
     for node in drawing(own.graph_module):
         yield node.name, "draws random numbers, which a certificate without data can't compare"
     for node in own.graph_module.graph.nodes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -13,15 +13,14 @@ from fxqfix.causes import Attribution, Recompute
 from fxqfix.causes.half_dequantize import in_half
 from fxqfix.dialects import Reading
 from fxqfix.dialects.weights import WeightView
-from fxqfix.engines import Call
+from fxqfix.engines import Call, Defect
 from fxqfix.measure import OutputProbe, Returned, differing
-from fxqfix.pairing import Pairing
 from fxqfix.passes._shadow_modules import Local
 from fxqfix.passes._weave import returned
 from fxqfix.qparams import QParams
 from fxqfix.report import Row
 
-__all__ = ["Outputs", "at_run_time", "float_kernels"]
+__all__ = ["Outputs", "float_kernels", "unseen"]
 
 # What float32 may do to a sum, in half units of its last place, beside what the shadow shows.
 _ROUNDINGS, _HALF_UNIT = 8, 2.0**-24
@@ -36,15 +35,19 @@ class Outputs:
         grids: Of each value the grid that the converted model rounds it to, which no site has.
         inputs: Names of the sites that each is computed from.
         attribute: Whether causes are wanted.
+        sites: The converted sites that have a partner.
         kernels: Of each value the converted ops behind the last sites that give floats from
             integers of their own (dynamic ones, embeddings): the prepared model has no such step.
+        wrong: Of each value the known-wrong kernel that runs behind the last sites, or None.
     """
 
     tails: tuple[Recompute, ...]
     grids: tuple[QParams | None, ...]
     inputs: tuple[tuple[str, ...], ...]
     attribute: bool
+    sites: frozenset[fx.Node] = frozenset()
     kernels: tuple[tuple[str, ...], ...] = ()
+    wrong: tuple[Defect | None, ...] = ()
     shares: dict[str, Attribution] = field(default_factory=dict)
 
     @cached_property
@@ -146,20 +149,22 @@ class Outputs:
                 rounded |= near(_clipped(converted, grids[0]), reach)
             names = ", ".join(tail.own_inner) or tail.end.name
             masks["requantization"] = rounded, f"{names!r} is rounded to {grids[-1]}"
+        wrong = self.wrong[end] if self.wrong else None
+        if wrong is not None:  # what no other cause explains
+            masks["kernel-defect"] = torch.ones_like(found, dtype=torch.bool), str(wrong)
         return masks
 
 
 def float_kernels(
-    converted: Reading, pairing: Pairing, calls: Mapping[str, Call]
+    converted: Reading, sites: Container[fx.Node], calls: Mapping[str, Call]
 ) -> tuple[tuple[str, ...], ...]:
     """Of each value that an int8 model returns: kernels behind the last sites that give floats.
 
     Args:
         converted: The model.
-        pairing: Its sites beside the prepared ones.
+        sites: Its paired sites.
         calls: Its int8 ops, by node name.
     """
-    sites = {p.converted.node for p in pairing.pairs if p.prepared.site.kind == "activation"}
     found = []
     for end in returned(converted.graph_module.graph):
         queue, seen = [end], dict[fx.Node, None]()
@@ -173,16 +178,16 @@ def float_kernels(
     return tuple(found)
 
 
-def at_run_time(prepared: Reading, tails: Iterable[Recompute]) -> tuple[tuple[str, ...], ...]:
-    """Of each value that is returned: what is quantized behind the last sites, on no fixed grid.
+def unseen(prepared: Reading, region: Recompute) -> tuple[str, ...]:
+    """Nodes of a region that quantize what no row shows: on no fixed grid, or in a nested graph.
 
     Args:
         prepared: The reading of the prepared model.
-        tails: What computes each value.
+        region: What computes a value.
     """
     names = {t.node.name for t in prepared.taps if t.site.used is None}
     names |= {site.name.partition(".")[0] for site, _ in prepared.unsupported}
-    return tuple(tuple(sorted(names & tail.names)) for tail in tails)
+    return tuple(sorted(names & region.names))
 
 
 def _clipped(values: Tensor, grid: QParams) -> Tensor:

@@ -16,8 +16,9 @@ from fxqfix.dialects import Reading, Site, Tap, decomposed, int8
 from fxqfix.dialects.weights import WeightView
 from fxqfix.flows import _notes
 from fxqfix.flows._away import Away
-from fxqfix.flows._holdings import blocks, holdings, picked, weight_node
-from fxqfix.flows._outputs import Outputs, at_run_time, float_kernels
+from fxqfix.flows._between import wrong_before
+from fxqfix.flows._holdings import blocks, floats, holdings, picked, weight_node
+from fxqfix.flows._outputs import Outputs, float_kernels, unseen
 from fxqfix.measure import Corrector, Probe, Run, discrepancy, histogram, run
 from fxqfix.pairing import Pair, Pairing
 from fxqfix.passes import EmulateEngine, FoldBatchNorm, FreezeQParams, InsertShadows
@@ -61,7 +62,7 @@ class Session:
             for tap in self.converted.activations
             if tap not in paired and tap.site.used is not None
         } | self._overwritten()
-        self.floats = self._floats()
+        self.floats = floats(self.pairing)
         self.picked, self.blocks = picked(self.converted), blocks(self.folded, self.converted)
         self.outputs = self._outputs()
         self.sites = {tap.node.name: tap.site for tap in self.reading.taps}
@@ -77,9 +78,13 @@ class Session:
             found = engines.calls(self.converted.graph_module, *options, strict=False)
             self.calls = {node.name: call for node, call in found.items()} | self._garbled(found)
             self.writers = {name: call for call in found.values() for name in call.rereads}
-            kernels = float_kernels(self.converted, self.pairing, self.calls)
+            kernels = float_kernels(self.converted, self.outputs.sites, self.calls)
             self.outputs.kernels = tuple(
                 a + b for a, b in zip(kernels, self.outputs.kernels, strict=False)
+            )
+            ends = returned(self.converted.graph_module.graph)
+            self.outputs.wrong = tuple(
+                wrong_before(end, self.outputs.sites, self.calls) for end in ends
             )
             if self.home != CPU:
                 self.away = Away.of(self.converted, self.calls.values(), options, self.home)
@@ -137,7 +142,10 @@ class Session:
                 tuple(t.site.name for t in dialects.parents([n], self.taps)) for n in mine
             ),
             attribute=self.attribute,
-            kernels=at_run_time(self.reading, tails),
+            sites=frozenset(
+                p.converted.node for p in self.pairing.pairs if p.prepared.site.kind == "activation"
+            ),
+            kernels=tuple(unseen(self.reading, tail) for tail in tails),
         )
 
     def _garbled(self, calls: Mapping[fx.Node, engines.Call]) -> dict[str, engines.Call]:
@@ -161,20 +169,6 @@ class Session:
             for p in self.pairing.pairs
             if p.prepared.producer.name in ops and p.converted.site.used is not None
         }
-
-    def _floats(self) -> dict[str, tuple[str, Tensor | None]]:
-        """What only the prepared model quantizes: fake-quants by node, float weights by path."""
-        found: dict[str, tuple[str, Tensor | None]] = {}
-        for tap, side, _ in self.pairing.unpaired:
-            if side != "prepared" or tap.site.used is None:
-                continue
-            if tap.weight is None:
-                found[tap.node.name] = tap.site.name, None
-            elif tap.producer.op == "get_attr":
-                found[weight_node(tap).name] = tap.site.name, None
-            else:
-                found[str(tap.node.target)] = tap.site.name, tap.weight().values
-        return found
 
     def weave(self, noise_floor: bool) -> fx.GraphModule:
         """The twin graph, with a probe for each pair."""
@@ -224,13 +218,16 @@ class Session:
             "emulated": emulated,
             "loose": loose,
             "picked": self.picked(p.converted),
+            "unseen": unseen(self.reading, recompute),
         }
         held = holdings(self.reading, p.prepared)
+        before = wrong_before(p.converted.kernel, self.outputs.sites, self.calls)
 
         def judge(local: Any, converted: Tensor, prepared: Tensor, target: QParams) -> None:
             args = (p, used, target, local.value, local.expected, converted, prepared.int())
-            defect = self._defect(p.converted.kernel.name, local.inputs)
-            view = View(*args, local=local, held=held, defect=defect, **known)
+            own = self._defect(p.converted.kernel.name, local.inputs)
+            view = View(*args, local=local, held=held, defect=own or before, **known)
+            view.between = own is None
             causes.attribute(view, causes.registry(), share)
 
         return judge

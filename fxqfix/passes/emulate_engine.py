@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from torch import fx
 
-from fxqfix import dialects, engines
+from fxqfix import dialects, engines, ops
 from fxqfix.dialects import decomposed, int8, reference
+from fxqfix.dialects._base import modules_of
+from fxqfix.dialects._writes import overwrites
 from fxqfix.errors import DialectError, UnsupportedError
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._in_integers import EMULATED
@@ -78,6 +80,7 @@ class EmulateEngine(Pass):
         left = {site.name.removesuffix(".weight"): why for site, why in reading.unsupported}
         isa, threads = engines.isa_of(self.isa), engines.threads_of(self.threads)
         options = self.engine, isa, threads
+        _read_results(model)
         for node, call in engines.calls(model, *options, strict=self.strict).items():
             inputs = tuple(done.get(n, n) for n in call.inputs)
             # In parts, each has inputs of its own, and what a kernel writes over is nobody else's.
@@ -109,3 +112,12 @@ class EmulateEngine(Pass):
             new = rewriter.graph.create_node("call_module", name, inputs)
         rewriter.replace(node, new, f"{call.key} in integers, as {call.engine} computes it")
         return new
+
+
+def _read_results(model: fx.GraphModule) -> None:
+    """Let readers of what a kernel wrote over read its result: in integers, no op writes."""
+    modules = modules_of(model)
+    for use in overwrites(model.graph, modules):
+        match = ops.match_node(use.op, modules)
+        if match is not None and match.spec.inplace:
+            use.reader.replace_input_with(use.value, use.op)

@@ -126,6 +126,8 @@ class Int8Certificate(Judged):
         unless: (ops, when): sizes of inputs for which a kernel is wrong; the certificate holds for
             all others.
         notes: What else a reader has to know, the device that the model was on for one.
+        broken: (name, why) of ops that get floats where they take codes, or the other way round:
+            the model can't run.
 
     Example:
         >>> certificate = Int8Certificate("fbgemm", "2.13.0", (), (), (), (), ())
@@ -144,6 +146,7 @@ class Int8Certificate(Judged):
     possible: tuple[tuple[str, str], ...] = ()
     unless: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    broken: tuple[tuple[str, str], ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -152,10 +155,11 @@ class Int8Certificate(Judged):
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Ranges that are not held or on another grid, weights that differ, wrong kernels."""
+        """Ranges not held or on another grid, other weights, wrong kernels, what can't run."""
         ranges = [r for r in self.ranges if not (r.held and r.same_grid)]
         found = [f"{r.site}: range {_range_text(r)}" for r in ranges]
         found += [f"{w.site}: {_weight_text(w)}" for w in self.weights if not w.equal]
+        found += [f"{name}: the model can't run: {problem}" for name, problem in self.broken]
         return (*found, *(f"{name}: {reason}" for name, reason in self.defects))
 
     @property
@@ -201,6 +205,7 @@ class Int8Certificate(Judged):
         headers = ("node", "pairs of weights", "input codes up to")
         yield from _section("int16 saturation possible without VNNI", headers, saturating)
         heads = ("name", "reason")
+        yield from _section("can't run", heads, self.broken)
         yield from _section("runs on a kernel that is wrong", heads, self.defects)
         yield from _section("may run on a kernel that is wrong", heads, self.possible)
         yield from _section("not checked", heads, self.unchecked)

@@ -30,7 +30,7 @@ from tests.fuzz.specs import Spec
 from tests.states import bits, fingerprint, run, same
 from tests.strategies import EagerNet, Net, TwoInputs, run_in
 
-__all__ = ["PROPERTIES", "Outcome", "outcome_of"]
+__all__ = ["JUDGED", "PROPERTIES", "Outcome", "outcome_of"]
 
 
 class TorchError(Exception):
@@ -66,6 +66,7 @@ class Subject:
         inputs = [spec.inputs(100, 1.0), spec.inputs(101, 3.0)]
         self.data = [x if len(x) > 1 else x[0] for x in inputs]
         self.converted: nn.Module | None = None  # torch's own, where it has one
+        self._ran: dict[int, tuple[nn.Module, list[Any]]] = {}
 
     def _fx(self, net: nn.Module) -> nn.Module:
         custom = PrepareCustomConfig()
@@ -128,13 +129,21 @@ class Subject:
     def int8(self) -> nn.Module:
         return convert_exactly(self.prepared, engine=self.engine)
 
+    @functools.cached_property
+    def decomposed(self) -> nn.Module:
+        return to_decomposed(self.prepared)
+
     def compared(self, prepared: nn.Module, converted: nn.Module) -> Report:
         return compare(prepared, converted, self.data, engine=self.engine, noise_floor=False)
 
     def runs(self, model: nn.Module) -> list[Any]:
-        """What a model gives for all data, random numbers alike."""
-        with quantized_engine(self.engine), quiet(), torch.random.fork_rng(devices=[]):
-            return [run(model, *_arguments(x), seed=0) for x in self.data]
+        """What a model gives for all data, random numbers alike; run once."""
+        known = self._ran.get(id(model))
+        if known is None:
+            with quantized_engine(self.engine), quiet(), torch.random.fork_rng(devices=[]):
+                found = [run(model, *_arguments(x), seed=0) for x in self.data]
+            known = self._ran[id(model)] = model, found  # kept, so that no other gets its id
+        return known[1]
 
     @property
     def key(self) -> str:
@@ -159,7 +168,7 @@ def reads(s: Subject) -> None:
 
 def frozen_is_decomposed(s: Subject) -> None:
     """Every output bit."""
-    wanted, found = s.runs(s.frozen), s.runs(to_decomposed(s.prepared))
+    wanted, found = s.runs(s.frozen), s.runs(s.decomposed)
     assert same(wanted, found), "the decomposed graph gives other bits than the frozen model"
 
 
@@ -178,8 +187,9 @@ def _codes(value: Any) -> Any:
 
 def _adds_up(report: Report) -> None:
     for row in report.rows:
-        if row.causes:
-            assert sum(row.causes.values()) == row.differing, f"shares don't add up: {row.kind}"
+        shares = sum(row.causes.values())
+        whole = shares == row.differing or (shares < row.differing and row.problems)
+        assert whole, f"shares don't add up: {row.kind}"
         assert not (row.exact and row.differing), "a row is exact with codes that differ"
     beside = " beside sites that are left out" * bool(report.left_out)
     assert report.unexplained == 0, f"unexplained{beside}: {_unexplained(report)}"
@@ -236,10 +246,9 @@ def frozen_against_int8(s: Subject) -> None:
 
 def frozen_against_decomposed(s: Subject) -> None:
     """Exact by construction."""
-    decomposed = to_decomposed(s.prepared)
-    report = s.compared(s.frozen, decomposed)
+    report = s.compared(s.frozen, s.decomposed)
     _adds_up(report)
-    _exact_is_equal(s, report, s.frozen, decomposed)
+    _exact_is_equal(s, report, s.frozen, s.decomposed)
     assert report.verdict != "not ok", f"frozen against decomposed: {report.faults}"
 
 
@@ -254,6 +263,9 @@ PROPERTIES: dict[str, Callable[[Subject], None]] = {
         frozen_against_decomposed,
     )
 }
+
+# A model that all of these refuse has not passed.
+JUDGED = ("frozen_is_decomposed", "torchs_conversion_is_explained", "frozen_against_decomposed")
 
 
 # --- all of them, for one spec --------------------------------------------------------------------
