@@ -6,6 +6,7 @@ from fxqfix.engines import Isa
 from fxqfix.errors import FxqfixError
 from fxqfix.export import GoldenVectors, OpParameters, Parameters
 from fxqfix.flows import (
+    Monitor,
     certificate_of,
     compare,
     emulate,
@@ -53,6 +54,7 @@ __all__ = [
     "LintReport",
     "Mend",
     "Migration",
+    "Monitor",
     "OpParameters",
     "Parameters",
     "QParams",

@@ -45,7 +45,7 @@ LEVELS = {
     **dict.fromkeys(("api", "flows"), 5),
     "routes": 5.5,  # one of them is to_int8 and compare
     "": 6,
-    "demos": 6.1,
+    **dict.fromkeys(("demos", "callbacks"), 6.1),
     "cli": 6.2,
     "__main__": 6.3,
 }

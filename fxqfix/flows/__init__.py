@@ -7,10 +7,12 @@ from fxqfix.flows.emulate import emulate
 from fxqfix.flows.extract import extract_parameters, golden_vectors
 from fxqfix.flows.freeze import freeze
 from fxqfix.flows.lint import lint
+from fxqfix.flows.monitor import Monitor
 from fxqfix.flows.repair import repair
 from fxqfix.flows.to_int8 import certificate_of, to_int8
 
 __all__ = [
+    "Monitor",
     "certificate_of",
     "compare",
     "convert_by_torch",
