@@ -1,20 +1,108 @@
-"""What authors of passes need: a pass held to what every pass promises."""
+"""What test suites need: a deployed form held to what was trained, a pass to its promises."""
 
 from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxqfix import _rng, _torch
-from fxqfix.errors import PassError
+from fxqfix import _rng, _torch, causes
+from fxqfix._settings import entry
+from fxqfix.errors import CheckError, PassError, UnknownNameError
+from fxqfix.flows import compare
 from fxqfix.measure import tensors_of
 from fxqfix.passes import Pass, PassResult
+from fxqfix.report import ALLOWED, Certificate, Report
+from fxqfix.routes import certify
 
-__all__ = ["check_pass"]
+__all__ = ["assert_deployed", "check_pass"]
+
+
+@entry
+def assert_deployed(
+    prepared: nn.Module,
+    route: str | nn.Module,
+    data: Iterable[Any],
+    *,
+    allow: Collection[str] | None = None,
+    max_lsb: int = 1,
+    engine: str | None = None,
+) -> Certificate | Report:
+    """Hold a deployment to what was trained: raise where it computes another thing.
+
+    Args:
+        prepared: The prepared model; it is not changed.
+        route: Name of a route, as for `certify`; or the converted model itself, as for `compare`.
+        data: Batches, as for both.
+        allow: The causes that codes may differ by, and no others; None for those that leave a
+            certificate or a report ok (`fxqfix.report.ALLOWED`). What is inherited (upstream) is
+            judged where it is born.
+        max_lsb: How far two codes may be apart, given the same inputs.
+        engine: For a converted model: the engine that it runs on.
+
+    Returns:
+        The certificate or the report, for further tests.
+
+    Raises:
+        CheckError: It is not, or something was left out; an AssertionError that shows the table.
+        UnknownNameError: `allow` names no cause.
+
+    Example:
+        >>> from torch.ao.quantization import get_default_qat_qconfig_mapping
+        >>> from torch.ao.quantization.quantize_fx import prepare_qat_fx
+        >>> x = torch.linspace(-1, 1, 16).reshape(2, 8)
+        >>> net = nn.Sequential(nn.Linear(8, 2)).train()
+        >>> prepared = prepare_qat_fx(net, get_default_qat_qconfig_mapping("fbgemm"), (x,))
+        >>> _ = prepared(x)
+        >>> assert_deployed(prepared.eval(), "export", [x]).exact
+        True
+    """
+    known = [cause.name for cause in causes.registry()]
+    for name in allow or ():
+        if name not in known:
+            raise UnknownNameError(
+                f"no cause is named {name!r}", where="assert_deployed", expected=", ".join(known)
+            )
+    result: Certificate | Report
+    if isinstance(route, nn.Module):
+        result = compare(prepared, route, data, engine=engine, progress=False)
+    else:
+        result = certify(prepared, route, data, progress=False)
+    problems = [*_not_allowed(result, allow, max_lsb), *result.left_out]
+    if problems:
+        error = CheckError(
+            "what is deployed is not what was trained",
+            where="assert_deployed",
+            found="; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else ""),
+            remedy="allow= takes causes that you accept, max_lsb= a larger difference",
+        )
+        error.args = (f"{error}\n\n{result}",)
+        raise error
+    return result
+
+
+def _not_allowed(
+    result: Certificate | Report, allow: Collection[str] | None, max_lsb: int
+) -> list[str]:
+    """The faults of a result under other rules than its own."""
+    allowed = ALLOWED[type(result).__name__] if allow is None else {*allow, "upstream"}
+    found = {name: f"{name}: {count} codes" for name, count in result.causes.items()}
+    own = [fault for fault in result.faults if fault not in found.values()]
+    if isinstance(result, Certificate):
+        own = [fault for fault in own if not fault.startswith("codes are up to ")]
+        apart = result.max_lsb
+    else:
+        rows = [row.local for row in result.rows if row.local is not None]
+        apart = max((local.max_lsb for local in rows), default=0)
+    if "range-lost" in allowed:
+        own = [fault for fault in own if " codes out of range" not in fault]
+    said = [text for name, text in found.items() if name not in allowed]
+    far = [f"codes are up to {apart} apart on the same inputs"] if apart > max_lsb else []
+    return [*said, *far, *own]
 
 
 def check_pass(step: Pass, model: nn.Module, *inputs: Any, same_bits: bool = True) -> PassResult:

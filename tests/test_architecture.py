@@ -43,6 +43,7 @@ LEVELS = {
     **dict.fromkeys(("measure", "causes", "checks"), 3),
     "report": 4,
     **dict.fromkeys(("api", "flows"), 5),
+    "testing": 5.7,  # asks the routes
     "routes": 5.5,  # one of them is to_int8 and compare
     "": 6,
     **dict.fromkeys(("demos", "callbacks"), 6.1),

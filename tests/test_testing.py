@@ -10,7 +10,8 @@ import torch
 from torch import fx, nn
 
 import fxqfix
-from fxqfix.errors import PassError
+from fxqfix.errors import CheckError, PassError, UnknownNameError
+from fxqfix.flows import convert_by_torch
 from fxqfix.passes import (
     ExplicitWrites,
     FoldBatchNorm,
@@ -23,7 +24,7 @@ from fxqfix.passes import (
     SignedCodes,
     SplitShared,
 )
-from fxqfix.testing import check_pass
+from fxqfix.testing import assert_deployed, check_pass
 from tests.faults.injectors import data, trained
 
 
@@ -108,3 +109,42 @@ def test_a_name_against_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Broken, "name", "NOT_KEBAB")  # a class of this name would stay registered
     with pytest.raises(PassError, match="kebab-case"):
         check_pass(Broken(), fx.symbolic_trace(Relu()))
+
+
+@pytest.fixture(scope="module")
+def deployed() -> tuple[nn.Module, nn.Module, list[torch.Tensor]]:
+    prepared = trained()
+    return prepared, fxqfix.to_int8(prepared, engine="qnnpack"), [data()]
+
+
+def test_what_is_deployed_right_passes(deployed: Any) -> None:
+    prepared, int8, batches = deployed
+    assert assert_deployed(prepared, "export", batches).exact
+    found = assert_deployed(prepared, "int8:qnnpack", batches)
+    assert isinstance(found, fxqfix.Certificate)
+    report = assert_deployed(fxqfix.freeze(prepared), int8, batches, engine="qnnpack")
+    assert isinstance(report, fxqfix.Report)
+
+
+def test_what_is_not_fails_with_the_table(deployed: Any) -> None:
+    prepared, _, batches = deployed
+    plain = convert_by_torch(prepared)
+    report = fxqfix.compare(prepared, plain, batches, engine="qnnpack")
+    assert report.causes.keys() - fxqfix.report.ALLOWED["Report"]
+    with pytest.raises(AssertionError, match="not what was trained") as failure:
+        assert_deployed(prepared, plain, batches, engine="qnnpack")
+    assert "site" in str(failure.value)
+    assert str(failure.value).count("\n") > len(report.rows)
+    allow, far = set(report.causes), max(r.local.max_lsb for r in report.rows if r.local)
+    options: dict[str, Any] = {"allow": allow, "engine": "qnnpack"}
+    if far > 1:
+        with pytest.raises(CheckError, match=f"codes are up to {far} apart"):
+            assert_deployed(prepared, plain, batches, **options)
+    allowed = {name for name in allow if name != "upstream"}
+    for name in allowed - {"rounding"}:
+        with pytest.raises(CheckError, match=f"{name}: [0-9]+ codes"):
+            assert_deployed(
+                prepared, plain, batches, allow=allowed - {name}, max_lsb=far, engine="qnnpack"
+            )
+    with pytest.raises(UnknownNameError, match="no cause is named"):
+        assert_deployed(prepared, "export", batches, allow={"nonsense"})

@@ -16,6 +16,7 @@ from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.errors import DeviceError, DialectError, PairingError, UncalibratedError, counting
 from fxqfix.flows._session import Session
 from fxqfix.flows.convert import convert_by_torch
+from fxqfix.flows.reproduce import with_source
 from fxqfix.pairing import pair
 from fxqfix.report import Report
 
@@ -59,8 +60,7 @@ def compare(
         UncalibratedError: The prepared model, or a weight of it, never saw data.
         UnsupportedError: The prepared model is in floats that torch's conversion does not take.
         DataError, NonFiniteError: There is no data, or NaN or inf in it or in qparams.
-        DeviceError: Models and data are on different devices.
-        ModelRunError: A model raised on a batch.
+        DeviceError, ModelRunError: Models and data are on different devices; a model raised.
         OptionError: `culprits` is negative, or no whole number.
 
     Example:
@@ -82,7 +82,8 @@ def compare(
         theirs = dialects.read(other, "compare")
         same_device(mine, theirs, "compare")
         session = Session(mine, theirs, pair(mine, theirs), attribute, name, culprits)
-        return session.report(session.run(data, noise_floor, progress))
+        found = session.run(data, noise_floor, progress)
+        return with_source(session.report(found), prepared, converted, data)
 
 
 def prepared_reading(

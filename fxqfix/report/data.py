@@ -47,6 +47,8 @@ class Report(Judged):
         isa: The instruction set that the int8 kernels ran on (see `fxqfix.Isa`); "" where the
             converted model has none.
         threads: How many threads they ran on; 0 where it has none.
+        source: What `reproduce` reads models and data from; None in a report that was read from a
+            file, merged or sent from another process.
 
     Example:
         >>> report = Report(rows=(), engine="fbgemm", batches=1)
@@ -64,6 +66,7 @@ class Report(Judged):
     corrected: tuple[Culprit, ...] | None = None
     isa: str = ""
     threads: int = 0
+    source: Any = field(default=None, repr=False, compare=False)
 
     def row(self, name: str) -> Row:
         """Return the row of that site name, or of that module path where only one has it.
@@ -292,6 +295,38 @@ class Report(Judged):
         from fxqfix.report import plot
 
         return plot.plot(self, ax)
+
+    def reproduce(self, name: str, path: str | os.PathLike[str], **given: Any) -> str:
+        """Write a script that shows the discrepancy of one site with torch alone.
+
+        It holds inputs, weights and the op, and prints the codes that differ: what goes into a bug
+        report. Models and data are those of the comparison, as long as you keep them; else, and in
+        a report that was read from a file, give them.
+
+        Args:
+            name: A site of an int8 model.
+            path: Where to write the script.
+            given: `prepared`, `converted`, `data` in place of those of the comparison.
+
+        Returns:
+            The script.
+
+        Raises:
+            UnknownNameError: There is no such site.
+            DataError: A model or the data is gone, or no code differs there on the same inputs.
+            UnsupportedError: The op has no such script.
+            WriteError: The path can't be written.
+        """
+        self.row(name)
+        if self.source is None:
+            raise DataError(
+                "this report does not know its models",
+                where="Report.reproduce",
+                found="a report from a file, a merge or another process",
+                remedy="compare again, and keep the models and the data",
+            )
+        written: str = self.source.reproduce(self, name, path, **given)
+        return written
 
     def log(
         self, summary_writer: Any, step: int, *, prefix: str = "fxqfix", sites: bool = True

@@ -59,6 +59,7 @@ def merged(report: Report, other: object) -> Report:
     notes = tuple(dict.fromkeys((*report.notes, *other.notes)))
     return replace(
         report,
+        source=None,
         rows=rows,
         batches=report.batches + other.batches,
         notes=notes,
