@@ -6,7 +6,10 @@ from fxqfix.engines import Isa
 from fxqfix.errors import FxqfixError
 from fxqfix.export import GoldenVectors, OpParameters, Parameters
 from fxqfix.flows import (
+    Deployed,
     Monitor,
+    Validation,
+    as_deployed,
     certificate_of,
     compare,
     emulate,
@@ -17,6 +20,7 @@ from fxqfix.flows import (
     repair,
     to_decomposed,
     to_int8,
+    validate,
 )
 from fxqfix.measure import Discrepancy
 from fxqfix.qparams import QParams
@@ -43,6 +47,7 @@ __all__ = [
     "Certificate",
     "Certified",
     "Coverage",
+    "Deployed",
     "Diff",
     "Discrepancy",
     "Finding",
@@ -64,7 +69,9 @@ __all__ = [
     "Row",
     "Site",
     "Uncovered",
+    "Validation",
     "__version__",
+    "as_deployed",
     "certificate_of",
     "certify",
     "compare",
@@ -79,4 +86,5 @@ __all__ = [
     "to_decomposed",
     "to_int8",
     "trace",
+    "validate",
 ]

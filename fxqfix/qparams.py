@@ -32,6 +32,7 @@ __all__ = [
     "quantize_native",
     "regrid",
     "round_native",
+    "unheld",
     "zero_point_first",
 ]
 
@@ -189,6 +190,24 @@ def _span(values: tuple[float, ...]) -> str:
     return f"{low:.6g}" if low == high else f"{low:.6g}..{high:.6g}"
 
 
+def unheld(x: Tensor, qparams: QParams) -> Tensor:
+    """What `quantize` clamps: whole numbers as floats, of a grid whose zero points are whole.
+
+    Args:
+        x: Float tensor, any shape.
+        qparams: The grid.
+
+    Returns:
+        ``rne(f(x * f(1/scale))) + zp`` of x's shape.
+
+    Example:
+        >>> unheld(torch.tensor([0.25, 99.0]), QParams(0.5, 3, 0, 127, torch.quint8))
+        tensor([  3., 201.])
+    """
+    scale, point = qparams.tensors(x)
+    return (x.detach().to(torch.float32) * (1.0 / scale)).round_().add_(point)
+
+
 def quantize(x: Tensor, qparams: QParams) -> Tensor:
     """Integer codes of float values, by the rule of fake-quantize and the decomposed ops.
 
@@ -213,7 +232,7 @@ def quantize(x: Tensor, qparams: QParams) -> Tensor:
     if point.dtype == torch.float32:  # float-qparams: zero point is added, then rounded
         codes = torch.round(x * (1.0 / scale) + point)
     else:
-        codes = torch.round(x * (1.0 / scale)) + point
+        codes = unheld(x, qparams)
     return codes.clamp(qparams.quant_min, qparams.quant_max).to(torch.int32)
 
 

@@ -25,7 +25,7 @@ _TOOLS = frozenset(
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside torch.compile, DataParallel, DistributedDataParallel and AveragedModel.
+    """The model inside torch.compile, as_deployed, DataParallel and its like, and AveragedModel.
 
     Args:
         model: Anything; what is no wrapper is returned as it is.
@@ -41,6 +41,8 @@ def unwrapped(model: Any) -> Any:
             model = model._modules["module"]
         elif "_orig_mod" in model._modules:
             model = model._modules["_orig_mod"]
+        elif (held := getattr(type(model), "fxqfix_holds", None)) is not None:  # as_deployed's
+            model = model._modules[held]
         else:
             break
     return model

@@ -23,6 +23,7 @@ __all__ = [
     "WeightView",
     "batch_norm_factor",
     "effective_weight",
+    "folded_parameters",
     "holder",
     "int8_weight",
     "packed_weight",
@@ -86,12 +87,37 @@ def batch_norm_factor(module: nn.Module) -> Tensor | None:
     Written as torch's QAT modules compute it, so that the folded weight has the very bits that the
     weight's fake-quant saw.
     """
+    with torch.no_grad():
+        return _factor(module)
+
+
+def _factor(module: nn.Module) -> Tensor | None:
     bn: Any = getattr(module, "bn", None)
     if not isinstance(bn, _torch.BATCH_NORM):
         return None
-    with torch.no_grad():
-        factor: Tensor = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+    factor: Tensor = bn.weight / torch.sqrt(bn.running_var + bn.eps)
     return factor
+
+
+def folded_parameters(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a prepared module, its BatchNorm folded in; gradients reach all of it.
+
+    Args:
+        module: A module with a weight.
+
+    Returns:
+        The weight that its fake-quant sees. The bias, where there is a BatchNorm
+        ``(b - mean) * gamma / std + beta``, summed in float64 and rounded once; None without one.
+    """
+    inner, factor = holder(module), _factor(module)
+    weight, bias = inner.weight, getattr(inner, "bias", None)
+    if factor is None:
+        return weight, bias
+    bn: Any = module.bn
+    bias = torch.zeros_like(bn.running_mean) if bias is None else bias
+    centred = bias.double() - bn.running_mean.double()
+    shifted = (centred * factor.double() + bn.bias.double()).to(bias.dtype)
+    return _scaled(weight, factor), shifted
 
 
 def effective_weight(module: nn.Module) -> Tensor:

@@ -22,7 +22,7 @@ from fxqfix.engines import (  # noqa: F401  # they fill the table
     softmax,
     weighted,
 )
-from fxqfix.engines._base import ENGINES, Call, Kernel, table
+from fxqfix.engines._base import ENGINES, Call, Kernel, Present, table
 from fxqfix.engines._inner import row_of
 from fxqfix.engines._intervals import Interval, intervals
 from fxqfix.engines._requantize import Qnnpack, Weighted
@@ -44,6 +44,7 @@ __all__ = [
     "Interval",
     "Isa",
     "Kernel",
+    "Present",
     "Qnnpack",
     "Weighted",
     "accumulator_bound",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fxqfix._settings import direct_sums
 from fxqfix.engines._base import Exact
+from fxqfix.engines._layout import channels_last
 from fxqfix.qparams import QParams
 
 __all__ = ["EXACT", "Accumulator", "by_output", "largest_sum"]
@@ -83,7 +84,10 @@ class Accumulator(Exact):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Exact sums, in float32 if they fit, else in float64."""
-        x = codes.to(self.weight.dtype).sub_(self.point)
+        # Channels-last, as the kernels' own results lie: another layout costs a copy of each.
+        layout = channels_last(codes) if self.input_axis == 1 else torch.preserve_format
+        x = codes.to(self.weight.dtype, memory_format=layout)
+        x = x.sub_(self.point) if self.point else x
         with direct_sums():
             if len(self.sizes) < 2:
                 return self.function(x, self.weight)

@@ -39,4 +39,7 @@ def to_codes(rounded: Tensor, qparams: QParams, *, relu: bool = False) -> Tensor
     low, high = qparams.container
     if relu:
         low = max(low, int(qparams.zero_points[0]))
-    return rounded.clamp(low, high).to(qparams.storage)
+    held = rounded.clamp(low, high)
+    if held.is_floating_point() and held.device.type == "cpu":
+        held = held.to(torch.int32)  # a cast from floats to 8 bits runs element by element there
+    return held.to(qparams.storage)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
@@ -21,7 +21,7 @@ from fxqfix.engines.isa import VNNI, Isa, isa_of
 from fxqfix.errors import UnknownNameError, UnsupportedError
 from fxqfix.qparams import QParams, zero_point_first
 
-__all__ = ["ENGINES", "Call", "Exact", "Kernel", "kernel", "table"]
+__all__ = ["ENGINES", "Call", "Exact", "Kernel", "Present", "kernel", "table"]
 
 ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
 
@@ -45,6 +45,22 @@ class Exact(nn.Module):
         super().__init_subclass__()
         if "forward" in cls.__dict__:
             cls.forward = exact(cls.__dict__["forward"])
+
+
+class Present(Protocol):
+    """Where the parameters of an op come from while they are trained.
+
+    Attributes:
+        closed: Whether they are those of parts that its graph does not open.
+    """
+
+    closed: bool
+
+    def of(self, call: Call) -> Call:
+        """The call with its parameters as they are now."""
+
+    def inside(self, path: str) -> Present | None:
+        """The same for a part of a closed module, by its path; None: it stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,8 @@ class Call:
             another activation fused.
         rereads: Of an op that writes over an input: names of the nodes that read it behind the op,
             and of the op itself where it takes that memory twice.
+        present: Gives the call with its parameters as they are at the moment, where they are
+            trained; None: they stay as they are (see `_moving`).
 
     Example:
         >>> from fxqfix.engines import Call
@@ -105,6 +123,7 @@ class Call:
     others: tuple[QParams | None, ...] = ()
     fused_otherwise: bool = False
     rereads: tuple[str, ...] = ()
+    present: Present | None = None
 
     def without_graph(self) -> Call:
         """The call with nothing of its model: options and sizes, grids and levels."""
@@ -114,7 +133,8 @@ class Call:
             codes = torch.empty(weight.codes.shape, dtype=weight.codes.dtype, device="meta")
             weight = replace(weight, codes=codes, bias=None, values=None)
         options = {name: self.option(name) for name in names}
-        return replace(self, arguments=options, module=None, inputs=(), target=None, weight=weight)
+        bare = replace(self, arguments=options, module=None, inputs=(), target=None, weight=weight)
+        return replace(bare, present=None)
 
     @property
     def source(self) -> QParams:

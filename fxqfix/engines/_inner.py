@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor, fx, nn
@@ -10,6 +11,7 @@ from torch import Tensor, fx, nn
 from fxqfix.dialects import int8
 from fxqfix.dialects.trace import trace
 from fxqfix.engines._base import Builder, Call, Kernel, table
+from fxqfix.engines._moving import Moving
 from fxqfix.engines.calls import calls
 from fxqfix.engines.defects import Defect, rows
 from fxqfix.engines.isa import UNKNOWN
@@ -58,7 +60,9 @@ def row_of(call: Call, *, as_it_should: bool = False) -> Kernel:
         call.check_native()
     by_size = tuple(d for d in wrong if d.at is not None)
     if by_size and row.build is not None:
-        return replace(row, build=functools.partial(_watched, row.build, by_size))
+        row = replace(row, build=functools.partial(_watched, row.build, by_size))
+    if call.present is not None and not call.present.closed and row.build is not None:
+        row = replace(row, build=functools.partial(Moving, row.build))
     return row
 
 
@@ -96,7 +100,10 @@ class _Refuse:
 
 
 def inner(
-    module: nn.Module, grids: tuple[QParams, ...], call: Call
+    module: nn.Module,
+    grids: tuple[QParams, ...],
+    call: Call,
+    at: Callable[[str], str] = str,
 ) -> tuple[nn.Module, tuple[QParams, ...]]:
     """A module on codes, and the grids of what it returns.
 
@@ -104,6 +111,7 @@ def inner(
         module: A module on quantized tensors that FX can trace.
         grids: The grids of its arguments.
         call: The op that it is a part of.
+        at: From a path in the module to the path in the op's own module.
     """
     model = trace(module)
     places = [n for n in model.graph.nodes if n.op == "placeholder"]
@@ -114,6 +122,8 @@ def inner(
     outputs = tuple(found[n] for n in returned)
     done: dict[fx.Node, fx.Node] = {}
     for node, own in calls(model, call.engine, call.isa, call.threads, given=given).items():
+        if call.present is not None and node.op == "call_module":
+            own = replace(own, present=call.present.inside(at(str(node.target))))
         row = row_of(own)
         if row.build is None:
             continue

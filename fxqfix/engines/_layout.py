@@ -5,23 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["laid_out", "passes_for_last", "stored", "suggested", "suggested_format"]
+__all__ = [
+    "channels_last",
+    "laid_out",
+    "passes_for_last",
+    "stored",
+    "suggested",
+    "suggested_format",
+]
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def laid_out(found: Tensor, dims: int) -> Tensor:
-    """A copy in the layout of the weighted kernels: channels-last where there is an image.
+    """Codes in the layout of the weighted kernels: channels-last where there is an image.
 
     Args:
-        found: Codes, (N, C, ...) where there is an image.
+        found: Codes, (N, C, ...) where there is an image; given back where they lie so already.
         dims: Dimensions of the image, 0 without one. One of one dimension is of height 1 to the
             kernels, and the strides of sizes 1 show it.
     """
     if dims == 1:
         return laid_out(found.unsqueeze(2), 2).squeeze(2)
     layout = _CHANNELS_LAST[found.dim()] if dims else torch.contiguous_format
-    return torch.empty_like(found, memory_format=layout).copy_(found)
+    made = torch.empty_like(found, memory_format=layout)
+    return found if found.stride() == made.stride() else made.copy_(found)
+
+
+def channels_last(codes: Tensor) -> torch.memory_format:
+    """The layout for images of this many axes; for others the one that they have."""
+    return _CHANNELS_LAST.get(codes.dim(), torch.preserve_format)
 
 
 def suggested_format(like: Tensor) -> torch.memory_format:

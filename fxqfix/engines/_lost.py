@@ -47,6 +47,13 @@ class Walk:
     mode: str = "zeros"
 
 
+def _bounds(pairs: Tensor) -> Tensor:
+    """The activation codes up to which no product of these pairs, (..., 2), leaves 16 bits."""
+    most = pairs.clamp(min=0).sum(-1).clamp(min=1)
+    least = pairs.clamp(max=0).sum(-1).clamp(max=-1)
+    return torch.minimum(_HIGH / most, _LOW / least)
+
+
 class Lost(Exact):
     """``sum (pair - clamp16(pair))`` over the pairs of raw products of each output, int32.
 
@@ -61,6 +68,7 @@ class Lost(Exact):
     outputs: Tensor
     weights: Tensor
     inputs: Tensor
+    bounds: Tensor
 
     def __init__(self, weight: Tensor, zero_point: int, lift: int, walk: Walk, order: str) -> None:
         super().__init__()
@@ -81,15 +89,25 @@ class Lost(Exact):
         self.pairs: list[tuple[int, int]] = list(zip(first, second, strict=True))  # positions
         found = hot[:, columns] | self.depthwise
         self.sizes: list[int] = found.sum(0).tolist()
-        largest = values[:, columns].clamp(min=0).sum(-1).amax(0).tolist()
-        smallest = values[:, columns].clamp(max=0).sum(-1).amin(0).tolist()
-        for most, least in zip(largest, smallest, strict=True):
-            self.limits.append(min(_HIGH / max(most, 1), _LOW / min(least, -1)))
+        self.limits += _bounds(values[:, columns]).amin(0).tolist() if len(columns) else []
         column, outputs = found.T.nonzero().T
         self.register_buffer("outputs", outputs)
-        self.register_buffer("weights", values[outputs, columns[column]].T.contiguous())
+        entries = values[outputs, columns[column]]
+        self.register_buffer("weights", entries.T.contiguous())
+        self.register_buffer("bounds", _bounds(entries))
         channels = (where % self.channels).T[:, column]
         self.register_buffer("inputs", groups[outputs] * self.channels + channels)
+
+    def may_lose(self, codes: Tensor) -> bool:
+        """Whether any of these codes is beyond what no pair of products leaves 16 bits with.
+
+        Only where a look at the codes costs nothing: on a GPU it would wait for all that runs
+        there, and a compiled graph can't branch on data.
+        """
+        looks = codes.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not looks or not codes.numel():
+            return True
+        return int(codes.amax()) + self.lift > min(self.limits, default=math.inf)
 
     def forward(self, codes: Tensor) -> Tensor:
         """What each output's sum loses, (N, outputs, ...)."""
@@ -117,23 +135,29 @@ class Lost(Exact):
         shape = taps[0].shape
         lost = torch.zeros(shape[0], self.count, *shape[2:], dtype=torch.int32, device=x.device)
         tail = [1] * (x.dim() - 2)
-        split = (torch.split(t, self.sizes, -1) for t in (self.outputs, self.weights, self.inputs))
-        highest = int(x.max()) if x.numel() else 0
-        for (a, b), limit, outputs, weights, inputs in zip(
+        kept = self.outputs, self.weights, self.inputs, self.bounds
+        split = (torch.split(t, self.sizes, -1) for t in kept)
+        looks = x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel()
+        highest = int(x.amax()) if looks else math.inf
+        for (a, b), limit, outputs, weights, inputs, bounds in zip(
             self.pairs, self.limits, *split, strict=True
         ):
             if highest <= limit:  # as with reduce_range, where nothing leaves [0, 127]
                 continue
+            whole = self.depthwise
+            if looks and bool((cold := bounds >= highest).any()):  # of some outputs only
+                hot, whole = (~cold).nonzero().flatten(), False
+                outputs, weights, inputs = outputs[hot], weights[:, hot], inputs[:, hot]
             first, second = weights.reshape(2, -1, *tail)
-            pair = first * self._picked(taps[a], inputs[0])
-            pair += second * self._picked(taps[b], inputs[1])
+            pair = first * self._picked(taps[a], inputs[0], whole)
+            pair += second * self._picked(taps[b], inputs[1], whole)
             pair -= pair.clamp(_LOW, _HIGH)
-            lost = lost.add_(pair) if self.depthwise else lost.index_add_(1, outputs, pair)
+            lost = lost.add_(pair) if whole else lost.index_add_(1, outputs, pair)
         return lost
 
-    def _picked(self, x: Tensor, channels: Tensor) -> Tensor:
+    def _picked(self, x: Tensor, channels: Tensor, whole: bool) -> Tensor:
         """The channels that the outputs read; without groups it is the same one for all."""
-        if self.depthwise:
+        if whole:
             return x
         return x.index_select(1, channels if self.walk.groups > 1 else channels[:1])
 

@@ -22,12 +22,13 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxqfix.engines._accumulate import EXACT, Accumulator
 from fxqfix.engines._arithmetic import fma, to_codes
 from fxqfix.engines._base import Call, Exact
 from fxqfix.engines._layout import laid_out
+from fxqfix.engines._lost import Lost
 from fxqfix.engines.onednn import ROWS, Kernels
 
 __all__ = ["Fbgemm", "Onednn", "Qnnpack", "Weighted"]
@@ -49,7 +50,7 @@ class Weighted(Exact, ABC):
     without = ""
 
     def __init__(
-        self, call: Call, accumulate: Accumulator, dims: int, lost: nn.Module | None = None
+        self, call: Call, accumulate: Accumulator, dims: int, lost: Lost | None = None
     ) -> None:
         super().__init__()
         if call.weight is None:
@@ -83,7 +84,7 @@ class Weighted(Exact, ABC):
 
     @abstractmethod
     def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
-        """Whole numbers, not yet clamped, of exact sums in float32 or float64."""
+        """Whole numbers, not clamped yet, of exact sums in float32 or float64, which it uses up."""
 
     def sums(self, codes: Tensor) -> Tensor:
         """Sums as the kernel has them before pairs saturate."""
@@ -93,10 +94,11 @@ class Weighted(Exact, ABC):
     def forward(self, codes: Tensor, *others: Tensor) -> Tensor:
         """Codes in, codes out."""
         sums = self.sums(codes)
-        if self.lost is not None and self.without != "int16-saturation":
+        lost = self.lost if self.without != "int16-saturation" else None
+        if lost is not None and lost.may_lose(codes):
             # In float32 only where sums, and what they lose of raw codes, stay exact.
             sums = sums.double() if 3 * self.accumulate.bound >= EXACT else sums
-            sums = sums - self.lost(codes).to(sums.dtype)
+            sums = sums.sub_(lost(codes).to(sums.dtype))
         found = to_codes(self.requantize(sums, *others), self.grid, relu=self.relu)
         return laid_out(found, self.dims)
 
@@ -122,8 +124,8 @@ class Fbgemm(Weighted):
         """One rounding per step, as in fbgemm's output processing."""
         v = sums.float()
         if self.added is not None and self.bias is not None:
-            v = v + self.added if self.per_channel else fma(self.bias, self.added, v)
-        return _whole(v * self.multiplier, self.largest).add_(self.point)
+            v = v.add_(self.added) if self.per_channel else fma(self.bias, self.added, v)
+        return _shifted(_whole(v.mul_(self.multiplier), self.largest), self.point)
 
 
 class Onednn(Weighted):
@@ -136,7 +138,7 @@ class Onednn(Weighted):
     inverse: Tensor
 
     def __init__(
-        self, call: Call, accumulate: Accumulator, dims: int, lost: nn.Module | None = None
+        self, call: Call, accumulate: Accumulator, dims: int, lost: Lost | None = None
     ) -> None:
         super().__init__(call, accumulate, dims, lost)
         self.kernels = Kernels(call)
@@ -166,17 +168,23 @@ class Onednn(Weighted):
 
     def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
         """Float values first, as oneDNN's post-ops compute them."""
-        joined = self.row.scales == "joined"
-        p = sums.float() * self.both if joined else (sums.float() * self.factor) * self.scale
+        p = sums.float()
+        if self.row.scales == "joined":
+            p.mul_(self.both)
+        else:
+            p.mul_(self.factor).mul_(self.scale)
         if self.bias is not None:
-            p = p + self.bias
+            p.add_(self.bias)
         p = self.post(p, *others)
-        p = p / self.output_scale if self.row.scales == "reference" else p * self.inverse
-        return p.add_(self.point).round_()
+        if self.row.scales == "reference":
+            p.div_(self.output_scale)
+        else:
+            p.mul_(self.inverse)
+        return _shifted(p, self.point).round_()
 
     def post(self, p: Tensor, *others: Tensor) -> Tensor:
-        """What is fused behind."""
-        return p.clamp_(min=0) if self.relu else p
+        """What is fused behind; a relu is the clamp of the codes to the zero point and above."""
+        return p
 
 
 class Qnnpack(Weighted):
@@ -194,6 +202,7 @@ class Qnnpack(Weighted):
         self.largest = self.reach(
             torch.zeros(1) if self.steps is None else self.steps, self.multiplier
         )
+        self.narrow = self.accumulate.bound + self.largest_bias() < EXACT  # fits float32
 
     @property
     def bias_error(self) -> Tensor:
@@ -213,8 +222,9 @@ class Qnnpack(Weighted):
         """The bias is added to the integers, before they become float32."""
         if self.steps is not None:
             exact = self.without == "bias-int32"
-            sums = sums.double() + (self.steps if exact else torch.round(self.steps))
-        return _whole(sums.float() * self.multiplier, self.largest).add_(self.point)
+            sums = sums if self.narrow and not exact else sums.double()
+            sums.add_(self.steps if exact else torch.round(self.steps))
+        return _shifted(_whole(sums.float().mul_(self.multiplier), self.largest), self.point)
 
 
 def _whole(value: Tensor, largest: float) -> Tensor:
@@ -227,6 +237,11 @@ def _whole(value: Tensor, largest: float) -> Tensor:
     if largest >= 2.0**30:
         value = torch.where(value < 2.0**31, value, -(2.0**31))
     return value.round_()
+
+
+def _shifted(value: Tensor, point: int) -> Tensor:
+    """With the zero point added, in place."""
+    return value.add_(point) if point else value
 
 
 def _double(value: float) -> Tensor:

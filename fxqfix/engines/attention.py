@@ -8,6 +8,7 @@ of the positions, as in torch's module.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +44,14 @@ class _Mean(Exact):
         return x.mean(dim=1)
 
 
+def _at(name: str) -> Callable[[str], str]:
+    return lambda path: f"linear_{name}"
+
+
+def _out(path: str) -> str:
+    return "out_proj"
+
+
 def _grid(module: Any) -> QParams:
     return qparams_of(module.scale, module.zero_point, *container_range(module.dtype), module.dtype)
 
@@ -62,10 +71,12 @@ class Attention(Exact):
         self.batch_first, self.zeros = module.batch_first, module.add_zero_attn
         self.weights = bool(call.arguments.get("need_weights", True))
         own, score = _grid(module.quant_attn_output), _grid(module.quant_attn_output_weights)
-        self.queries, (q,) = inner(_Queries(module), (call.grid_of(0),), call)
-        self.keys, (k,) = inner(nn.Sequential(module.linear_K), (call.grid_of(1),), call)
-        self.values, (v,) = inner(nn.Sequential(module.linear_V), (call.grid_of(2),), call)
-        self.project, _ = inner(nn.Sequential(module.out_proj), (own,), call)
+        self.queries, (q,) = inner(_Queries(module), (call.grid_of(0),), call, _at("Q"))
+        self.keys, (k,) = inner(nn.Sequential(module.linear_K), (call.grid_of(1),), call, _at("K"))
+        self.values, (v,) = inner(
+            nn.Sequential(module.linear_V), (call.grid_of(2),), call, _at("V")
+        )
+        self.project, _ = inner(nn.Sequential(module.out_proj), (own,), call, _out)
         self.average = None
         if call.arguments.get("average_attn_weights", True):
             self.average, _ = inner(_Mean(), (score,), call)

@@ -27,6 +27,7 @@ from fxqfix.engines._arithmetic import fma
 from fxqfix.engines._base import Call, Exact, kernel
 from fxqfix.engines._choose import choose, codes_of_batch, point_first, there_and_back
 from fxqfix.engines._inner import row_of
+from fxqfix.engines._lost import Lost
 from fxqfix.engines.onednn import Kernels
 from fxqfix.engines.weighted import build_linear
 from fxqfix.qparams import QParams, dequantize, quantize_native
@@ -45,7 +46,7 @@ class DynamicLinear(Exact):
     weight_sums: Tensor
 
     def __init__(
-        self, call: Call, accumulate: Accumulator, dims: int, lost: nn.Module | None = None
+        self, call: Call, accumulate: Accumulator, dims: int, lost: Lost | None = None
     ) -> None:
         super().__init__()
         if call.weight is None:
@@ -73,7 +74,8 @@ class DynamicLinear(Exact):
         if row is not None and row.tiles:
             sums = raw.float() - offset.float()
         else:
-            lost = 0 if self.lost is None else self.lost(codes)
+            loses = self.lost is not None and self.lost.may_lose(codes)
+            lost = self.lost(codes) if self.lost is not None and loses else 0
             sums = (raw - offset - lost).float()
         separate = row is not None and row.scales == "separate"
         found = self._values(sums, grid.scales[0], separate=separate)

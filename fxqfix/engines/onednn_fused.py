@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fxqfix.engines._accumulate import Accumulator
 from fxqfix.engines._arithmetic import fma, single
 from fxqfix.engines._base import Call, kernel
+from fxqfix.engines._lost import Lost
 from fxqfix.engines._requantize import Onednn
 from fxqfix.engines.weighted import build_conv, build_linear
 
@@ -25,7 +26,7 @@ class _Add(Onednn):
     """A convolution that adds its second input before the relu."""
 
     def __init__(
-        self, call: Call, accumulate: Accumulator, dims: int, lost: nn.Module | None = None
+        self, call: Call, accumulate: Accumulator, dims: int, lost: Lost | None = None
     ) -> None:
         super().__init__(call, accumulate, dims, lost)
         other = call.qparams[1]
@@ -46,7 +47,7 @@ class _Leaky(Onednn):
     """Linear with a leaky relu."""
 
     def __init__(
-        self, call: Call, accumulate: Accumulator, dims: int, lost: nn.Module | None = None
+        self, call: Call, accumulate: Accumulator, dims: int, lost: Lost | None = None
     ) -> None:
         super().__init__(call, accumulate, dims, lost)
         self.slope = single(float(call.option("negative_slope", 0.01)))

@@ -49,7 +49,7 @@ class MaxPool(Exact):
     def forward(self, codes: Tensor) -> Tensor:
         """Codes in, codes out."""
         found: Tensor = _MAX[self.dims](codes.float(), **self.options)
-        found = found.to(codes.dtype)
+        found = found.to(torch.int32).to(codes.dtype)  # two casts that are vectorized on the CPU
         return as_qnnpack(found, codes) if self.qnnpack else found
 
 

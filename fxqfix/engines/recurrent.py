@@ -38,10 +38,11 @@ class _Step(Exact):
 class _Direction(Exact):
     """One direction of one layer."""
 
-    def __init__(self, cell: nn.Module, grids: tuple[QParams, ...], call: Call) -> None:
+    def __init__(self, cell: nn.Module, grids: tuple[QParams, ...], call: Call, place: str) -> None:
         super().__init__()
-        self.first, self.state = inner(_Step(cell), grids, call)
-        self.later, _ = inner(_Step(cell), (grids[0], *self.state), call)
+        self.first, self.state = inner(_Step(cell), grids, call, f"{place}.{{}}".format)
+        now = (grids[0], *self.state)
+        self.later, _ = inner(_Step(cell), now, call, f"{place}.{{}}".format)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = []
@@ -54,10 +55,12 @@ class _Direction(Exact):
 class _Layer(Exact):
     """One layer: one or two directions."""
 
-    def __init__(self, layer: Any, grids: tuple[QParams, ...], call: Call) -> None:
+    def __init__(self, layer: Any, grids: tuple[QParams, ...], call: Call, place: str) -> None:
         super().__init__()
         names = ["layer_fw", "layer_bw"] if layer.bidirectional else ["layer_fw"]
-        found = [_Direction(getattr(layer, name).cell, grids, call) for name in names]
+        found = [
+            _Direction(getattr(layer, name).cell, grids, call, f"{place}.{name}") for name in names
+        ]
         self.directions = nn.ModuleList(found)
         self.state = found[0].state
         h, c = (tuple(d.state[i] for d in found) for i in (0, 1))
@@ -91,9 +94,9 @@ class Lstm(Exact):
         module: Any = call.module
         self.batch_first, self.size = module.batch_first, module.hidden_size
         found: list[_Layer] = []
-        for layer in module.layers:
+        for index, layer in enumerate(module.layers):
             source = found[-1].state[0] if found else grids[0]
-            found.append(_Layer(layer, (source, *grids[1:]), call))
+            found.append(_Layer(layer, (source, *grids[1:]), call, f"layers.{index}"))
         self.layers, self.directions = nn.ModuleList(found), 1 + module.bidirectional
         h, c = (tuple(layer.state[i] for layer in found) for i in (0, 1))
         self.join_h, self.join_c = Stack(_joining(call, h), h, 0), Stack(_joining(call, c), c, 0)

@@ -83,7 +83,7 @@ def _convolution(call: Call, dims: int) -> Callable[[Tensor, Tensor], Tensor]:
     return functools.partial(_padded, function, padding, mode)
 
 
-def _lost(call: Call, walk: Walk) -> nn.Module | None:
+def _lost(call: Call, walk: Walk) -> Lost | None:
     """What saturation takes from the sums; None where it can't happen."""
     if not saturation_possible(call):
         return None

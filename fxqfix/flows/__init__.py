@@ -1,5 +1,6 @@
 """What users call: thin compositions of readers, passes, measurement and causes."""
 
+from fxqfix.flows.as_deployed import Deployed, as_deployed
 from fxqfix.flows.compare import compare
 from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.decompose import to_decomposed
@@ -10,9 +11,14 @@ from fxqfix.flows.lint import lint
 from fxqfix.flows.monitor import Monitor
 from fxqfix.flows.repair import repair
 from fxqfix.flows.to_int8 import certificate_of, to_int8
+from fxqfix.flows.validate import Validation, accuracy, validate
 
 __all__ = [
+    "Deployed",
     "Monitor",
+    "Validation",
+    "accuracy",
+    "as_deployed",
     "certificate_of",
     "compare",
     "convert_by_torch",
@@ -24,4 +30,5 @@ __all__ = [
     "repair",
     "to_decomposed",
     "to_int8",
+    "validate",
 ]

@@ -67,13 +67,12 @@ def emulate(
     """
     chosen = check_name("engine", engine or torch.backends.quantized.engine, ENGINES)
     options = chosen, isa_of(isa), threads_of(threads)
-    model = dialects.read(converted, "emulate").graph_module
-    check_int8(model, "emulate")
-    # Asked of the user's own model: a copy is packed anew, for the engine of the moment.
-    for call in engines.calls(model, *options, strict=False).values():
-        check_packed(call, chosen)
-    traced = model is not dialects.unwrapped(converted)  # a copy already
-    emulated: fx.GraphModule
     with _torch.quantized_engine(chosen):
-        emulated = chain(model, EmulateEngine(*options), owned=traced).graph_module
+        model = dialects.read(converted, "emulate").graph_module
+        check_int8(model, "emulate")
+        # Asked of the user's own model: a copy is packed anew, for the engine of the moment.
+        for call in engines.calls(model, *options, strict=False).values():
+            check_packed(call, chosen)
+        traced = model is not dialects.unwrapped(converted)  # a copy already
+        emulated: fx.GraphModule = chain(model, EmulateEngine(*options), owned=traced).graph_module
     return emulated

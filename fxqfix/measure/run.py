@@ -23,6 +23,7 @@ __all__ = [
     "cannot_run",
     "check_values",
     "positional",
+    "progress_bar",
     "run",
     "streamed",
     "tensors_of",
@@ -128,7 +129,8 @@ def streamed(
     """
     names = [str(n.target) for n in model.graph.nodes if n.op == "placeholder"]
     tensors = values = 0
-    for index, batch in enumerate(read_as_given(_bar(batches_of(data, where), where, progress))):
+    batches = progress_bar(batches_of(data, where), where, progress)
+    for index, batch in enumerate(read_as_given(batches)):
         args, kwargs = _arguments(batch, names, result)
         given = list(tensors_of([*args, *kwargs.values()]))
         check_values(model, f"{where}, batch {index}", given)
@@ -151,7 +153,14 @@ def streamed(
         )
 
 
-def _bar(data: Iterable[Any], where: str, progress: bool | None) -> Iterator[Any]:
+def progress_bar(data: Iterable[Any], where: str, progress: bool | None) -> Iterator[Any]:
+    """The batches, with a bar.
+
+    Args:
+        data: Batches.
+        where: The call that reads them, which the bar names.
+        progress: See `run`.
+    """
     tqdm = _torch.resolve("tqdm.auto.tqdm") if progress is not False else None
     if tqdm is None:
         yield from data

@@ -84,7 +84,8 @@ class EmulateEngine(Pass):
         for node, call in engines.calls(model, *options, strict=self.strict).items():
             inputs = tuple(done.get(n, n) for n in call.inputs)
             # In parts, each has inputs of its own, and what a kernel writes over is nobody else's.
-            known = call if self.strict else replace(call, rereads=())
+            known = replace(call, present=self.present(node))
+            known = known if self.strict else replace(known, rereads=())
             try:
                 done[node] = self._replace(rewriter, node, known, inputs)
             except UnsupportedError as error:
@@ -100,6 +101,10 @@ class EmulateEngine(Pass):
             "emulation": {"engine": self.engine, "isa": isa, "threads": threads},
             **({} if self.strict else {LEFT: left}),
         }
+
+    def present(self, node: fx.Node) -> engines.Present | None:
+        """What gives an op's parameters while they are trained; here they stay as they are."""
+        return None
 
     def _replace(
         self, rewriter: Rewriter, node: fx.Node, call: engines.Call, inputs: tuple[fx.Node, ...]

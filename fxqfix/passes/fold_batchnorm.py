@@ -7,12 +7,11 @@ import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxqfix import _torch
 from fxqfix.dialects._base import is_exported
-from fxqfix.dialects.weights import batch_norm_factor, effective_weight, holder
+from fxqfix.dialects.weights import batch_norm_factor, folded_parameters, holder
 from fxqfix.errors import UnsupportedError
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._fold_exported import fold_exported
@@ -80,8 +79,8 @@ class FoldBatchNorm(Pass):
 
 def _fold(module: nn.Module, target: type[nn.Module]) -> nn.Module:
     source: Any = module
-    factor = batch_norm_factor(module)
-    assert factor is not None  # the table lists modules with a BatchNorm
+    weight, bias = folded_parameters(module)
+    assert bias is not None  # the table lists modules with a BatchNorm
     options: dict[str, Any] = {"bias": True, "qconfig": source.qconfig}
     if isinstance(source, nn.Linear):
         new: Any = target(source.in_features, source.out_features, **options)
@@ -97,8 +96,7 @@ def _fold(module: nn.Module, target: type[nn.Module]) -> nn.Module:
             padding_mode=source.padding_mode,
             **options,
         )
-    new.weight = nn.Parameter(effective_weight(module))
-    new.bias = nn.Parameter(_folded_bias(source, factor))
+    new.weight, new.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
     new.weight_fake_quant = source.weight_fake_quant
     _move_extras(source, new)
     folded: nn.Module = new.train(source.training)
@@ -124,15 +122,6 @@ def _convertible(folded: nn.Module) -> nn.Module:
         owner.qconfig = qconfig
     _move_extras(folded, twin)
     return twin.train(folded.training)
-
-
-def _folded_bias(source: Any, factor: Tensor) -> Tensor:
-    """(b - mean) * g / std + beta, summed in float64 and rounded once."""
-    bn = source.bn
-    bias = source.bias if source.bias is not None else torch.zeros_like(bn.running_mean)
-    centred = bias.double() - bn.running_mean.double()
-    folded: Tensor = (centred * factor.double() + bn.bias.double()).to(bias.dtype)
-    return folded
 
 
 def _move_extras(source: nn.Module, new: nn.Module) -> None:
