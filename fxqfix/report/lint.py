@@ -72,7 +72,9 @@ class LintReport:
         if not self.findings:
             return f"{title}\nnothing found"
         counted = Counter((f.severity, f.code) for f in self.findings)
-        more = {code: count - _SHOWN for (_, code), count in counted.items() if count > _SHOWN}
-        left = [f"{count} more {code}" for code, count in more.items()]
+        more = Counter[str]()
+        for (_, code), count in counted.items():
+            more[code] += max(count - _SHOWN, 0)
+        left = [f"{count} more {code}" for code, count in more.items() if count]
         tail = [f"not listed: {', '.join(left)}; see .findings or .table()"] if left else []
         return "\n\n".join([title, self.table(limit=_SHOWN), *tail])
