@@ -5,6 +5,7 @@
 #   make levels  the engines' tests under every level of int8 kernels that this CPU offers
 #   make gpu     all that needs a GPU, in under four minutes; with the torch that is installed
 #   make fuzz    random models for SECONDS=600, from SEED=... (printed)
+#   make mutants change one token of the code that judges, COUNT=300 times from SEED=1; do tests fail?
 # PYTHON=... picks the interpreter that .venv is made from.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: demo fuzz gpu levels quick test
+.PHONY: demo fuzz gpu levels mutants quick test
 
 demo: .venv/demo.stamp
 	$(BIN)/fxqfix demo
@@ -40,6 +41,10 @@ gpu:
 SECONDS ?= 600
 fuzz: .venv/test.stamp
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+COUNT ?= 300
+mutants: .venv/test.stamp
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants --count $(COUNT) --seed $(or $(SEED),1) $(foreach place,$(ONLY),--only $(place))
 
 .venv/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) ".[examples,progress]"

@@ -21,6 +21,8 @@ from tests.levels import CAPS, missing, own
 from tests.pretend import DEVICE as PRETENDED
 from tests.pretend import PretendedCuda
 
+# Run by `make mutants`; it imports cosmic-ray, which nothing else needs.
+collect_ignore = ["mutants"]
 SEED = 0
 GOLDEN = Path(__file__).resolve().parent / "golden"
 

@@ -78,7 +78,7 @@ class _Weighted:
 
     @property
     def depthwise(self) -> bool:
-        return self.codes.dim() > 2 and self.codes.shape[1] == 1
+        return self.codes.shape[1] == 1  # a linear of one input has no pairs either
 
     def walk(self) -> Walk | None:
         """How the kernel walks its input; None where it pads one side more than the other."""
@@ -132,7 +132,7 @@ def _quantized(weight: Tensor) -> tuple[Tensor, QParams]:
     low, high = weight.float().min().clamp(max=0.0), weight.float().max().clamp(min=0.0)
     scale = (high - low) / 255
     scale = torch.where(scale > 0, scale, torch.ones(()))
-    point = torch.round(-128 - low / scale).clamp(-128, 127)
+    point = torch.round(-128 - low / scale)
     codes = (torch.round(weight.float() / scale) + point).clamp(-128, 127).to(torch.int8)
     return codes, QParams(float(scale), int(point), -128, 127, torch.int8)
 

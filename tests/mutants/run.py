@@ -36,8 +36,9 @@ _HIT = "__mutants_hit__"
 _WARM = (
     "hypothesis", "torch.ao.quantization.quantize_fx", "torch.export", "torch.onnx",
     "torchao.quantization.pt2e.quantize_pt2e", "onnxruntime", "onnxscript", "pandas", "networkx",
-    "torch.onnx._internal.exporter._registration", "matplotlib.pyplot", "tensorboard.compat.proto.summary_pb2", "torch.utils.tensorboard",
-    "executorch.exir", "executorch.runtime", "torch._inductor.compile_fx",
+    "torch.onnx._internal.exporter._registration", "matplotlib.pyplot",
+    "torch.utils.tensorboard", "torch._inductor.compile_fx",
+    "executorch.exir", "executorch.runtime",
     "executorch.backends.xnnpack.partition.xnnpack_partitioner",
 )  # fmt: skip
 
@@ -221,7 +222,16 @@ class _Recorder:
 def _pytest(arguments: Iterable[str], plugin: object) -> int:
     os.chdir(ROOT)
     # Files that are named here would be rewritten by pytest itself, behind the finder's back.
-    options = ["--assert=plain", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout", "-o", "timeout=120"]
+    options = [
+        "--assert=plain",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "pytest_timeout",
+        "-o",
+        "timeout=120",
+    ]
     return int(pytest.main([*options, *arguments], plugins=[plugin]))
 
 

@@ -1,8 +1,8 @@
 """Mutants of a module: one token changed, by the operators of cosmic-ray.
 
-A comparison is weakened, tightened or reversed, `and` and `or` change places, a `not` or a minus goes,
-plus and minus change places, an integer becomes its neighbour. Messages (f-strings, what is raised,
-strings put together) and docstrings are left alone.
+A comparison is weakened, tightened or reversed, `and` and `or` change places, a `not` or a minus
+goes, plus and minus change places, an integer becomes its neighbour. Messages (f-strings, what is
+raised, strings put together) and docstrings are left alone.
 """
 
 from __future__ import annotations
@@ -113,9 +113,10 @@ def mutants(path: str, root: Path) -> list[list[Mutant]]:
     """All mutants of a module, a list for each token."""
     found: dict[tuple[int, int], list[Mutant]] = {}
     counts = dict.fromkeys(_OPERATORS, 0)
+    made = {operator: operator() for operator in _OPERATORS}
     for node in ast_nodes(get_ast((root / path).read_text(encoding="utf-8"))):
         for operator in _OPERATORS:
-            for token, _ in operator().mutation_positions(node):
+            for token, _ in made[operator].mutation_positions(node):
                 if not _is_message(node) and not _is_fraction(node):
                     mutant = Mutant(path, token, operator, counts[operator])
                     found.setdefault(token, []).append(mutant)

@@ -162,14 +162,12 @@ def test_json(name: str, golden: Golden) -> None:
 @pytest.mark.parametrize("report", ["sample", "exact", "shifted"])
 def test_renderings(report: str, golden: Golden) -> None:
     found = {"sample": SAMPLE, "exact": EXACT, "shifted": shifted(SAMPLE)}[report]
-    golden(f"records/html_{report}", found.to_html())
     golden(f"records/dot_{report}", found.to_dot())
     golden(f"records/summary_{report}", found.summary())
 
 
 def test_inspections(golden: Golden) -> None:
     found = samples.inspection()
-    golden("records/html_inspection", html.render_inspection(found))
     golden("records/csv_inspection", frame.inspection_to_csv(found))
     golden("records/json_inspection", json_.inspection_to_json(found))
     plain = html.render_inspection(replace(found, unsupported=()))
@@ -180,7 +178,9 @@ def test_findings_that_are_not_listed_are_counted() -> None:
     assert "not listed" not in str(lint(3, 3, 3))
     assert "not listed: 1 more range-lost; see" in str(lint(3, 4, 3))
     assert str(lint(0, 0, 0)).splitlines()[1:] == ["nothing found"]
-    twice = replace(lint(4, 0, 0), findings=(*findings(5, 0, 0), *_as("warning", findings(4, 0, 0))))
+    twice = replace(
+        lint(4, 0, 0), findings=(*findings(5, 0, 0), *_as("warning", findings(4, 0, 0)))
+    )
     assert "not listed: 3 more uncalibrated; see" in str(twice)
     table = lint(2, 2, 0).table("tsv", limit=1).splitlines()
     assert [line.split("\t")[1].strip() for line in table] == ["code", "uncalibrated", "range-lost"]

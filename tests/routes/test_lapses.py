@@ -38,15 +38,17 @@ class Region:
         root.register_buffer("w", weight)
         limits = torch.iinfo(x.dtype).min, torch.iinfo(x.dtype).max, x.dtype
         given = graph.placeholder("x")
-        value = graph.call_function(OPS.dequantize_per_tensor.default, (given, STEP, POINT, *limits))
+        value = graph.call_function(
+            OPS.dequantize_per_tensor.default, (given, STEP, POINT, *limits)
+        )
         held = graph.get_attr("w")
         kernel: Any = held
         if scales is not None:
             root.register_buffer("scales", torch.tensor(scales))
             root.register_buffer("points", torch.full((len(scales),), point))
-            grid = graph.get_attr("scales"), graph.get_attr("points")
+            grids = graph.get_attr("scales"), graph.get_attr("points")
             kernel = graph.call_function(
-                OPS.dequantize_per_channel.default, (held, *grid, axis, -128, 127, torch.int8)
+                OPS.dequantize_per_channel.default, (held, *grids, axis, -128, 127, torch.int8)
             )
         elif not weight.is_floating_point():
             kernel = graph.call_function(
@@ -181,7 +183,7 @@ def test_onnx_runtimes_grid(
     assert found.dtype == torch.int8
 
 
-LOUD = torch.full((1, 4, 5, 5), 255, dtype=torch.uint8)
+LOUD = codes(2, 4, 5, 5, seed=4).clamp(min=200)
 HEAVY = codes(6, 4, 3, 3, dtype=torch.int8, seed=3).clamp(min=100)
 
 
@@ -203,13 +205,15 @@ def test_pairs_that_saturate_are_taken_off(options: Any, walk: Walk, way: str) -
 
 
 def test_which_pairs_of_a_linear_saturate() -> None:
-    x, weight = torch.full((3, 8), 255, dtype=torch.uint8), torch.full((2, 8), 120).to(torch.int8)
-    weight[:, 4:] = -120
+    x = torch.full((3, 301), 255, dtype=torch.uint8)  # so many that the kernel takes them in halves
+    weight = torch.where(codes(2, 301, seed=5) > 127, 120, -120).to(torch.int8)
     region = Region(ATEN.linear.default, x, weight, None)
+    found = []
     for name, order in (("int16-saturation", "flat"), ("int16-saturation-by-channel", "halves")):
         lost = Lost(weight, POINT, 0, Walk(), order)(x)
-        assert int(lost.abs().sum()) > 0
+        found.append(int(lost.sum()))
         assert torch.equal(region(name), region.own - lost * (STEP * UNIT))
+    assert found[0] != found[1]
 
 
 def test_groups_walk_as_they_are() -> None:
@@ -262,6 +266,35 @@ def test_options_that_are_one_number_for_all_axes() -> None:
     line = Region(F.conv1d, x, weight, None, 2, 1, 1)
     lost = Lost(weight, POINT, 0, Walk((2,), (1,), (1,)), "flat")(x)
     assert torch.equal(line("int16-saturation"), line.own - lost * (STEP * UNIT))
+
+
+@pytest.mark.parametrize(
+    "op", [F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d]
+)
+def test_any_number_of_axes(op: Any) -> None:
+    dims = int(op.__name__[-2])
+    x, weight = codes(2, 4, *[4] * dims), codes(4, 4, *[2] * dims, dtype=torch.int8, seed=1)
+    region = Region(op, x, weight, BIAS[:4])
+    bias = BIAS[:4].double().reshape(-1, *[1] * dims)
+    wanted = op(*sums(x, weight, 0)) * STEP * UNIT + bias
+    assert torch.equal(region("weight-zero-point"), wanted)
+
+
+def test_weights_that_are_not_known_before_the_run() -> None:
+    """Codes that are an input, and a grid that is chosen at run time."""
+    region = Region(ATEN.conv2d.default, X, W, None)
+    kernel = region.node.args[1]
+    with region.module.graph.inserting_before(kernel):
+        given = region.module.graph.placeholder("weight")
+    kernel.args = (given, *kernel.args[1:])
+    assert region("weight-zero-point") is None
+    dynamic = Region(ATEN.conv2d.default, X, W, None)
+    kernel = dynamic.node.args[1]
+    with dynamic.module.graph.inserting_before(kernel):
+        scale = dynamic.module.graph.placeholder("scale")
+    kernel.target = OPS.dequantize_per_tensor.tensor
+    kernel.args = (kernel.args[0], scale, scale, *kernel.args[3:])
+    assert dynamic("weight-zero-point") is None
 
 
 def test_what_no_lapse_speaks_of() -> None:
