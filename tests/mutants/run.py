@@ -47,6 +47,8 @@ def warm_up() -> None:
     """Import what takes long and is not of this repository."""
     # CI: hypothesis draws the same each time. Of plugins only the one that settings ask for.
     os.environ |= {"CI": "1", "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    # executorch looks for flatc there.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     import torch
 
     torch.set_num_threads(1)
