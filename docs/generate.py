@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import fxqfix
-from fxqfix import causes, checks, dialects, engines, errors, ops, passes, report, routes
+from fxqfix import (
+    causes,
+    checks,
+    deviations,
+    dialects,
+    engines,
+    errors,
+    ops,
+    passes,
+    report,
+    routes,
+)
 
 DOCS = Path(__file__).resolve().parent
 NOTICE = "<!-- Written by docs/generate.py: edit the source, then run it again. -->\n"
@@ -140,9 +151,26 @@ def causes_page() -> str:
     return "\n\n".join(parts)
 
 
+def deviations_page() -> str:
+    rows = deviations.registry().values()
+    return "\n\n".join(
+        [
+            "# Deviations",
+            "What `judge` tries where a device's codes differ from the reference: each alone, then "
+            "in pairs. What gives every code is named; those that give the same codes are named "
+            "together. To add one is to write a row in `fxqfix/deviations/`.",
+            table(
+                ("deviation", "the device ...", "to change", "told apart by"),
+                ((f"`{d.name}`", d.summary, d.remedy, d.needs or "-") for d in rows),
+            ),
+        ]
+    )
+
+
 def verdicts_page() -> str:
     names = (*(c.name for c in causes.registry()), *routes.LAPSES)
-    kinds = tuple(report.ALLOWED)
+    kinds = tuple(kind for kind in report.ALLOWED if kind != "Judgement")  # it has deviations
+    allowed = " and ".join(f"`{name}`" for name in sorted(report.ALLOWED["Judgement"]))
     rows = [
         (f"`{name}`", *("allowed" if name in report.ALLOWED[kind] else "not ok" for kind in kinds))
         for name in dict.fromkeys(names)
@@ -150,8 +178,9 @@ def verdicts_page() -> str:
     return "\n\n".join(
         [
             "# Verdicts",
-            "Every result (`Report`, `Certificate`, `Int8Certificate`, `Repair`, `Migration`) has "
-            "`verdict`, `ok`, `exact`, and `reasons`, which says why the verdict is not *ok*.",
+            "Every result (`Report`, `Certificate`, `Int8Certificate`, `Repair`, `Migration`, "
+            "`Judgement`) has `verdict`, `ok`, `exact`, and `reasons`, which says why the verdict "
+            "is not *ok*.",
             "- **exact**: everything that the model returns and everything that it quantizes was "
             "looked at, and every code and every output is equal, as `torch.equal` compares.\n"
             "- **ok**: everything was looked at, nothing is out of range, and every difference has "
@@ -169,6 +198,7 @@ def verdicts_page() -> str:
             "ranges that are not held, weights that differ, and kernels that are known to be "
             "wrong. A `Repair` and a `Migration` take the verdict of the comparison and the "
             "certificate that they hold.",
+            f"A `Judgement` of a device allows the [deviations](deviations.md) {allowed}.",
             "## Causes that each kind of record allows",
             "A cause is allowed where it moves codes by a rounding that every healthy deployment "
             "has. `upstream` is allowed because its own cause counts at the site where it began.",
@@ -365,6 +395,7 @@ def _member(name: str, member: object) -> str:
 REFERENCE: dict[str, Callable[[], str]] = {
     "passes": passes_page,
     "causes": causes_page,
+    "deviations": deviations_page,
     "verdicts": verdicts_page,
     "checks": checks_page,
     "ops": ops_page,

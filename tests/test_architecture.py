@@ -40,7 +40,7 @@ LEVELS = {
     "engines": 1.7,  # need the readers only, and the pass emulate-engine needs them
     "passes": 2,
     "export": 2.5,  # records and files of what the engines compute with
-    **dict.fromkeys(("measure", "causes", "checks"), 3),
+    **dict.fromkeys(("measure", "causes", "checks", "deviations"), 3),
     "report": 4,
     **dict.fromkeys(("api", "flows"), 5),
     "testing": 5.7,  # asks the routes

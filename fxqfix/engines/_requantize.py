@@ -83,6 +83,10 @@ class Weighted(Exact, ABC):
         return 0
 
     @abstractmethod
+    def scaled(self, sums: Tensor, *others: Tensor) -> Tensor:
+        """What is rounded, in steps of the output, of exact sums, which it uses up."""
+
+    @abstractmethod
     def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
         """Whole numbers, not clamped yet, of exact sums in float32 or float64, which it uses up."""
 
@@ -120,12 +124,16 @@ class Fbgemm(Weighted):
         steps = torch.zeros(1) if self.bias is None else self.bias / step
         self.largest = self.reach(steps, self.multiplier)
 
-    def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
+    def scaled(self, sums: Tensor, *others: Tensor) -> Tensor:
         """One rounding per step, as in fbgemm's output processing."""
         v = sums.float()
         if self.added is not None and self.bias is not None:
             v = v.add_(self.added) if self.per_channel else fma(self.bias, self.added, v)
-        return _shifted(_whole(v.mul_(self.multiplier), self.largest), self.point)
+        return v.mul_(self.multiplier)
+
+    def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
+        """Rounded, then the zero point."""
+        return _shifted(_whole(self.scaled(sums), self.largest), self.point)
 
 
 class Onednn(Weighted):
@@ -166,7 +174,7 @@ class Onednn(Weighted):
         self.register_buffer("output_scale", 1.0 / (1.0 / os).float())
         self.register_buffer("inverse", 1.0 / self.output_scale)
 
-    def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
+    def scaled(self, sums: Tensor, *others: Tensor) -> Tensor:
         """Float values first, as oneDNN's post-ops compute them."""
         p = sums.float()
         if self.row.scales == "joined":
@@ -180,7 +188,11 @@ class Onednn(Weighted):
             p.div_(self.output_scale)
         else:
             p.mul_(self.inverse)
-        return _shifted(p, self.point).round_()
+        return p
+
+    def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
+        """The zero point is added before the rounding."""
+        return _shifted(self.scaled(sums, *others), self.point).round_()
 
     def post(self, p: Tensor, *others: Tensor) -> Tensor:
         """What is fused behind; a relu is the clamp of the codes to the zero point and above."""
@@ -218,13 +230,17 @@ class Qnnpack(Weighted):
         largest = float(self.steps.abs().max())
         return int(largest) if largest <= _INT32 else _INT32 + 1  # also NaN
 
-    def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
+    def scaled(self, sums: Tensor, *others: Tensor) -> Tensor:
         """The bias is added to the integers, before they become float32."""
         if self.steps is not None:
             exact = self.without == "bias-int32"
             sums = sums if self.narrow and not exact else sums.double()
             sums.add_(self.steps if exact else torch.round(self.steps))
-        return _shifted(_whole(sums.float().mul_(self.multiplier), self.largest), self.point)
+        return sums.float().mul_(self.multiplier)
+
+    def requantize(self, sums: Tensor, *others: Tensor) -> Tensor:
+        """Rounded, then the zero point."""
+        return _shifted(_whole(self.scaled(sums), self.largest), self.point)
 
 
 def _whole(value: Tensor, largest: float) -> Tensor:

@@ -1,8 +1,20 @@
 """What an engine of your own needs of a quantized model: its parameters and golden vectors."""
 
+from fxqfix.export.arithmetic import Arithmetic
 from fxqfix.export.parameters import OpParameters, Parameters
+from fxqfix.export.reference import Reference, Value
 from fxqfix.export.step import Program, Step
 from fxqfix.export.steps import steps
 from fxqfix.export.vectors import GoldenVectors
 
-__all__ = ["GoldenVectors", "OpParameters", "Parameters", "Program", "Step", "steps"]
+__all__ = [
+    "Arithmetic",
+    "GoldenVectors",
+    "OpParameters",
+    "Parameters",
+    "Program",
+    "Reference",
+    "Step",
+    "Value",
+    "steps",
+]

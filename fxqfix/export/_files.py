@@ -18,10 +18,11 @@ from torch import Tensor
 from fxqfix._extras import require
 from fxqfix.errors import DataError, FxqfixError
 
-__all__ = ["Stored"]
+__all__ = ["Stored", "read_arrays"]
 
 _HEADER = "header"  # the JSON text's own name; every tensor's name holds a slash
-_VERSION = 1
+# 2: parameters say their arithmetic and limits; what 1 lacks is None.
+_VERSION, _READ = 2, (1, 2)
 
 Arrays = dict[str, Tensor]
 S = TypeVar("S", bound="Stored")
@@ -89,14 +90,14 @@ class Stored(ABC):
         except Exception as error:  # each format has errors of its own for broken files
             raise cls._broken(path, "the file can't be read", error) from error
         found = header.get("format") if isinstance(header, dict) else type(header).__name__
-        if found != cls.KIND or header.get("version") != _VERSION:
+        if found != cls.KIND or header.get("version") not in _READ:
             raise DataError(
                 "the file is of another kind",
                 where=f"{cls.__name__}.load, {os.fspath(path)!r}",
                 found=f"{found}, version {header.get('version')}"
                 if isinstance(header, dict)
                 else found,
-                expected=f"{cls.KIND}, version {_VERSION}",
+                expected=f"{cls.KIND}, version {' or '.join(map(str, _READ))}",
                 remedy=f"pass a file that {cls.__name__}.save wrote",
             )
         try:
@@ -182,6 +183,54 @@ def _read_json(path: Path) -> tuple[str, Arrays]:
     }
     return json.dumps(data), arrays
 
+
+def read_arrays(path: Path, where: str) -> Arrays:
+    """The arrays of a file, whether it has a header of ours or none.
+
+    Args:
+        path: Ends in .npz, .safetensors or .json (names to nested lists).
+        where: Who reads, for messages.
+
+    Raises:
+        DataError: The suffix names no format, or the file can't be read.
+        MissingDependencyError: numpy or safetensors is not installed.
+    """
+    _format(path, f"{where}, {os.fspath(path)!r}")
+    try:
+        return _BARE[path.suffix](path)
+    except FxqfixError:
+        raise
+    except Exception as error:  # each format has errors of its own for broken files
+        raise DataError(
+            "the file can't be read",
+            where=f"{where}, {os.fspath(path)!r}",
+            found=f"{type(error).__name__}: {error}",
+        ) from error
+
+
+def _bare_npz(path: Path) -> Arrays:
+    numpy = require("numpy", "export", "loading .npz")
+    with numpy.load(path, allow_pickle=False) as file:
+        return {k: torch.from_numpy(file[k]) for k in file.files if k != _HEADER}
+
+
+def _bare_safetensors(path: Path) -> Arrays:
+    with require("safetensors", "export", "loading .safetensors").safe_open(path, "pt") as file:
+        return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  # no mapping
+
+
+def _bare_json(path: Path) -> Arrays:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(data, dict) and "format" in data:
+        return _read_json(path)[1]
+    return {name: torch.tensor(value) for name, value in data.items()}
+
+
+_BARE: dict[str, Callable[[Path], Arrays]] = {
+    ".npz": _bare_npz,
+    ".safetensors": _bare_safetensors,
+    ".json": _bare_json,
+}
 
 Writer = Callable[[Path, str, Arrays], None]
 Reader = Callable[[Path], tuple[str, Arrays]]

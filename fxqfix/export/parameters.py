@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxqfix.errors import UnknownNameError
 from fxqfix.export._files import Arrays, Stored
+from fxqfix.export.arithmetic import Arithmetic
 from fxqfix.export.requantize import fixed_point, int32_bias, multipliers
 from fxqfix.export.step import Step
 from fxqfix.qparams import QParams
@@ -34,6 +35,8 @@ class OpParameters:
         options: Stride, padding, dilation, groups, kernel size, dim and the like.
         input_qparams: The grid of each input, None where it is a float.
         output: The grid of the result, None where it is a float.
+        limits: Lowest and highest code that the model itself lets the result have: the declared
+            range where it clamps to it, else what the dtype holds. None where that is not known.
         weight: Integer codes.
         weight_qparams: Their scales, zero points and channel axis.
         layout: The weight's axes: "OIHW", "OI", "IOHW" (transposed), "NE" (embedding), ...
@@ -77,6 +80,7 @@ class OpParameters:
     fixed_multiplier: Tensor | None = None
     fixed_shift: Tensor | None = None
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    limits: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, step: Step) -> OpParameters:
@@ -91,6 +95,7 @@ class OpParameters:
             step.output,
             layout=step.layout,
             tensors={name: _copied(value) for name, value in step.tensors.items()},
+            limits=step.limits,
         )
         view = step.weight
         if view is None:
@@ -123,6 +128,7 @@ class Parameters(Stored):
         ops: One record per op.
         inputs: Names of the model's inputs.
         outputs: Names of the ops whose results the model returns.
+        arithmetic: What computes these ops; None in files that do not say it.
 
     Example:
         >>> import torch
@@ -141,6 +147,7 @@ class Parameters(Stored):
     ops: tuple[OpParameters, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    arithmetic: Arithmetic | None = None
     KIND: ClassVar[str] = "fxqfix-parameters"
 
     def __iter__(self) -> Iterator[OpParameters]:
@@ -174,6 +181,7 @@ class Parameters(Stored):
         header = {
             "inputs": list(self.inputs),
             "outputs": list(self.outputs),
+            "arithmetic": None if self.arithmetic is None else self.arithmetic.to_dict(),
             "ops": [_op_header(op) for op in self.ops],
         }
         return header, arrays
@@ -182,7 +190,9 @@ class Parameters(Stored):
     def from_parts(cls, header: Mapping[str, Any], arrays: Arrays) -> Parameters:
         """The record that `to_parts` took apart."""
         ops = tuple(_read_op(entry, arrays) for entry in header["ops"])
-        return cls(ops, tuple(header["inputs"]), tuple(header["outputs"]))
+        said = header.get("arithmetic")  # files of version 1 say nothing
+        arithmetic = None if said is None else Arithmetic.from_dict(said)
+        return cls(ops, tuple(header["inputs"]), tuple(header["outputs"]), arithmetic)
 
     def __str__(self) -> str:
         """Render a line per op, in padded columns."""
@@ -208,6 +218,7 @@ def _op_header(op: OpParameters) -> dict[str, Any]:
         "options": {key: _listed(value) for key, value in op.options.items()},
         "input_qparams": [_grid(q) for q in op.input_qparams],
         "output": _grid(op.output),
+        "limits": None if op.limits is None else list(op.limits),
         "weight_qparams": weight,
         "layout": op.layout,
     }
@@ -253,6 +264,7 @@ def _read_op(entry: Mapping[str, Any], arrays: Arrays) -> OpParameters:
         options={key: _tupled(value) for key, value in entry["options"].items()},
         input_qparams=tuple(map(_read_grid, entry["input_qparams"])),
         output=_read_grid(entry["output"]),
+        limits=_tupled(entry.get("limits")),
         weight_qparams=_read_grid(grid),
         layout=entry["layout"],
         tensors={

@@ -30,6 +30,7 @@ class Step:
         options: Stride, padding and the like.
         input_qparams: The grid of each input, None where it is a float.
         output: The grid of the result, None where it is a float.
+        limits: Lowest and highest code that the model itself lets the result have; None for floats.
         weight: The integer weight, with the float bias.
         weighted: Whether the op sums products of the weight's codes.
         tensors: Other float tensors by name.
@@ -43,6 +44,7 @@ class Step:
     options: Mapping[str, Any] = field(default_factory=dict)
     input_qparams: tuple[QParams | None, ...] = ()
     output: QParams | None = None
+    limits: tuple[int, int] | None = None
     weight: WeightView | None = None
     weighted: bool = False
     tensors: Mapping[str, Tensor] = field(default_factory=dict)

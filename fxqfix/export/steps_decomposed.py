@@ -126,7 +126,8 @@ class _Walk:
     def _add(self, step: Step, tap: Tap | None) -> None:
         output = tap.site.used if tap is not None else None
         self.grids[step.name] = output
-        self.steps.append(replace(step, output=output))
+        limits = None if output is None else (output.quant_min, output.quant_max)
+        self.steps.append(replace(step, output=output, limits=limits))
 
     def _op(self, node: fx.Node) -> None:
         head, tap = self.heads.get(node, node), self.owners.get(node)
@@ -157,7 +158,8 @@ class _Walk:
         self.names[node] = node.name
         if tap is None and rule == "shape" and grids:  # the same codes, moved
             self.grids[node.name] = grids[0]
-            self.steps[-1] = replace(self.steps[-1], output=grids[0])
+            limits = None if grids[0] is None else (grids[0].quant_min, grids[0].quant_max)
+            self.steps[-1] = replace(self.steps[-1], output=grids[0], limits=limits)
 
     def _weight(self, head: fx.Node, flat: list[fx.Node], bias: object) -> WeightView | None:
         held = [self.weights[n] for n in flat if n in self.weights]

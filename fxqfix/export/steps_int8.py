@@ -47,8 +47,14 @@ def program(reading: Reading, ranges: Mapping[str, tuple[int, int]]) -> Program:
 def _named(step: Step, names: Mapping[fx.Node, str], held: Mapping[fx.Node, Tap]) -> Step:
     """An op and what holds its range are one step: the op's name, the value behind both."""
     renamed = {hold.name: name for hold, name in names.items()}
-    value = held[step.value].node if step.value in held else step.value
-    return replace(step, value=value, inputs=tuple(renamed.get(n, n) for n in step.inputs))
+    hold = held.get(step.value)
+    value = hold.node if hold is not None else step.value
+    limits = None if step.output is None else step.output.container
+    if hold is not None and hold.site.used is not None:
+        limits = hold.site.used.quant_min, hold.site.used.quant_max
+    return replace(
+        step, value=value, limits=limits, inputs=tuple(renamed.get(n, n) for n in step.inputs)
+    )
 
 
 def _module(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:

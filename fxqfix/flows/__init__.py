@@ -7,6 +7,7 @@ from fxqfix.flows.decompose import to_decomposed
 from fxqfix.flows.emulate import emulate
 from fxqfix.flows.extract import extract_parameters, golden_vectors
 from fxqfix.flows.freeze import freeze
+from fxqfix.flows.judge import judge
 from fxqfix.flows.lint import lint
 from fxqfix.flows.monitor import Monitor
 from fxqfix.flows.repair import repair
@@ -26,6 +27,7 @@ __all__ = [
     "extract_parameters",
     "freeze",
     "golden_vectors",
+    "judge",
     "lint",
     "repair",
     "to_decomposed",

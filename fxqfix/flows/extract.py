@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxqfix import _rng, _torch, dialects
+from fxqfix import _rng, _torch, dialects, engines
 from fxqfix._devices import check_int8, device_of
 from fxqfix._settings import as_given, entry
 from fxqfix.dialects import decomposed, int8
 from fxqfix.dialects._finite import refuse_non_finite
-from fxqfix.errors import DataError, FxqfixError
-from fxqfix.export import GoldenVectors, OpParameters, Parameters, Program, steps
+from fxqfix.engines import Isa
+from fxqfix.engines.dispatch import check_packed
+from fxqfix.errors import DataError, FxqfixError, OptionError, UnsupportedError
+from fxqfix.export import Arithmetic, GoldenVectors, OpParameters, Parameters, Program, steps
+from fxqfix.export.arithmetic import DECOMPOSED
 from fxqfix.flows.decompose import declared_ranges, to_decomposed
 from fxqfix.measure import cannot_run, check_values, positional
 from fxqfix.qparams import QParams, quantize
@@ -24,7 +28,14 @@ __all__ = ["extract_parameters", "golden_vectors"]
 
 
 @entry
-def extract_parameters(model: nn.Module, *, ranges_from: Any = None) -> Parameters:
+def extract_parameters(
+    model: nn.Module,
+    *,
+    ranges_from: Any = None,
+    engine: str | None = None,
+    isa: str | Isa | None = None,
+    threads: int | None = None,
+) -> Parameters:
     """Read everything that a quantized model computes with, op by op, in graph order.
 
     Per op: what feeds it, its options, the grids of inputs and result, the integer weight, the
@@ -38,6 +49,11 @@ def extract_parameters(model: nn.Module, *, ranges_from: Any = None) -> Paramete
         ranges_from: For an int8 model, which has lost the declared quant_min / quant_max: the
             prepared model that it was converted from, or its QConfigMapping. Without it the
             ranges are those of the dtypes.
+        engine: For an int8 model: the engine that it was converted for, which the parameters then
+            name as their arithmetic. None means torch.backends.quantized.engine, or where the
+            weights are packed for another one, that.
+        isa: For an int8 model: the instruction set of the kernels, as for `emulate`.
+        threads: For an int8 model: their number of threads.
 
     Returns:
         The parameters; they can be saved as .npz, .safetensors or .json.
@@ -46,7 +62,11 @@ def extract_parameters(model: nn.Module, *, ranges_from: Any = None) -> Paramete
         DialectError: The model is not quantized.
         RangeUnknownError: A reference model without `ranges_from`.
         UncalibratedError: The prepared model never saw data.
-        UnsupportedError: An op's parameters can't be read (LSTM, dynamic qparams, unknown ops).
+        UnknownNameError: There is no such engine or isa.
+        OptionError: `isa` or `threads` has a value that it can't have, or one of the three is given
+            for a model that runs on no engine.
+        UnsupportedError: An op's parameters can't be read (LSTM, dynamic qparams, unknown ops), or
+            its weight is packed for another engine.
 
     Example:
         >>> import torch
@@ -66,7 +86,37 @@ def extract_parameters(model: nn.Module, *, ranges_from: Any = None) -> Paramete
     with torch.no_grad(), _rng.same_rng():
         program = _program(model, ranges_from, "extract_parameters")
         ops = tuple(OpParameters.of(step) for step in program.steps)
-    return Parameters(ops, program.inputs, program.outputs)
+        arithmetic = _arithmetic(program, engine, isa, threads)
+    return Parameters(ops, program.inputs, program.outputs, arithmetic)
+
+
+def _arithmetic(
+    program: Program, engine: str | None, isa: str | Isa | None, threads: int | None
+) -> Arithmetic:
+    if not int8.matches(program.graph_module):
+        given = {"engine": engine, "isa": isa, "threads": threads}
+        named = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+        if named:
+            raise OptionError(
+                "only an int8 model runs on an engine",
+                where="extract_parameters",
+                found=", ".join(named),
+                remedy="leave it out, or pass what convert_fx or to_int8 returned",
+            )
+        return Arithmetic.of(DECOMPOSED)
+    arithmetic = Arithmetic.of(engine or torch.backends.quantized.engine, isa, threads)
+    calls = engines.calls(program.graph_module, "qnnpack", strict=False).values()
+    names = [arithmetic.engine] if engine else [arithmetic.engine, *engines.ENGINES]
+    for name in names:
+        try:
+            for call in calls:
+                check_packed(call, name)
+        except UnsupportedError:
+            if name == names[-1]:
+                raise
+            continue
+        return dataclasses.replace(arithmetic, engine=name)
+    return arithmetic
 
 
 @entry

@@ -11,6 +11,7 @@ from fxqfix.report.int8_certificate import (
     Routed,
     Saturating,
 )
+from fxqfix.report.judgement import Explanation, JudgedOp, Judgement
 from fxqfix.report.lint import LintReport
 from fxqfix.report.migration import Migration
 from fxqfix.report.repair import Mend, Refusal, Repair
@@ -25,8 +26,11 @@ __all__ = [
     "CheckedWeight",
     "Coverage",
     "Diff",
+    "Explanation",
     "Int8Certificate",
     "Judged",
+    "JudgedOp",
+    "Judgement",
     "LintReport",
     "Mend",
     "Migration",

@@ -22,6 +22,8 @@ ALLOWED: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "Report": _ROUNDINGS | {"bn-folding", "observer-only", "upstream"},
         "Certificate": _ROUNDINGS,
+        # float32 sums may be taken in any order, and an integer engine has an integer bias.
+        "Judgement": frozenset({"float-order", "bias-int32"}),
     }
 )
 """Kind of record -> the causes that leave it ok. All others make it not ok."""
