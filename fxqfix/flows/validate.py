@@ -132,13 +132,20 @@ def validate(
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        if not batches:
-            raise DataError("data holds no batch", where=_WHERE, expected="at least one batch")
+        _check_seen(batches)
         value = seen.compute()
-    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     name = str(getattr(metric, "__name__", type(metric).__name__))
     held = getattr(model, "emulation", None) or getattr(model, "meta", {}).get("emulation", {})
-    return Validation(value, name, samples, batches, seconds, str(home), dict(held))
+    return Validation(_plain(value), name, samples, batches, seconds, str(home), dict(held))
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
+def _check_seen(batches: int) -> None:
+    if not batches:
+        raise DataError("data holds no batch", where=_WHERE, expected="at least one batch")
 
 
 def _wait(home: torch.device) -> None:
