@@ -95,7 +95,7 @@ def int8_certificate() -> Int8Certificate:
         (Routed("up", "conv_transpose2d", "float island", "transposed-permutes"),),
         (Saturating("conv", 36, 255),),
         (("lstm", "is closed"),), (("pool", "is wrong"),), (("mean", "may be wrong"),),
-        (("cat", "of one channel"),), ("from a copy on the CPU",),
+        (("cat", "of one channel"),), ("from a copy on the CPU",), broken=(("add", "gets floats"),),
     )  # fmt: skip
 
 
