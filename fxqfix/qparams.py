@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fxqfix._notebook import Shown
 from fxqfix.errors import NonFiniteError
 
 __all__ = [
@@ -73,7 +74,7 @@ def container_range(dtype: torch.dtype) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class QParams:
+class QParams(Shown):
     """Quantization parameters of one site.
 
     Attributes:

@@ -30,6 +30,7 @@ LEVELS = {
     "errors": -1,
     "_rng": -1,
     "_reasons": -1,
+    "_notebook": -1,
     **dict.fromkeys(("_settings", "_devices"), -0.5),
     **dict.fromkeys(("qparams", "_torch", "_extras"), 0),
     **dict.fromkeys(("_pt2e", "_observers", "_inductor"), 0.2),  # resolve names through _torch

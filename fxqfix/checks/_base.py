@@ -14,6 +14,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxqfix import ops
+from fxqfix._notebook import Shown
 from fxqfix.dialects import Reading, Tap, int8, parents, pt2e
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.weights import holder
@@ -27,7 +28,7 @@ SEVERITIES = ("error", "warning", "info")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(Shown):
     """One thing that a check found.
 
     Attributes:

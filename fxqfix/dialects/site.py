@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fxqfix._notebook import Shown
 from fxqfix.errors import UnknownNameError
 from fxqfix.qparams import QParams
 
@@ -14,7 +15,7 @@ __all__ = ["Inspection", "Site", "closest", "digits_apart", "grid_text", "qparam
 
 
 @dataclass(frozen=True)
-class Site:
+class Site(Shown):
     """One place where values become quantized.
 
     Attributes:
@@ -112,7 +113,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Shown):
     """All sites of a model, in graph order.
 
     Attributes:

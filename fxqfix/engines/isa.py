@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from fxqfix import _torch
+from fxqfix._notebook import Shown
 from fxqfix._settings import entry
 from fxqfix.engines import _levels
 from fxqfix.errors import OptionError, UnknownNameError, counting
@@ -30,7 +31,7 @@ _LEAST = {"default": "avx2", "avx2_vnni": "avx2", "amx": "vnni"}  # a CPU that h
 
 
 @dataclass(frozen=True)
-class Isa:
+class Isa(Shown):
     """The level of each part of torch's int8 kernels.
 
     Attributes:

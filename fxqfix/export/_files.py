@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fxqfix._extras import require
+from fxqfix._notebook import Shown
 from fxqfix.errors import DataError, FxqfixError
 
 __all__ = ["Stored", "read_arrays"]
@@ -28,7 +29,7 @@ Arrays = dict[str, Tensor]
 S = TypeVar("S", bound="Stored")
 
 
-class Stored(ABC):
+class Stored(Shown, ABC):
     """A record that is a JSON header and named tensors."""
 
     KIND: ClassVar[str]

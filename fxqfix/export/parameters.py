@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fxqfix._notebook import Shown
 from fxqfix.errors import UnknownNameError
 from fxqfix.export._files import Arrays, Stored
 from fxqfix.export.arithmetic import Arithmetic
@@ -24,7 +25,7 @@ _TENSORS = ("weight", "bias", "bias_int32", "multiplier", "fixed_multiplier", "f
 
 
 @dataclass(frozen=True, eq=False)
-class OpParameters:
+class OpParameters(Shown):
     """One op of a quantized model.
 
     Attributes:

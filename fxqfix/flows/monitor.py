@@ -13,6 +13,7 @@ import torch
 from torch import distributed, nn
 
 from fxqfix import _rng, _torch, causes, checks
+from fxqfix._notebook import Shown
 from fxqfix._settings import entry
 from fxqfix.dialects import unwrapped
 from fxqfix.dialects._wrappers import copied
@@ -34,7 +35,7 @@ __all__ = ["Monitor"]
 Condition = Collection[str] | Callable[[Check], bool] | None
 
 
-class Monitor:
+class Monitor(Shown):
     """Looks at a prepared model every so many steps of its training.
 
     A look lints the model, freezes and converts a copy, and compares the two on a small batch. The

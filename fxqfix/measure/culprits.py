@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxqfix import _rng, _torch
+from fxqfix._notebook import Shown
 from fxqfix._settings import as_given
 from fxqfix.measure.discrepancy import Discrepancy, decibels, discrepancy
 from fxqfix.measure.probe import Probe
@@ -25,7 +26,7 @@ __all__ = ["Corrector", "Culprit"]
 
 
 @dataclass(frozen=True)
-class Culprit:
+class Culprit(Shown):
     """What correcting one site alone does to the values that the model ends in.
 
     Attributes:

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxqfix._notebook import Shown
 from fxqfix.qparams import QParams, regrid
 
 __all__ = ["Discrepancy", "decibels", "differing", "discrepancy", "float_discrepancy"]
 
 
 @dataclass(frozen=True)
-class Discrepancy:
+class Discrepancy(Shown):
     """Codes of one stream against a reference stream, on the reference's grid.
 
     Attributes:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxqfix._notebook import Shown
 from fxqfix.qparams import QParams
 
 __all__ = ["Histogram", "histogram"]
 
 
 @dataclass(frozen=True)
-class Histogram:
+class Histogram(Shown):
     """Counts of the codes of one site, as each model holds them.
 
     Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import networkx as nx
 
+from fxqfix._notebook import Shown
 from fxqfix.report.data import Report
 from fxqfix.report.dot import graph
 from fxqfix.report.rows import Row
@@ -11,7 +12,7 @@ from fxqfix.report.rows import Row
 __all__ = ["Origin", "origin", "steps"]
 
 
-class Origin(tuple[Row, ...]):
+class Origin(Shown, tuple[Row, ...]):
     """The rows from where an error was born down to the row that was asked for.
 
     Example:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fxqfix._notebook import Shown
 from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.qparams import QParams
 from fxqfix.report import json_, text
@@ -17,7 +18,7 @@ __all__ = ["Certificate", "Certified"]
 
 
 @dataclass(frozen=True)
-class Certified:
+class Certified(Shown):
     """One site, or one output, of the deployed form.
 
     Attributes:

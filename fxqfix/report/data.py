@@ -17,6 +17,7 @@ from fxqfix.dialects.site import closest
 from fxqfix.errors import CheckError, DataError, UnknownNameError, counting
 from fxqfix.measure.culprits import Culprit
 from fxqfix.report._files import save
+from fxqfix.report.exports import Exports
 from fxqfix.report.rows import Coverage, Row
 from fxqfix.report.verdict import Judged, disallowed
 
@@ -34,7 +35,7 @@ _GRIDS = {"scale-formula", "stale-qparams", "moving-observer", "shared-qparams"}
 
 
 @dataclass(frozen=True, repr=False)
-class Report(Judged):
+class Report(Exports, Judged):
     """The result of a comparison.
 
     Attributes:
@@ -286,15 +287,18 @@ class Report(Judged):
 
         return save(dot.render(self), path, "Report.to_dot")
 
-    def plot(self, ax: Any = None) -> Any:
-        """Draw SQNR and causes per site with matplotlib; see `fxqfix.report.plot.plot`.
+    def plot(self, ax: Any = None, *, kind: str = "sites", site: str | None = None) -> Any:
+        """Draw with matplotlib, and return the axes; see `fxqfix.report.plot.plot`.
 
-        Returns the two axes: ``report.plot()[0].figure.savefig("report.png", bbox_inches="tight")``
-        makes a picture of them. With `ax` only the SQNR is drawn, and `ax` is returned.
+        Args:
+            ax: Axes to draw into; None makes a figure.
+            kind: "sites": SQNR and causes per site, two axes (with `ax` the SQNR alone); "depth",
+                "local", "causes", "sqnr", or "codes" of one `site`.
+            site: The row whose codes are drawn.
         """
         from fxqfix.report import plot
 
-        return plot.plot(self, ax)
+        return plot.draw(self, kind, site, ax)
 
     def reproduce(self, name: str, path: str | os.PathLike[str], **given: Any) -> str:
         """Write a script that shows the discrepancy of one site with torch alone.

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fxqfix._notebook import Shown
 from fxqfix.errors import PairingError
 from fxqfix.measure import decibels
 from fxqfix.report import html, text
@@ -17,7 +18,7 @@ __all__ = ["Diff", "diff"]
 
 
 @dataclass(frozen=True)
-class Diff:
+class Diff(Shown):
     """What became of each site between two reports.
 
     Attributes:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fxqfix._extras import require
+from fxqfix._notebook import Shown
 from fxqfix.measure import decibels
 from fxqfix.report import text
 from fxqfix.report.data import Report
@@ -21,7 +22,7 @@ _DRAWN = 8  # sites that a plot names
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Shown):
     """One look at a model in training.
 
     Attributes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from fxqfix._notebook import Shown
 from fxqfix.checks import SEVERITIES, Finding
 from fxqfix.errors import counting
 from fxqfix.report import text
@@ -16,7 +17,7 @@ _SHOWN = 3  # findings of one code that are listed, unless all are asked for
 
 
 @dataclass(frozen=True)
-class LintReport:
+class LintReport(Shown):
     """What lint found.
 
     Attributes:

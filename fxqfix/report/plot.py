@@ -6,10 +6,11 @@ matplotlib is imported when something is drawn, and nothing is ever shown: the c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from fxqfix._extras import require
+from fxqfix.errors import DataError, UnknownNameError
 from fxqfix.report.data import Report
 from fxqfix.report.palette import colours
 from fxqfix.report.rows import Row
@@ -17,7 +18,7 @@ from fxqfix.report.rows import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["causes", "plot", "sqnr"]
+__all__ = ["KINDS", "causes", "draw", "plot", "sqnr"]
 
 
 def plot(report: Report, ax: Any = None) -> Any:
@@ -143,3 +144,131 @@ def _name_sites(rows: tuple[Row, ...], ax: Axes) -> None:
     size = 8.0 if len(rows) <= 30 else 7.0 if len(rows) <= 60 else 5.0
     ax.set_xticks(range(len(rows)), names, rotation=90, fontsize=size)
     ax.set_xlim(-0.8, max(len(rows), 1) - 0.2)
+
+
+def draw(report: Report, kind: str = "sites", site: str | None = None, ax: Any = None) -> Any:
+    """Draw one kind of plot.
+
+    Args:
+        report: What to draw.
+        kind: A key of `KINDS`, or "sites" for `plot`.
+        site: The row whose codes "codes" draws; None for the one that adds most.
+        ax: Axes to draw into; None makes a figure.
+
+    Returns:
+        The axes; of "sites" without `ax` both.
+
+    Raises:
+        UnknownNameError: There is no such kind, or no such site.
+        DataError: The codes of that site were not counted.
+        MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> draw(Report(rows=()), "depth", ax=Figure().subplots()).get_xlabel()
+        'site, in the order of the graph'
+    """
+    if kind == "sites":
+        return plot(report, ax)
+    if kind not in KINDS:
+        raise UnknownNameError(
+            f"no plot is named {kind!r}", where="Report.plot", expected=", ".join(["sites", *KINDS])
+        )
+    if ax is None:
+        pyplot = require("matplotlib.pyplot", "plot", "Report.plot")
+        _, ax = pyplot.subplots(figsize=(8.0, 4.5), layout="constrained")
+    KINDS[kind](report, site, ax)
+    return ax
+
+
+def _sites_of(report: Report) -> list[Row]:
+    return [row for row in report.rows if row.kind == "activation"]
+
+
+def _depth(report: Report, site: str | None, ax: Axes) -> None:
+    """What each site adds, and what has come together by then."""
+    rows = _sites_of(report)
+    for share, label, colour in (
+        ([100 * row.local_share for row in rows], "added here", "#d62728"),
+        ([100 * row.cumulative_share for row in rows], "accumulated", "#1f77b4"),
+    ):
+        ax.plot(range(len(rows)), share, marker="o", markersize=3, color=colour, label=label)
+    ax.set_xlabel("site, in the order of the graph")
+    ax.set_ylabel("codes that differ, %")
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
+
+
+def _local(report: Report, site: str | None, ax: Axes) -> None:
+    """Local against cumulative; the sites that add most are named."""
+    rows = _sites_of(report)
+    ax.scatter(
+        [100 * row.local_share for row in rows], [100 * row.cumulative_share for row in rows], s=18
+    )
+    for row in report.worst(5):
+        if row.local_share and row.kind == "activation":
+            at = 100 * row.local_share, 100 * row.cumulative_share
+            ax.annotate(row.name, at, fontsize=8, xytext=(4, 4), textcoords="offset points")
+    ax.set_xlabel("codes that differ on the same inputs, %")
+    ax.set_ylabel("codes that differ by now, %")
+    ax.grid(alpha=0.3)
+
+
+def _shares(report: Report, site: str | None, ax: Axes) -> None:
+    """Codes of each cause over all rows."""
+    found, palette = report.causes, colours(report.causes)
+    bars = ax.barh(list(found), list(found.values()), color=[palette[cause] for cause in found])
+    total = sum(found.values())
+    ax.bar_label(bars, [f" {100 * n / total:.1f}%" for n in found.values()], fontsize=8)
+    ax.invert_yaxis()
+    ax.set_xlabel("codes")
+
+
+def _against_floor(report: Report, site: str | None, ax: Axes) -> None:
+    """SQNR against the noise floor: on the line, a site is as good as rounding lets it be."""
+    rows = [row for row in _sites_of(report) if row.noise_floor is not None]
+    both = [(row.noise_floor_db, row.cumulative.sqnr_db) for row in rows]
+    pairs = [pair for pair in both if all(map(math.isfinite, pair))]
+    ax.scatter([a for a, _ in pairs], [b for _, b in pairs], s=18)
+    if pairs:
+        span = [min(map(min, pairs)), max(map(max, pairs))]
+        ax.plot(span, span, color="#888888", linestyle=":")
+    ax.set_xlabel("noise floor, SQNR dB")
+    ax.set_ylabel("converted, SQNR dB")
+    ax.set_title(f"{len(rows) - len(pairs)} exact sites are not drawn", fontsize=9)
+    ax.grid(alpha=0.3)
+
+
+def _codes(report: Report, site: str | None, ax: Axes) -> None:
+    """The codes of both models at one site."""
+    worst = report.worst(1)
+    if site is None and not worst:
+        return
+    row = report.row(site) if site is not None else worst[0]
+    counts = row.histogram
+    if counts is None:
+        raise DataError(
+            "the codes of this row were not counted",
+            where="Report.plot",
+            found=row.name,
+            expected="a site of 8 bits, in a report of this version",
+        )
+    edges = [counts.first - 0.5 + i for i in range(len(counts.prepared) + 1)]
+    ax.stairs(counts.prepared, edges, fill=True, alpha=0.45, color="#1f77b4", label="prepared")
+    ax.stairs(counts.converted, edges, color="#d9730d", label="converted")
+    if row.prepared is not None:
+        for limit in (row.prepared.quant_min - 0.5, row.prepared.quant_max + 0.5):
+            ax.axvline(limit, color="#d62728", linestyle=":", linewidth=1)
+    ax.set_yscale("symlog", linthresh=1)
+    ax.set_xlabel(f"integer values (codes) of {row.name}; dotted: the declared range")
+    ax.set_ylabel("how often")
+    ax.legend(frameon=False)
+
+
+KINDS: Mapping[str, Callable[[Report, str | None, Axes], None]] = {
+    "depth": _depth,
+    "local": _local,
+    "causes": _shares,
+    "sqnr": _against_floor,
+    "codes": _codes,
+}

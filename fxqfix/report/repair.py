@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from fxqfix._notebook import Shown
 from fxqfix.report import text
 from fxqfix.report.data import Report
 from fxqfix.report.verdict import Judged
@@ -13,7 +14,7 @@ __all__ = ["Mend", "Refusal", "Repair"]
 
 
 @dataclass(frozen=True)
-class Mend:
+class Mend(Shown):
     """One repair that was made and kept.
 
     Attributes:
@@ -33,7 +34,7 @@ class Mend:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Refusal(Shown):
     """One thing that differs and was left as it is.
 
     Attributes:

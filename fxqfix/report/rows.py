@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from fxqfix._notebook import Shown
 from fxqfix.errors import UnknownNameError
-from fxqfix.measure.discrepancy import Discrepancy
+from fxqfix.measure.discrepancy import Discrepancy, decibels
 from fxqfix.measure.histogram import Histogram
 from fxqfix.qparams import QParams
 
@@ -17,7 +18,7 @@ __all__ = ["Coverage", "Row", "Uncovered"]
 
 
 @dataclass(frozen=True)
-class Uncovered:
+class Uncovered(Shown):
     """A site that is in no row, and why.
 
     Attributes:
@@ -37,7 +38,7 @@ class Uncovered:
 
 
 @dataclass(frozen=True)
-class Coverage:
+class Coverage(Shown):
     """Which sites were compared, and why the rest was not.
 
     Attributes:
@@ -63,7 +64,7 @@ class Coverage:
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Shown):
     """One paired site, or one output of the model.
 
     Attributes:
@@ -123,13 +124,28 @@ class Row:
     accumulator: int | None = None
     saturation: int | None = None
     either: int | None = None
-    histogram: Histogram | None = None
+    histogram: Histogram | None = field(default=None, repr=False)
     source: str = ""
 
     def __post_init__(self) -> None:
         """Copy the mappings: plain dicts pickle, so that reports come back from workers."""
         object.__setattr__(self, "causes", dict(self.causes))
         object.__setattr__(self, "evidence", dict(self.evidence))
+
+    def __str__(self) -> str:
+        """One line: what differs, and why."""
+        found, values = (
+            self.local or self.cumulative,
+            "values" if self.kind == "output" else "codes",
+        )
+        why = ", ".join(f"{cause} {count}" for cause, count in self.causes.items())
+        parts = [
+            f"{found.differing} of {found.elements} {values} differ on the same inputs",
+            f"{self.cumulative.differing} by now",
+            f"SQNR {decibels(self.cumulative.sqnr_db)}",
+            why,
+        ]
+        return f"{self.name} ({self.op}): {'; '.join(filter(None, parts))}"
 
     @property
     def grids(self) -> tuple[QParams, QParams]:

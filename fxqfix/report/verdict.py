@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Literal
 
+from fxqfix._notebook import Shown
+
 __all__ = ["ALLOWED", "Judged", "Verdict", "disallowed", "exit_code"]
 
 Verdict = Literal["ok", "not ok", "not judged"]
@@ -29,7 +31,7 @@ ALLOWED: Mapping[str, frozenset[str]] = MappingProxyType(
 """Kind of record -> the causes that leave it ok. All others make it not ok."""
 
 
-class Judged(ABC):
+class Judged(Shown, ABC):
     """A result that has a verdict.
 
     Example:
