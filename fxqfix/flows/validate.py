@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxqfix import _torch
 from fxqfix._devices import device_of
+from fxqfix._notebook import Shown
 from fxqfix._settings import entry, read_as_given
 from fxqfix.dialects.trace import call
 from fxqfix.errors import DataError, OptionError
@@ -23,7 +24,7 @@ _WHERE = "validate"
 
 
 @dataclass(frozen=True)
-class Validation:
+class Validation(Shown):
     """What `validate` found.
 
     Attributes:

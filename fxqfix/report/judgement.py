@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from fxqfix._notebook import Shown
 from fxqfix.errors import DataError, UnknownNameError
 from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.report import json_, text
@@ -18,7 +19,7 @@ _KIND = "judgement"
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Shown):
     """One deviation, or two together, and the codes that it gives.
 
     Attributes:
@@ -63,7 +64,7 @@ class Explanation:
 
 
 @dataclass(frozen=True)
-class JudgedOp:
+class JudgedOp(Shown):
     """One op of a device.
 
     Attributes:
