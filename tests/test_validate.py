@@ -96,6 +96,23 @@ def test_a_bad_metric_is_refused() -> None:
         validate(nn.Identity(), [(torch.eye(4), torch.arange(4))], "precision")
 
 
+def test_a_metric_gives_a_number_or_one_per_sample() -> None:
+    data = [
+        (torch.tensor([[1.0], [2.0], [6.0]]), torch.zeros(3)),
+        (torch.ones(1, 1), torch.zeros(1)),
+    ]
+    model = nn.Identity()
+    assert validate(model, data, lambda y, _: y[:, 0]).value == 2.5
+    assert validate(model, data, lambda y, _: float(y.mean())).value == 2.5
+    assert validate(model, data, lambda y, _: y[:, 0] > 1).value == 0.5
+    with pytest.raises(
+        OptionError, match=r"Tensor of shape \[2, 1\].*each of the batch's 3 samples"
+    ):
+        validate(model, data, lambda y, _: y[:2])
+    with pytest.raises(OptionError, match=r"Found: str\."):
+        validate(model, data, lambda y, _: "good")
+
+
 def test_a_bar_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tqdm")
     data = [(torch.eye(4), torch.arange(4))] * 3

@@ -95,8 +95,9 @@ def validate(
         data: Batches of (inputs, targets), a DataLoader say, read once. Inputs are a tensor, a
             tuple of arguments or a dict of keyword arguments; all are moved to the model's device.
         metric: "accuracy", the share of samples whose largest output is the target's class; a
-            function of outputs and targets whose values are averaged over the samples; or an object
-            with `update(outputs, targets)` and `compute()`, as those of torchmetrics.
+            function of outputs and targets that gives a number, or one per sample, averaged over
+            the samples; or an object with `update(outputs, targets)` and `compute()`, as those of
+            torchmetrics.
         progress: Show a bar (needs tqdm); None shows it on a terminal only.
 
     Returns:
@@ -104,7 +105,8 @@ def validate(
 
     Raises:
         DataError: There is no batch, or one is no pair of inputs and targets.
-        OptionError: The metric is neither a function nor such an object.
+        OptionError: The metric is neither a function nor such an object, or the function gives
+            something else.
         DeviceError: The model's parts lie on several devices.
 
     Example:
@@ -170,12 +172,26 @@ class _Mean:
     def update(self, outputs: Any, targets: Any) -> None:
         """Take a batch."""
         count = _count(outputs)
-        self.total += float(self.function(outputs, targets)) * count
+        value = self.function(outputs, targets)
+        tensor = torch.as_tensor(value, dtype=torch.float64) if _counts(value) else None
+        if tensor is None or tensor.numel() not in (1, count):
+            raise OptionError(
+                "the metric can't be averaged",
+                where=_WHERE,
+                found=type(value).__name__
+                + (f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""),
+                expected=f"a number, or one for each of the batch's {count} samples",
+            )
+        self.total += float(tensor.mean()) * count
         self.samples += count
 
     def compute(self) -> float:
         """The average."""
         return self.total / self.samples if self.samples else float("nan")
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, Tensor | float | int)
 
 
 def _pair(batch: Any, index: int, home: torch.device) -> tuple[Any, Any]:
