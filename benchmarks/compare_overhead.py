@@ -1,110 +1,334 @@
-"""Cost of compare: time over the two forwards that it replaces, and peak memory over batches.
+"""Cost of compare: CPU time over one prepared + one converted forward, beside torch's own tools.
 
-python benchmarks/compare_overhead.py
+python benchmarks/compare_overhead.py                  all networks; prints tables
+python benchmarks/compare_overhead.py resnet18 ...     these only
+python benchmarks/compare_overhead.py --write NAME     also put the figures into
+                                                       compare_overhead.json under this name
+python benchmarks/compare_overhead.py --quick          one round and two batches
+
+Everything of a network is timed in one run, in turns (A B C A B C ...), on one thread, in CPU time
+of the process, so that other work on the machine hardly matters; ratios are of medians. The first
+batch also has the noise floor, and builds what later batches find built.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import copy
+import ctypes
+import gc
+import inspect
+import io
+import itertools
+import json
+import math
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import _common
 import torch
-from torch import Tensor, fx
+from torch import Tensor, nn
+from torch.ao.ns import _numeric_suite_fx as suite
 
-from fxqfix import compare, freeze
+from fxqfix import _torch, compare, freeze
 
-BATCH, SIZE = 8, 32
-VARIANTS = {
-    "full": {},
-    "attribute=False": {"attribute": False},
-    "noise_floor=False": {"noise_floor": False},
-}
-MORE = 3
+COUNTS = Path(__file__).with_suffix(".json")
+QUICK = "--quick" in sys.argv
+BATCHES, ROUNDS = (2, 1) if QUICK else (3, 3)
 
 
-def batches(count: int) -> Iterator[Tensor]:
-    """Random images, made when they are asked for."""
-    for seed in range(count):
-        yield torch.rand(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+@dataclass(frozen=True)
+class Case:
+    """A network and its batches.
 
-
-def models(network: str, frozen: bool) -> tuple[fx.GraphModule, fx.GraphModule]:
-    prepared = _common.prepare(_common.NETWORKS[network](), next(batches(1)))
-    prepared = freeze(prepared) if frozen else prepared
-    return prepared, _common.convert(prepared)
-
-
-def forwards(prepared: fx.GraphModule, converted: fx.GraphModule) -> None:
-    with torch.no_grad():
-        for x in batches(MORE):
-            prepared(x)
-            converted(x)
-
-
-def times(network: str, frozen: bool) -> None:
-    prepared, converted = models(network, frozen)
-    calls = {"forwards": functools.partial(forwards, prepared, converted)}
-    variants = {"full": {}} if frozen else VARIANTS
-    for name, options in variants.items():
-        for count in (1, 1 + MORE):
-            calls[f"{name} {count}"] = functools.partial(
-                _run, prepared, converted, count, **options
-            )
-    found = _common.medians(calls, repeats=3)
-    forward = found["forwards"] / MORE
-    state = "frozen, few codes differ" if frozen else "as trained"
-    print(f"\n{network}, {state}: both forwards {1000 * forward:.0f} ms a batch")
-    for name in variants:
-        batch = (found[f"{name} {1 + MORE}"] - found[f"{name} 1"]) / MORE
-        start = found[f"{name} 1"] - batch
-        print(
-            f"  {name:18} {batch / forward:5.2f}x a batch, {start:.2f} s before the first",
-            flush=True,
-        )
-
-
-def _run(prepared: fx.GraphModule, converted: fx.GraphModule, count: int, **options: bool) -> None:
-    compare(prepared, converted, batches(count), progress=False, **options)
-
-
-def peak(network: str, count: int) -> int:
-    """Peak memory in KiB of a process that compares so many batches."""
-    command = [sys.executable, __file__, network, str(count)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return int(output.splitlines()[-1])
-
-
-def high_water() -> int:
-    """Peak memory of this process in KiB (Linux).
-
-    Not getrusage: its maximum begins with that of the process that started this one.
+    Attributes:
+        make: Makes the network.
+        shape: Of a batch.
     """
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+
+    def batches(self, count: int = BATCHES) -> Iterator[Tensor]:
+        """Random batches, made when they are asked for."""
+        for seed in range(count):
+            yield torch.rand(self.shape, generator=torch.Generator().manual_seed(seed))
+
+
+CASES = {
+    "resnet18": Case(_common.resnet18, (8, 3, 224, 224)),
+    "mobilenet_v2": Case(_common.mobilenet_v2, (8, 3, 224, 224)),
+    "resnet-like": Case(_common.resnet_like, (8, 3, 32, 32)),
+    "mobilenet-like": Case(_common.mobilenet_like, (8, 3, 32, 32)),
+    "linear 4096": Case(lambda: nn.Sequential(nn.Linear(4096, 4096)), (2, 4096)),
+}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "with causes": {},
+    "causes of one batch": {"attribute": 1},
+    "local + cumulative": {"attribute": False},
+    "cumulative only": {"local": False, "attribute": False},
+}
+
+
+@dataclass
+class Seconds:
+    """CPU seconds of one thing, a list per round.
+
+    Attributes:
+        start: Until the first batch was asked for.
+        first: Of the first batch.
+        later: Of each later one.
+    """
+
+    start: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    later: list[float] = field(default_factory=list)
+
+    def add(self, marks: list[float]) -> None:
+        """Take the times at which something began, and asked for one batch after the other."""
+        start, first, *later = (b - a for a, b in itertools.pairwise(marks))
+        self.start.append(start)
+        self.first.append(first)
+        self.later += later
+
+    def over(self, forward: float) -> dict[str, float]:
+        """Medians; those of batches over a forward."""
+        found = statistics.median(self.start), statistics.median(self.first)
+        return {
+            "start, s": found[0],
+            "first batch": found[1] / forward,
+            "batch": statistics.median(self.later) / forward,
+        }
+
+
+def marked(case: Case, run: Callable[[Iterator[Tensor]], object]) -> list[float]:
+    """When a run began, and when it asked for each batch; the last asks in vain."""
+    marks = [time.process_time()]
+
+    def batches() -> Iterator[Tensor]:
+        for x in case.batches():
+            marks.append(time.process_time())
+            yield x
+        marks.append(time.process_time())
+
+    run(batches())
+    return marks
+
+
+def forwards(prepared: Any, converted: Any) -> Callable[[Iterator[Tensor]], object]:
+    """Both models, as they are."""
+
+    def run(batches: Iterator[Tensor]) -> None:
+        with torch.no_grad():
+            for x in batches:
+                prepared(x)
+                converted(x)
+
+    return run
+
+
+def compares(prepared: Any, converted: Any, **options: Any) -> Callable[..., object]:
+    """A comparison."""
+    return lambda batches: compare(prepared, converted, batches, progress=False, **options)
+
+
+def accepted(options: Mapping[str, Any]) -> bool:
+    """Whether this fxqfix takes them: the same script measures older ones."""
+    known = inspect.signature(compare).parameters
+    return options.keys() <= known.keys() and (
+        "local" in known or isinstance(options.get("attribute", True), bool)
+    )
+
+
+def peers(prepared: Any, converted: Any) -> dict[str, Callable[[Iterator[Tensor]], object]]:
+    """torch's own tools on the same two models: (name, what runs them)."""
+    copies = [copy.deepcopy(prepared), copy.deepcopy(converted)]
+    given = ("prepared", copies[0], "converted", copies[1], suite.OutputLogger)
+    logged = suite.add_loggers(*given)
+    with _torch.quiet(), contextlib.redirect_stdout(io.StringIO()):
+        shadowed = suite.add_shadow_loggers(*copied(given))
+
+    def loggers(batches: Iterator[Tensor]) -> None:
+        with torch.no_grad():
+            for x in batches:
+                logged[0](x)
+                logged[1](x)
+
+    def shadows(batches: Iterator[Tensor]) -> None:
+        with torch.no_grad():
+            for x in batches:
+                shadowed(x)
+
+    return {"torch.ao.ns loggers": loggers, "torch.ao.ns shadows": shadows}
+
+
+def copied(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(copy.deepcopy(v) if isinstance(v, nn.Module) else v for v in given)
+
+
+def coverage(prepared: Any, converted: Any) -> dict[str, str]:
+    """How many layers each tool looks at."""
+    with _torch.quiet(), contextlib.redirect_stdout(io.StringIO()):
+        args = ("prepared", copy.deepcopy(prepared), "converted", copy.deepcopy(converted))
+        logged = suite.add_loggers(*args, suite.OutputLogger)
+        found = suite.extract_logger_info(*logged, suite.OutputLogger, "converted")
+        alone = suite.add_shadow_loggers(*args, suite.OutputLogger)
+        local = suite.extract_shadow_logger_info(alone, suite.OutputLogger, "converted")
+    return {
+        "torch.ao.ns loggers": f"{len(found)} layers, cumulative",
+        "torch.ao.ns shadows": f"{len(local)} layers, local",
+    }
+
+
+def debugger(case: Case) -> tuple[Callable[..., object], Callable[..., object]] | None:
+    """torchao's numeric debugger on the PT2E flow of the same network, and its two forwards."""
+    with _torch.quiet(), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            from torchao.quantization import pt2e
+            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+            from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+        except ImportError:
+            return None
+        x = next(case.batches(1))
+        quantizer = x86.X86InductorQuantizer()
+        quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+        program = torch.export.export(case.make().eval(), (x,), strict=True)
+        pt2e.generate_numeric_debug_handle(program)
+        prepared = prepare_pt2e(program.module(), quantizer)
+        prepared(x)
+        watched = [pt2e.prepare_for_propagation_comparison(copy.deepcopy(prepared))]
+        converted = convert_pt2e(copy.deepcopy(prepared))
+        watched.append(pt2e.prepare_for_propagation_comparison(copy.deepcopy(converted)))
+    return forwards(prepared, converted), forwards(*watched)
+
+
+def measure(name: str) -> dict[str, Any]:
+    """All figures of one network."""
+    case = CASES[name]
+    x = next(case.batches(1))
+    trained = _common.prepare(case.make(), x)
+    converting = time.process_time()
+    converted = _common.convert(trained)
+    converting = time.process_time() - converting
+    frozen = freeze(trained)
+    pairs = {"as trained": (trained, converted), "frozen": (frozen, _common.convert(frozen))}
+    runs: dict[str, Callable[..., object]] = {}
+    for state, pair in pairs.items():
+        runs[f"forwards, {state}"] = forwards(*pair)
+        for variant, options in VARIANTS.items():
+            if accepted(options) and (state == "as trained" or not options):
+                runs[f"{variant}, {state}"] = compares(*pair, **options)
+    watched = debugger(case) if len(case.shape) == 4 else None
+    if watched is not None:
+        runs["forwards, PT2E"], runs["torchao numeric debugger, PT2E"] = watched
+    found = {key: Seconds() for key in runs}
+    for round_ in range(QUICK, ROUNDS + 1):
+        more = peers(*pairs["as trained"])  # their loggers keep all that they see
+        for key, run in runs.items():
+            marks = marked(case, run)
+            if round_:  # one round that doesn't count
+                found[key].add(marks)
+        for key, run in more.items():
+            marks = marked(case, run)
+            if round_:
+                found.setdefault(f"{key}, as trained", Seconds()).add(marks)
+        gc.collect()
+    result: dict[str, Any] = {"convert_fx, s": converting}
+    for key, seconds in found.items():
+        state = key.rpartition(", ")[2]
+        forward = statistics.median(found[f"forwards, {state}"].later)
+        result[key] = {"s": forward} if key.startswith("forwards") else seconds.over(forward)
+    result["coverage"] = coverage(*pairs["as trained"])
+    return result
+
+
+# --- memory: a process for each figure ------------------------------------------------------------
+
+MEMORY = {"forwards": None, **VARIANTS}
+
+
+def peak(name: str, what: str) -> float:
+    """MiB that something takes above what both models hold, of a process of its own."""
+    command = [sys.executable, __file__, "--peak", name, what, *(["--quick"] if QUICK else [])]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(output.splitlines()[-1]) / 1024
+
+
+def above(name: str, what: str) -> int:
+    """KiB above what both models hold (Linux)."""
+    case = CASES[name]
+    prepared = _common.prepare(case.make(), next(case.batches(1)))
+    converted = _common.convert(prepared)
+    options = MEMORY[what]
+    if options is None:
+        run = forwards(prepared, converted)
+    elif accepted(options):
+        run = compares(prepared, converted, **options)
+    else:
+        return 0
+    if not QUICK:
+        run(case.batches(1))  # code that is imported, kernels that are made
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high water mark, anew
+    before = _status("VmRSS")
+    run(case.batches())
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0])
+    return int(status.partition(f"{key}:")[2].split()[0])
 
 
-def main() -> None:
-    for network in _common.NETWORKS:
-        for frozen in (False, True):
-            times(network, frozen)
-    print("\npeak memory of the process")
-    for network in _common.NETWORKS:
-        found = {count: peak(network, count) for count in (0, 1, 8, 32)}
-        first = found[1]
-        for count, kib in found.items():
-            print(f"  {network:15} {count:2} batches {kib / 1024:7.1f} MiB {kib / first:.3f}x")
+# --- the result -----------------------------------------------------------------------------------
+
+
+def lines(results: Mapping[str, Any]) -> Iterator[str]:
+    """What is printed, a line per figure."""
+    for name, found in results.items():
+        yield f"\n{name}: convert_fx {found['convert_fx, s']:.2f} s"
+        for key, value in found.items():
+            if isinstance(value, Mapping) and "batch" in value:
+                said = (f"{k} {v:.2f}" for k, v in value.items())
+                yield f"  {key:38} {', '.join(said)}"
+            elif isinstance(value, Mapping):
+                yield f"  {key:38} {value}"
+
+
+def main(arguments: list[str]) -> None:
+    writes = arguments[arguments.index("--write") + 1] if "--write" in arguments else ""
+    names = [a for a in arguments if a in CASES] or list(CASES)
+    results: dict[str, Any] = {}
+    for name in names:
+        results[name] = measure(name)
+        if len(CASES[name].shape) == 4:
+            found = {what: peak(name, what) for what in MEMORY}
+            results[name]["peak, MiB"] = {k: round(v) for k, v in found.items() if v}
+        print("\n".join(lines({name: results[name]})), flush=True)
+    if writes:
+        known = json.loads(COUNTS.read_text(encoding="utf-8")) if COUNTS.exists() else {}
+        known[writes] = {**_common.machine(), "networks": _rounded(results)}
+        COUNTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _rounded(v) for k, v in value.items()}
+    if not isinstance(value, float) or not value:
+        return value
+    return round(value, 2 - math.floor(math.log10(abs(value))))
 
 
 if __name__ == "__main__":
     _common.settle()
-    if len(sys.argv) == 1:
-        main()
+    if sys.argv[1:2] == ["--peak"]:
+        print(above(*sys.argv[2:4]))
     else:
-        pair = models(sys.argv[1], frozen=False)
-        if int(sys.argv[2]):
-            _run(*pair, int(sys.argv[2]))
-        print(high_water())
+        main(sys.argv[1:])

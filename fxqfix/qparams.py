@@ -31,7 +31,6 @@ __all__ = [
     "fused_sum",
     "quantize",
     "quantize_native",
-    "regrid",
     "round_native",
     "unheld",
     "zero_point_first",
@@ -104,7 +103,11 @@ class QParams(Shown):
 
     def __post_init__(self) -> None:
         """Refuse values that no kernel can quantize with."""
-        pairs = list(zip(self.scales, self.zero_points, strict=True))
+        scales, points = self.scales, self.zero_points
+        paired = len(scales) == len(points) and min(scales, default=0) > 0
+        if paired and math.isfinite(sum(scales) + sum(map(abs, points))):  # NaN and inf stay
+            return
+        pairs = list(zip(scales, points, strict=True))
         bad = [i for i, (s, z) in enumerate(pairs) if not (0 < s < math.inf and math.isfinite(z))]
         if bad:
             scale, point = pairs[bad[0]]
@@ -150,6 +153,16 @@ class QParams(Shown):
         """True where the declared range is narrower than the dtype's own."""
         return (self.quant_min, self.quant_max) != self.container
 
+    @property
+    def one_byte(self) -> bool:
+        """True for one grid for the whole tensor, whose codes take 8 bits or less."""
+        return self.axis is None and self.storage.itemsize == 1
+
+    @property
+    def whole(self) -> bool:
+        """True where every zero point is a whole number."""
+        return _whole(self.zero_points)
+
     def same_grid(self, other: QParams) -> bool:
         """True where equal codes stand for equal values (scale, zero point and axis are equal)."""
         return (
@@ -165,7 +178,7 @@ class QParams(Shown):
     def tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Scale (float32) and zero point, shaped to broadcast against `like`, on its device."""
         point_type = torch.int32
-        if any(not float(z).is_integer() for z in self.zero_points):
+        if not self.whole:
             point_type = torch.float32
         scale = torch.tensor(self.scales, dtype=torch.float32, device=like.device)
         point = torch.tensor(self.zero_points, device=like.device).to(point_type)
@@ -184,6 +197,11 @@ class QParams(Shown):
     def range_text(self) -> str:
         """The declared range, as ``[quant_min,quant_max]``."""
         return f"[{self.quant_min},{self.quant_max}]"
+
+
+@functools.lru_cache(maxsize=4096)
+def _whole(points: tuple[float, ...]) -> bool:
+    return all(float(point).is_integer() for point in points)
 
 
 def _span(values: tuple[float, ...]) -> str:
@@ -229,12 +247,11 @@ def quantize(x: Tensor, qparams: QParams) -> Tensor:
         tensor([  1,   3, 127], dtype=torch.int32)
     """
     scale, point = qparams.tensors(x)
-    x = x.detach().to(torch.float32)
     if point.dtype == torch.float32:  # float-qparams: zero point is added, then rounded
-        codes = torch.round(x * (1.0 / scale) + point)
+        codes = (x.detach().to(torch.float32) * (1.0 / scale)).add_(point).round_()
     else:
         codes = unheld(x, qparams)
-    return codes.clamp(qparams.quant_min, qparams.quant_max).to(torch.int32)
+    return codes.clamp_(qparams.quant_min, qparams.quant_max).to(torch.int32)
 
 
 @functools.cache
@@ -362,37 +379,11 @@ def dequantize(codes: Tensor, qparams: QParams) -> Tensor:
     if point.dtype == torch.float32:
         return (codes.to(torch.float32) - point) * scale
     if qparams.axis is None:
+        if qparams.storage.itemsize < 3 and abs(qparams.zero_points[0]) < 2**23:  # exact in floats
+            return codes.to(torch.float32, copy=True).sub_(point).mul_(scale)
         # int64 only where the difference may leave int32.
         integer = torch.int64 if qparams.storage == torch.int32 else torch.int32
         return (codes.to(integer) - point).to(torch.float32) * scale
     wide = torch.tensor(qparams.scales, dtype=torch.float64, device=codes.device)
     steps = codes.to(torch.float32) - point.to(torch.float32)
     return (steps.double() * wide.reshape(scale.shape)).to(torch.float32)
-
-
-def regrid(codes: Tensor, source: QParams, target: QParams) -> Tensor:
-    """Express codes of one grid in another, without clamping to the target's range.
-
-    Where both grids are equal the codes come back as they are, so that a comparison of two models
-    with the same qparams is a comparison of integers.
-
-    Args:
-        codes: Integer codes on `source`.
-        source: The grid of `codes`.
-        target: The grid to express them in.
-
-    Returns:
-        int32 codes: the nearest point of `target`'s grid, possibly outside its range.
-
-    Example:
-        >>> a, b = QParams(0.5, 0, 0, 255, torch.quint8), QParams(0.25, 10, 0, 255, torch.quint8)
-        >>> regrid(torch.tensor([4]), a, b)
-        tensor([18], dtype=torch.int32)
-    """
-    if source.same_grid(target):
-        return codes.to(torch.int32)
-    source_scale, source_point = (t.double() for t in source.tensors(codes))
-    scale, point = (t.double() for t in target.tensors(codes))
-    values = (codes.double() - source_point) * source_scale
-    # Half of int32's range, so that the difference of two codes can't overflow.
-    return (torch.round(values / scale) + point).clamp(-(2**30), 2**30).to(torch.int32)

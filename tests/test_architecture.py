@@ -34,6 +34,7 @@ LEVELS = {
     **dict.fromkeys(("_settings", "_devices"), -0.5),
     **dict.fromkeys(("qparams", "_torch", "_extras"), 0),
     **dict.fromkeys(("_pt2e", "_observers", "_inductor"), 0.2),  # resolve names through _torch
+    "_regrid": 0.1,  # of the grids of qparams
     "inserted": 0.3,  # what the table lists and the passes insert
     "ops": 0.5,  # the readers of L1 look nodes up in the table
     "dialects": 1,
@@ -41,8 +42,10 @@ LEVELS = {
     "engines": 1.7,  # need the readers only, and the pass emulate-engine needs them
     "passes": 2,
     "export": 2.5,  # records and files of what the engines compute with
+    "evidence": 2.8,  # what a cause sees and gives back
     **dict.fromkeys(("measure", "causes", "checks", "deviations"), 3),
     "report": 4,
+    "comparison": 4.5,
     **dict.fromkeys(("api", "flows"), 5),
     "testing": 5.7,  # asks the routes
     "routes": 5.5,  # one of them is to_int8 and compare

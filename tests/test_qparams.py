@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxqfix import QParams
+from fxqfix._regrid import regrid
 from fxqfix._torch import decomposed
 from fxqfix.errors import NonFiniteError
 from fxqfix.qparams import (
@@ -23,7 +24,6 @@ from fxqfix.qparams import (
     dequantize,
     quantize,
     quantize_native,
-    regrid,
     zero_point_first,
 )
 

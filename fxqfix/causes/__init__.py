@@ -44,13 +44,27 @@ from fxqfix.causes import (
     upstream,
     zero_point_cut,
 )
-from fxqfix.causes._base import Attribution, Cause, attribute
-from fxqfix.causes._emulated import Emulated
-from fxqfix.causes._recompute import Recompute
-from fxqfix.causes._steps import Held
-from fxqfix.causes._view import View
+from fxqfix.causes._base import NOT_ATTRIBUTED, Attribution, Cause, attribute
+from fxqfix.evidence.emulated import Emulated
+from fxqfix.evidence.found import Found
+from fxqfix.evidence.recompute import Recompute
+from fxqfix.evidence.steps import Held
+from fxqfix.evidence.view import View
+from fxqfix.evidence.weights import WeightPair
 
-__all__ = ["Attribution", "Cause", "Emulated", "Held", "Recompute", "View", "attribute", "registry"]
+__all__ = [
+    "NOT_ATTRIBUTED",
+    "Attribution",
+    "Cause",
+    "Emulated",
+    "Found",
+    "Held",
+    "Recompute",
+    "View",
+    "WeightPair",
+    "attribute",
+    "registry",
+]
 
 _ORDER = (
     range_lost,

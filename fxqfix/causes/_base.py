@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fxqfix.causes._view import View
 from fxqfix.errors import FxqfixError, in_brief
+from fxqfix.evidence.view import View
 
-__all__ = ["Attribution", "Cause", "attribute"]
+__all__ = ["NOT_ATTRIBUTED", "Attribution", "Cause", "attribute"]
+
+# Where causes stand in a row: codes of batches that no cause was asked about.
+NOT_ATTRIBUTED = "not-attributed"
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Cause:
         repair: Name of the pass (or function) that repairs it, "" where none can.
         advice: What to do, in one sentence.
         local: Whether it explains only codes that differ on the same inputs.
+        inherits: Whether codes are its own that differ from the prepared model's alone, where no
+            other cause can explain such codes.
 
     Example:
         >>> from fxqfix.causes import registry
@@ -41,6 +46,7 @@ class Cause:
     repair: str
     advice: str
     local: bool = True
+    inherits: bool = False
 
     def claims(self, view: View) -> Tensor | None:
         """Mask of the codes that are this cause's, whatever else explains them; mostly None."""
@@ -78,23 +84,33 @@ def attribute(view: View, causes: Sequence[Cause], into: Attribution) -> None:
         causes: The causes to ask, in order; the last one has to take everything.
         into: Where the counts are added.
     """
-    asked = [(cause, cause.claims) for cause in causes] + [(c, c.explains) for c in causes]
-    for cause, question in asked:
-        if not bool(view.left.any()):
-            return
-        mask = _ask(cause, question, view)
-        if view.problem and view.problem not in into.problems:
-            into.problems.append(view.problem)
-        if mask is None:
-            continue
-        mine = mask & view.left
-        if cause.local:
-            mine &= view.differs_locally
-        count = int(torch.count_nonzero(mine))
+    left = int(torch.count_nonzero(view.left))
+    asked = [(c, c.claims, False) for c in causes] + [(c, c.explains, c.inherits) for c in causes]
+    for cause, question, inherits in asked:
+        count = view.inherited if inherits else 0
+        if left:
+            mine = _mine(cause, question, view, into)
+            own = int(torch.count_nonzero(mine)) if mine is not None else 0
+            count += own
         if count:
             into.counts[cause.name] = into.counts.get(cause.name, 0) + count
             into.evidence.setdefault(cause.name, cause.evidence(view))
+        if left and mine is not None and own:
             view.left = view.left & ~mine
+            left -= own
+
+
+def _mine(
+    cause: Cause, question: Callable[[View], Tensor | None], view: View, into: Attribution
+) -> Tensor | None:
+    """Mask of the codes that a cause takes of those that are left."""
+    mask = _ask(cause, question, view)
+    if view.problem and view.problem not in into.problems:
+        into.problems.append(view.problem)
+    if mask is None:
+        return None
+    mine = mask & view.left
+    return mine & view.differs_locally if cause.local else mine
 
 
 def _ask(cause: Cause, question: Callable[[View], Tensor | None], view: View) -> Tensor | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
-from fxqfix.causes._steps import Step
-from fxqfix.causes._view import View
+from fxqfix.evidence.steps import Step
+from fxqfix.evidence.view import View
 from fxqfix.qparams import QParams
 
 __all__ = ["OtherQParams"]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxqfix.causes._base import Cause
-from fxqfix.causes._view import View
+from fxqfix.evidence.view import View
 
 __all__ = ["TrainMode"]
 

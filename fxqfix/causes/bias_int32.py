@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
-from fxqfix.causes._view import View
 from fxqfix.engines import Qnnpack
+from fxqfix.evidence.view import View
 
 __all__ = ["CAUSE", "BiasInt32"]
 

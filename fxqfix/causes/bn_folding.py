@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
-from fxqfix.causes._view import View
+from fxqfix.evidence.view import View
 
 __all__ = ["CAUSE", "BatchNormFolding"]
 
@@ -26,7 +26,7 @@ class BatchNormFolding(Cause):
     def explains(self, view: View) -> Tensor | None:
         """Codes that the prepared op gives too once its BatchNorm is folded."""
         if view.weight is not None:
-            if not view.weight.folded or not view.grid.same_grid(view.target):
+            if not view.weight.mine.folded or not view.grid.same_grid(view.target):
                 return None
             return view.agrees(view.exact, view.grid, view.actual)
         if view.folded is None:
@@ -38,7 +38,8 @@ class BatchNormFolding(Cause):
         if view.folded is None:
             return "the folded weight lies within float32 rounding of a tie"
         moved = int(torch.count_nonzero(view.folded != view.expected))
-        return f"folding moves {moved} of {view.expected.numel()} codes (first batch)"
+        sample = "" if view.places.everywhere else " that were looked at"
+        return f"folding moves {moved} of {view.expected.numel()} codes{sample} (first batch)"
 
 
 CAUSE = BatchNormFolding(

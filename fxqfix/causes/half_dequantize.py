@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
-from fxqfix.causes._view import View
 from fxqfix.dialects._dtypes import HALVES
+from fxqfix.evidence.view import View
 from fxqfix.passes._shadow_modules import Local
-from fxqfix.qparams import quantize
 
 __all__ = ["CAUSE", "HalfDequantize", "in_half"]
 
@@ -33,7 +32,7 @@ class HalfDequantize(Cause):
         if inputs is None:
             return None
         value = view.recompute.folded(replace(view.local, inputs=inputs))
-        return quantize(value, view.grid) == view.actual
+        return view.places.quantize(view.places.take(value), view.grid) == view.actual
 
     def evidence(self, view: View) -> str:
         """How many values of the inputs move."""

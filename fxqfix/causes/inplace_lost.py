@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
-from fxqfix.causes._view import View
 from fxqfix.dialects._writes import Overwrite
+from fxqfix.evidence.view import View
 
 __all__ = ["CAUSE", "InplaceLost"]
 

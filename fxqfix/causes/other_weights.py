@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
-from fxqfix.causes._values import bias_apart, of_its_own
-from fxqfix.causes._view import View
+from fxqfix.evidence.view import View
+from fxqfix.evidence.weights import WeightPair, of_its_own
 
 __all__ = ["CAUSE", "OtherWeights"]
 
@@ -27,7 +26,7 @@ class OtherWeights(Cause):
     def explains(self, view: View) -> Tensor | None:
         """Codes that the prepared op gives too once it has the converted weights and biases."""
         if view.weight is not None:
-            return of_its_own(view.weight, view.theirs)
+            return view.places.take(of_its_own(view.weight.mine, view.weight.theirs))
         if not self._found(view):
             return None
         return view.corrected_by(self.name)
@@ -36,16 +35,15 @@ class OtherWeights(Cause):
         """How many weight codes are other values, and how far a bias is off."""
         if view.weight is None:
             return f"{'; '.join(self._found(view))}: these may be two checkpoints"
-        own = of_its_own(view.weight, view.theirs)
-        return f"{_codes(own)}: these may be two checkpoints"
+        return f"{_codes(view.weight)}: these may be two checkpoints"
 
     def _found(self, view: View) -> list[str]:
         found, step = [], min(view.target.scales)
-        for path, (mine, theirs) in view.weights.items():
-            own = of_its_own(mine, theirs)
-            if bool(own.any()):
-                found.append(f"weight of {path!r}: {_codes(own)}")
-            if apart := bias_apart(mine, theirs, step):
+        for path, pair in view.weights.items():
+            mine, theirs = pair.mine, pair.theirs
+            if pair.own:
+                found.append(f"weight of {path!r}: {_codes(pair)}")
+            if apart := pair.bias_apart(step):
                 lost = mine.bias is not None and (theirs.bias is None or not theirs.bias.any())
                 what = "lost, a difference of" if lost else "off by"
                 found.append(
@@ -54,9 +52,9 @@ class OtherWeights(Cause):
         return found
 
 
-def _codes(own: Tensor) -> str:
-    count = int(torch.count_nonzero(own))
-    return f"{count} of {own.numel()} codes are no rounding of the prepared weight"
+def _codes(pair: WeightPair) -> str:
+    count = pair.theirs.codes.numel()
+    return f"{pair.own} of {count} codes are no rounding of the prepared weight"
 
 
 CAUSE = OtherWeights(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
-from fxqfix.causes._view import View
+from fxqfix.evidence.view import View
 
 __all__ = ["CAUSE", "RangeLost"]
 
@@ -29,32 +28,26 @@ class RangeLost(Cause):
         clamped = view.actual.clamp(low, high)
         found = outside & (clamped == view.expected)
         if wide := _wider_weights(view):
-            weights = {path: b if path in wide else a for path, (a, b) in view.weights.items()}
+            pairs = view.weights.items()
+            weights = {path: p.theirs if path in wide else p.mine for path, p in pairs}
             found |= view.agrees(view.recomputed(weights), view.grid, clamped)
         return found
 
     def evidence(self, view: View) -> str:
         """The range of codes found and the range declared."""
-        low, high = int(view.raw.min()), int(view.raw.max())
+        low, high = (int(x) for x in view.found.raw.aminmax())
         if low < view.grid.quant_min or high > view.grid.quant_max:
             return f"codes {low}..{high} where {view.grid.range_text} is declared"
         path = _wider_weights(view)[0]
-        mine, theirs = view.weights[path]
-        low, high = int(theirs.codes.min()), int(theirs.codes.max())
-        return f"weight of {path!r}: codes {low}..{high}, declared {mine.qparams.range_text}"
+        pair = view.weights[path]
+        low, high = (int(x) for x in pair.theirs.codes.aminmax())
+        declared = pair.mine.qparams.range_text
+        return f"weight of {path!r}: codes {low}..{high}, declared {declared}"
 
 
 def _wider_weights(view: View) -> list[str]:
     """Paths of the weights whose codes differ by nothing but a clamp to the declared range."""
-    found = []
-    for path, (mine, theirs) in view.weights.items():
-        a, b = mine.codes.to(torch.int32), theirs.codes.to(torch.int32)
-        if a.shape != b.shape or not mine.qparams.same_grid(theirs.qparams):
-            continue
-        clamped = b.clamp(mine.qparams.quant_min, mine.qparams.quant_max)
-        if torch.equal(clamped, a) and not torch.equal(a, b):
-            found.append(path)
-    return found
+    return [path for path, pair in view.weights.items() if pair.widened]
 
 
 CAUSE = RangeLost(

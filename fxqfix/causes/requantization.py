@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
-from fxqfix.causes._view import View
+from fxqfix.evidence.view import View
 
 __all__ = ["CAUSE", "Requantization"]
 
@@ -55,8 +55,9 @@ def _same_bias(view: View) -> bool:
     """Whether the converted op has the prepared one's bias: without it, this is another op."""
     pairs = view.recompute.own_weights.values() if view.recompute is not None else ()
     step = min(view.target.scales)
-    for mine, theirs in pairs:
-        held = [b if b is not None else torch.zeros(()) for b in (mine.bias, theirs.bias)]
+    for pair in pairs:
+        biases = pair.mine.bias, pair.theirs.bias
+        held = [b if b is not None else torch.zeros(()) for b in biases]
         if float((held[0].detach() - held[1].detach()).abs().max()) > _ROUNDED * step:
             return False
     return True
@@ -64,7 +65,7 @@ def _same_bias(view: View) -> bool:
 
 def _near(view: View) -> Tensor:
     """Codes found that are at most one away from float64 on the converted integers."""
-    scale, point = (t.double() for t in view.target.tensors(view.converted))
+    scale, point = view.places.grid(view.target)
     wanted = (view.converted / scale + point).clamp(view.target.quant_min, view.target.quant_max)
     return (view.raw.double() - wanted).abs() <= _REACH
 

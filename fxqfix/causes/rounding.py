@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
-from fxqfix.causes._view import View
+from fxqfix.evidence.view import View
 
 __all__ = ["CAUSE", "Rounding"]
 
@@ -40,7 +40,7 @@ class Rounding(Cause):
         """The largest difference between float32 and float64, in codes."""
         if view.otherwise_rounded is not None:
             return "a code of its weight is rounded to the other side of a tie"
-        error = (view.value.double() - view.exact).abs().max() / max(view.grid.scales)
+        error = view.own_error / max(view.grid.scales)
         return f"float32 is up to {float(error):.2g} codes away from float64 here"
 
 

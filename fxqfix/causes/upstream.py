@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
-from fxqfix.causes._view import View
+from fxqfix.evidence.view import View
 
 __all__ = ["CAUSE", "Upstream"]
 
@@ -37,4 +37,5 @@ CAUSE = Upstream(
     repair="",
     advice="look at the sites before this one: report.origin(name)",
     local=False,
+    inherits=True,
 )

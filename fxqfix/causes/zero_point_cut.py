@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
-from fxqfix.causes._values import cut
-from fxqfix.causes._view import View
+from fxqfix.evidence.view import View
+from fxqfix.evidence.weights import cut
 
 __all__ = ["CAUSE", "ZeroPointCut"]
 
@@ -26,20 +25,19 @@ class ZeroPointCut(Cause):
     def explains(self, view: View) -> Tensor | None:
         """Codes that the prepared weight has too once its zero points are cut off."""
         if view.weight is not None:
-            return cut(view.weight, view.theirs)
-        if not any(bool(cut(*pair).any()) for pair in view.weights.values()):
+            return view.places.take(cut(view.weight.mine, view.weight.theirs))
+        if not any(pair.cut for pair in view.weights.values()):
             return None
         return view.corrected_by(self.name)
 
     def evidence(self, view: View) -> str:
         """How many codes have their zero points cut."""
-        pairs = {"": (view.weight, view.theirs)} if view.weight is not None else view.weights
-        found = {path: cut(*pair) for path, pair in pairs.items()}
+        pairs = {"": view.weight} if view.weight is not None else view.weights
         return "; ".join(
-            f"{f'weight of {path!r}: ' if path else ''}{int(torch.count_nonzero(mask))} of "
-            f"{mask.numel()} codes have the fraction of their zero point cut off"
-            for path, mask in found.items()
-            if bool(mask.any())
+            f"{f'weight of {path!r}: ' if path else ''}{pair.cut} of "
+            f"{pair.theirs.codes.numel()} codes have the fraction of their zero point cut off"
+            for path, pair in pairs.items()
+            if pair.cut
         )
 
 

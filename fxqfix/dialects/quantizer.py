@@ -68,8 +68,12 @@ def qparams_of(
 ) -> QParams:
     """Build QParams from tensors or numbers; one entry per channel where `axis` is given."""
     # A scale that a graph holds as a number is a double, and kernels keep it as one.
-    scales = [float(s) for s in _numbers(scale)]
-    points = [_integral(z) for z in _numbers(zero_point)]
+    scales = _numbers(scale)
+    points = _numbers(zero_point)
+    if not isinstance(scale, Tensor) or not scale.is_floating_point():
+        scales = list(map(float, scales))
+    if not isinstance(zero_point, Tensor) or zero_point.is_floating_point():
+        points = list(map(_integral, points))
     if axis is None:
         return QParams(scales[0], points[0], quant_min, quant_max, dtype)
     return QParams(tuple(scales), tuple(points), quant_min, quant_max, dtype, axis)

@@ -82,6 +82,10 @@ class Weighted(Exact, ABC):
         """The largest integer that is added to the sums before they become floats."""
         return 0
 
+    def has(self, effect: str) -> bool:
+        """Whether the kernel has an effect, by the name of its cause, that `without` leaves out."""
+        return effect == "int16-saturation" and self.lost is not None
+
     @abstractmethod
     def scaled(self, sums: Tensor, *others: Tensor) -> Tensor:
         """What is rounded, in steps of the output, of exact sums, which it uses up."""
@@ -229,6 +233,10 @@ class Qnnpack(Weighted):
             return 0
         largest = float(self.steps.abs().max())
         return int(largest) if largest <= _INT32 else _INT32 + 1  # also NaN
+
+    def has(self, effect: str) -> bool:
+        """The bias is rounded too."""
+        return super().has(effect) or (effect == "bias-int32" and self.steps is not None)
 
     def scaled(self, sums: Tensor, *others: Tensor) -> Tensor:
         """The bias is added to the integers, before they become float32."""

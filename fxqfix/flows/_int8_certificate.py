@@ -19,8 +19,8 @@ from fxqfix.engines import ISAS, Interval, calls, intervals, isa_of, placed, sat
 from fxqfix.inserted import FloatIsland, InMemoryOrder
 from fxqfix.pairing import Pair, Pairing, pair
 from fxqfix.passes._detours import ROUTE
+from fxqfix.passes._ends import rounded_outputs
 from fxqfix.passes._met import defects_of
-from fxqfix.passes._weave import rounded_outputs
 from fxqfix.passes.explicit_writes import QUANTIZED
 from fxqfix.report import CheckedRange, CheckedWeight, Int8Certificate, Routed, Saturating
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,14 +11,20 @@ from torch import nn
 from fxqfix import _torch, dialects
 from fxqfix._devices import check_int8, device_of
 from fxqfix._settings import entry
+from fxqfix.comparison import Plan, Session
 from fxqfix.dialects import Reading, int8
 from fxqfix.dialects._dtypes import check_floats
 from fxqfix.dialects._finite import refuse_non_finite
-from fxqfix.errors import DeviceError, DialectError, PairingError, UncalibratedError, counting
-from fxqfix.flows._session import Session
+from fxqfix.errors import (
+    DeviceError,
+    DialectError,
+    OptionError,
+    PairingError,
+    UncalibratedError,
+    counting,
+)
 from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.reproduce import with_source
-from fxqfix.pairing import pair
 from fxqfix.report import Report
 
 __all__ = ["compare", "prepared_reading", "same_device"]
@@ -30,8 +37,9 @@ def compare(
     data: Iterable[Any],
     *,
     engine: str | None = None,
-    attribute: bool = True,
-    noise_floor: bool = True,
+    local: bool = True,
+    attribute: bool | int = True,
+    noise_floor: str | bool = "first",
     culprits: int = 0,
     progress: bool | None = None,
 ) -> Report:
@@ -46,8 +54,10 @@ def compare(
         data: Any iterable of batches (tensor, tuple of arguments, dict of keywords), a DataLoader
             included. Read once, never stored. Of (inputs, labels) the labels are left out.
         engine: The quantized engine to convert and run on; None is torch.backends.quantized.engine.
-        attribute: Whether to compute causes.
-        noise_floor: Whether to run the nudged prepared model too.
+        local: Whether to put a shadow beside every op; without, there are no causes either.
+        attribute: Whether to compute causes, or for how many batches: what differs in later ones
+            is `not-attributed`, and a report with such codes is *not judged*.
+        noise_floor: Of which batches, "first" or "all"; False for none.
         culprits: Sites to correct alone, each in a forward of its own: `Report.culprits`.
         progress: Show a bar (needs tqdm); None shows it on a terminal only.
 
@@ -61,7 +71,7 @@ def compare(
         UnsupportedError: The prepared model is in floats that torch's conversion does not take.
         DataError, NonFiniteError: There is no data, or NaN or inf in it or in qparams.
         DeviceError, ModelRunError: Models and data are on different devices; a model raised.
-        OptionError: `culprits` is negative, or no whole number.
+        OptionError: An option has another value than these.
 
     Example:
         >>> import torch
@@ -75,15 +85,50 @@ def compare(
         >>> [(row.name, *row.causes) for row in report.rows if row.name == "input_1"]
         [('input_1', 'range-lost')]
     """
-    counting(culprits, "compare", "culprits counts sites")
+    _check_culprits(culprits, local)
+    most, floor = _batches(attribute) if local else 0, _floor(noise_floor)
     with _torch.quantized_engine(engine) as name:
         mine = prepared_reading(prepared)
         other = convert_by_torch(prepared) if converted is None else converted
         theirs = dialects.read(other, "compare")
         same_device(mine, theirs, "compare")
-        session = Session(mine, theirs, pair(mine, theirs), attribute, name, culprits)
-        found = session.run(data, noise_floor, progress)
+        plan = Plan.of(mine, theirs, name, causes=bool(most))
+        session = Session(plan, most, culprits, local)
+        found = session.run(data, floor, progress)
         return with_source(session.report(found), prepared, converted, data)
+
+
+def _check_culprits(culprits: int, local: bool) -> None:
+    counting(culprits, "compare", "culprits counts sites")
+    if culprits and not local:
+        raise OptionError(
+            "to correct a site takes its shadow",
+            where="compare",
+            found=f"culprits={culprits}, local=False",
+            remedy="leave out local=False, or culprits",
+        )
+
+
+def _batches(attribute: bool | int) -> float:
+    """For how many batches causes are asked for."""
+    if isinstance(attribute, bool):
+        return math.inf if attribute else 0
+    counting(attribute, "compare", "attribute counts batches")
+    return attribute
+
+
+def _floor(noise_floor: str | bool) -> str:
+    """Of which batches: all, the first, or none ("")."""
+    if isinstance(noise_floor, bool):
+        return "all" if noise_floor else ""
+    if noise_floor not in ("first", "all"):
+        raise OptionError(
+            "no such noise floor",
+            where="compare",
+            found=f"noise_floor={noise_floor!r}",
+            expected="'first', 'all' or False",
+        )
+    return noise_floor
 
 
 def prepared_reading(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -11,11 +12,10 @@ from torch import Tensor, fx, nn
 
 from fxqfix import _rng, _torch, causes, dialects
 from fxqfix._settings import entry
+from fxqfix.comparison import First, Plan, Session
 from fxqfix.errors import DataError
 from fxqfix.flows._mend import Bench
-from fxqfix.flows._session import Session
 from fxqfix.measure import batches_of, run
-from fxqfix.pairing import pair
 from fxqfix.report import Mend, Refusal, Repair, Report, Row
 
 __all__ = ["repair"]
@@ -125,11 +125,13 @@ def _judge(bench: Bench, model: fx.GraphModule, data: Iterable[Any]) -> tuple[Re
     """Compare the model as it came and as it is now, both on each batch."""
     sessions, twins = [], []
     for reading in (bench.theirs, dialects.read(model)):
-        session = Session(bench.given, reading, pair(bench.given, reading), True, bench.engine)
+        session = Session(Plan.of(bench.given, reading, bench.engine), math.inf)
         twins.append(session.weave(noise_floor=True))
         sessions.append(session)
     both: Any = _SideBySide(*twins)
-    result = run(both, data, where="repair", progress=False)
+    result = run(both, data, where="repair", progress=False, after=First(*twins))
+    for session in sessions:
+        session.floored = 1
     before, after = (session.report(result) for session in sessions)
     return before, after
 
@@ -180,6 +182,6 @@ def _left(after: Report) -> Iterator[Refusal]:
     known = {cause.name: cause for cause in causes.registry()}
     for name, codes in after.causes.items():
         rows = [row.name for row in after.rows if row.causes.get(name)]
-        if name != "upstream":
+        if name in known and name != "upstream":
             where = f"{codes} codes" + (f" in {len(rows)} sites" if len(rows) > 1 else "")
             yield Refusal(name, rows[0], f"{where}: {known[name].advice}")

@@ -1,13 +1,8 @@
 """Probes, streaming statistics and the runner."""
 
+from fxqfix.measure.compared import differing, discrepancy, float_discrepancy
 from fxqfix.measure.culprits import Corrector, Culprit
-from fxqfix.measure.discrepancy import (
-    Discrepancy,
-    decibels,
-    differing,
-    discrepancy,
-    float_discrepancy,
-)
+from fxqfix.measure.discrepancy import Discrepancy, decibels
 from fxqfix.measure.histogram import Histogram, histogram
 from fxqfix.measure.outputs import OutputProbe, Returned
 from fxqfix.measure.probe import Probe

@@ -16,11 +16,13 @@ from torch import Tensor, fx
 
 from fxqfix import _rng, _torch
 from fxqfix._notebook import Shown
+from fxqfix._regrid import regrid
 from fxqfix._settings import as_given
-from fxqfix.measure.discrepancy import Discrepancy, decibels, discrepancy
+from fxqfix.measure.discrepancy import Discrepancy, decibels
 from fxqfix.measure.probe import Probe
+from fxqfix.measure.sums import Sums
 from fxqfix.passes.insert_shadows import Probing
-from fxqfix.qparams import QParams, dequantize, regrid
+from fxqfix.qparams import QParams, dequantize
 
 __all__ = ["Corrector", "Culprit"]
 
@@ -86,10 +88,11 @@ class Corrector:
     def __init__(self, converted: fx.GraphModule, count: int) -> None:
         self._model, self._count = converted, count
         self._sites: dict[str, tuple[Probing, Probe]] = {}
-        self._after: dict[str, Discrepancy] | None = None
+        self._after: dict[str, dict[str, Sums]] | None = None
 
     def add(self, probing: Probing, probe: Probe) -> None:
         """Get to know a site while the shadows are woven in."""
+        assert probing.shadow is not None  # to correct a site is to put its value there
         self._sites[probe.name] = probing, probe
 
     def start(self) -> None:
@@ -108,14 +111,14 @@ class Corrector:
             start: The random state that the twin graph started from.
         """
         if self._after is None:
-            self._after = dict.fromkeys(self._chosen(), Discrepancy())
+            names = {probing.node: probe.grid for probing, probe in self._ends.values()}
+            self._after = {c: {n: Sums(g) for n, g in names.items()} for c in self._chosen()}
         state = _rng.rng_state()
         for name in self._after:
             _rng.set_rng_state(start)
-            found = _Corrected(self._model, self._sites[name][0], self._ends)
+            found = _Corrected(self._model, self._sites[name][0], self._ends, self._after[name])
             with as_given(model=True):
                 found.run(*self._inputs(args, kwargs))
-            self._after[name] += found.total
         _rng.set_rng_state(state)
         for _, probe in self._ends.values():
             probe.kept = None
@@ -124,6 +127,7 @@ class Corrector:
         shares = {
             name: probe.local.differing / max(probe.local.elements, 1)
             for name, (_, probe) in self._sites.items()
+            if probe.local is not None
         }
         worst = sorted((n for n in shares if shares[n]), key=lambda n: -shares[n])
         return worst[: self._count]
@@ -138,26 +142,30 @@ class Corrector:
     def results(self) -> tuple[Culprit, ...]:
         """The corrected sites, those first whose correction takes most noise from the end."""
         before = sum((probe.cumulative for _, probe in self._ends.values()), Discrepancy())
-        found = [Culprit(name, before, after) for name, after in (self._after or {}).items()]
+        found = [
+            Culprit(name, before, sum((s.discrepancy for s in after.values()), Discrepancy()))
+            for name, after in (self._after or {}).items()
+        ]
         return tuple(sorted(found, key=lambda c: c.after.noise))
 
 
 class _Corrected(fx.Interpreter):
-    """Runs the converted graph with one site corrected, and compares the last sites.
-
-    Attributes:
-        total: The last sites against the prepared model's own codes.
-    """
+    """Runs the converted graph with one site corrected, and compares the last sites."""
 
     def __init__(
-        self, model: fx.GraphModule, probing: Probing, ends: Mapping[str, tuple[Probing, Probe]]
+        self,
+        model: fx.GraphModule,
+        probing: Probing,
+        ends: Mapping[str, tuple[Probing, Probe]],
+        sums: Mapping[str, Sums],
     ) -> None:
         super().__init__(model)
-        self._probing = probing
+        assert probing.shadow is not None  # see Corrector.add
+        self._probing, self._shadow = probing, probing.shadow
         self._ends = {other.node: (other, probe) for other, probe in ends.values()}
         self._given: dict[str, Any] = {}
         self._floats: Tensor | None = None
-        self.total = Discrepancy()
+        self._sums = sums  # the last sites against the prepared model's own codes
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node; note what the site needs, correct it, and compare the last sites."""
@@ -168,7 +176,7 @@ class _Corrected(fx.Interpreter):
             return floats  # in place of what a decomposed dequantize makes of its own grid
         for index, name in enumerate(self._probing.inputs):
             if n.name == name:
-                source = self._probing.shadow.sources[index]
+                source = self._shadow.sources[index]
                 self._given[name] = source[0](value) if source is not None else value
         if n.name == here:
             value = self._correct(value)
@@ -179,7 +187,7 @@ class _Corrected(fx.Interpreter):
         return value
 
     def _correct(self, value: Tensor) -> Tensor:
-        shadow = self._probing.shadow
+        shadow = self._shadow
         given = [self._given[name] for name in self._probing.inputs]
         codes, grid = shadow(*given).expected, shadow.qparams
         if self._probing.node in self._ends:
@@ -195,4 +203,4 @@ class _Corrected(fx.Interpreter):
     def _compare(self, name: str, codes: Tensor, grid: QParams) -> None:
         probe = self._ends[name][1]
         assert isinstance(probe.kept, torch.Tensor)  # start() told it to keep them
-        self.total += discrepancy(probe.kept, codes, probe.grid, grid)
+        self._sums[name].compare(probe.kept, codes, grid)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fxqfix._notebook import Shown
 from fxqfix.qparams import QParams
 
-__all__ = ["Histogram", "histogram"]
+__all__ = ["Histogram", "histogram", "of_bins"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,27 @@ def histogram(
     first, last = min(i.min for i in limits), max(i.max for i in limits)
 
     def counts(codes: Tensor) -> tuple[int, ...]:
-        bins = torch.bincount(codes.flatten().to(torch.int32) - first, minlength=last - first + 1)
+        places = codes.flatten() if first == 0 else codes.flatten().to(torch.int32) - first
+        bins = torch.bincount(places, minlength=last - first + 1)
         return tuple(bins.tolist())
 
     return Histogram(first, counts(prepared), counts(converted))
+
+
+def of_bins(prepared: Tensor, converted: Tensor, storage: torch.dtype) -> Histogram:
+    """The counts of codes that were counted by their bits.
+
+    Args:
+        prepared: Of the prepared model: int64 of 256, bin 255 is 255 or -1.
+        converted: Of the converted model, likewise.
+        storage: torch.uint8 or torch.int8.
+
+    Example:
+        >>> one = torch.zeros(256, dtype=torch.int64)
+        >>> one[255] = 1
+        >>> of_bins(one, one, torch.int8).prepared[127]
+        1
+    """
+    first = torch.iinfo(storage).min
+    both = (tuple(counts.roll(-first).tolist()) for counts in (prepared, converted))
+    return Histogram(first, *both)

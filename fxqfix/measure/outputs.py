@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxqfix.measure.discrepancy import Discrepancy, differing, float_discrepancy
+from fxqfix.measure.compared import differing, float_discrepancy
+from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.measure.run import tensors_of
 from fxqfix.passes._shadow_modules import Local, check_shape
 
@@ -29,6 +31,7 @@ class Returned:
         cumulative: Against the prepared model's own output.
         noise_floor: The nudged prepared model against the prepared model.
         either: Values that differ locally or cumulatively.
+        not_attributed: Those of the batches for which no cause was asked.
     """
 
     end: int
@@ -36,6 +39,7 @@ class Returned:
     cumulative: Discrepancy = field(default_factory=Discrepancy)
     noise_floor: Discrepancy | None = None
     either: int = 0
+    not_attributed: int = 0
 
 
 class OutputProbe(nn.Module):
@@ -43,15 +47,16 @@ class OutputProbe(nn.Module):
 
     Args:
         attribute: Called for each output of a batch that differs; None to skip causes.
+        most: For how many batches it is called.
 
     Attributes:
         found: One record per tensor that is returned.
         problem: Why outputs could not be compared, "" where all were.
     """
 
-    def __init__(self, attribute: Attribute | None) -> None:
+    def __init__(self, attribute: Attribute | None, most: float = math.inf) -> None:
         super().__init__()
-        self._attribute = attribute
+        self._attribute, self._most, self._batches = attribute, most, 0
         self.found: list[Returned] = []
         self.problem = ""
 
@@ -63,6 +68,7 @@ class OutputProbe(nn.Module):
         nudged: list[Any] | None = None,
     ) -> None:
         """Take what the models return for one batch."""
+        self._batches += 1
         theirs, mine = list(_tensors(converted)), list(_tensors(prepared))
         floors = list(_tensors(nudged or []))
         if len(theirs) != len(mine):
@@ -106,7 +112,11 @@ class OutputProbe(nn.Module):
         if nudged is not None:
             floor = float_discrepancy(prepared, nudged)
             sums.noise_floor = floor if sums.noise_floor is None else sums.noise_floor + floor
-        if count and record is not None and self._attribute is not None:
+        if not count or record is None or self._attribute is None:
+            return
+        if self._batches > self._most:
+            sums.not_attributed += count
+        else:
             self._attribute(name, sums, record, converted, prepared)
 
 

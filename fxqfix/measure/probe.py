@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fxqfix._regrid import regrid, same_codes
 from fxqfix._settings import default_cpu
-from fxqfix.measure.discrepancy import Discrepancy, discrepancy
-from fxqfix.measure.histogram import Histogram, histogram
+from fxqfix.measure.compared import discrepancy
+from fxqfix.measure.discrepancy import Discrepancy
+from fxqfix.measure.histogram import Histogram, histogram, of_bins
+from fxqfix.measure.sums import Sums
+from fxqfix.measure.tally import apart, bins, countable
 from fxqfix.passes._shadow_modules import Local, Snapshot, check_shape
-from fxqfix.qparams import QParams, regrid
+from fxqfix.qparams import QParams
 
 __all__ = ["Probe"]
 
@@ -27,28 +34,30 @@ class Probe(nn.Module):
         converted: The snapshot that the converted codes come from; it knows their grid.
         attribute: Called with (local, converted codes, prepared codes, converted grid) on every
             batch where a code differs; None to skip causes.
+        most: For how many batches it is called.
 
     Attributes:
-        local: Against the shadow, which had the same inputs.
-        cumulative: Against the prepared model's own value.
-        noise_floor: The nudged prepared model against the prepared model.
-        either: Codes that differ from the shadow's or from the prepared model's.
-        histogram: The codes of both models, counted; None where they are wider than 8 bits.
         keep: Whether to keep the prepared codes of a batch until somebody takes them.
         kept: These codes.
     """
 
     def __init__(
-        self, name: str, grid: QParams, converted: Snapshot, attribute: Attribute | None
+        self,
+        name: str,
+        grid: QParams,
+        converted: Snapshot,
+        attribute: Attribute | None,
+        most: float = math.inf,
     ) -> None:
         super().__init__()
         self.name, self.grid = name, grid
         self._converted = (converted,)  # owned by the twin graph, not by this module
-        self._attribute = attribute
-        self.local, self.cumulative = Discrepancy(), Discrepancy()
-        self.noise_floor: Discrepancy | None = None
-        self.either = 0
-        self.histogram: Histogram | None = None
+        self._attribute, self._most, self._batches = attribute, most, 0
+        self._not_attributed: Tensor | int = 0
+        self._local, self._cumulative, self._floor = (Sums(grid) for _ in range(3))
+        self._either: Tensor | int = 0
+        self._histogram: Histogram | None = None
+        self._bins: list[Any] = []  # of the prepared codes, of the converted ones
         self.keep = False
         self.kept: Tensor | None = None
 
@@ -57,29 +66,106 @@ class Probe(nn.Module):
         """The grid that the converted codes really have."""
         return self._converted[0].qparams
 
+    @property
+    def local(self) -> Discrepancy | None:
+        """Against the shadow, which had the same inputs; None where there was none."""
+        return self._local.discrepancy if self._local else None
+
+    @property
+    def cumulative(self) -> Discrepancy:
+        """Against the prepared model's own value."""
+        return self._cumulative.discrepancy
+
+    @property
+    def noise_floor(self) -> Discrepancy | None:
+        """The nudged prepared model against the prepared model."""
+        return self._floor.discrepancy if self._floor else None
+
+    @property
+    def either(self) -> int:
+        """Codes that differ from the shadow's or from the prepared model's."""
+        return int(self._either)
+
+    @property
+    def not_attributed(self) -> int:
+        """Differing codes of the batches for which no cause was asked."""
+        return int(self._not_attributed)
+
+    @property
+    def histogram(self) -> Histogram | None:
+        """The codes of both models, counted; None where they are wider than 8 bits."""
+        if not self._bins:
+            return self._histogram
+        counts = of_bins(self._bins[0], self._bins[1], self.grid.storage)
+        return counts if self._histogram is None else self._histogram + counts
+
     def forward(
-        self, local: Local, converted: Tensor, prepared: Tensor, nudged: Tensor | None = None
+        self,
+        local: Local | None,
+        converted: Tensor,
+        prepared: Tensor,
+        nudged: Tensor | None = None,
     ) -> None:
         """Take one batch of codes."""
-        check_shape(self.name, local.expected, converted)
-        check_shape(self.name, prepared, converted)
+        expected = local.expected if local is not None else None
+        for codes in (expected, prepared):
+            if codes is not None:
+                check_shape(self.name, codes, converted)
         self.kept = prepared if self.keep else None
-        grid, target = self.grid, self.converted_qparams
-        now = discrepancy(local.expected, converted, grid, target)
-        cumulative = discrepancy(prepared, converted, grid, target)
-        self.local, self.cumulative = self.local + now, self.cumulative + cumulative
-        counts = histogram(prepared, converted, grid, target)
-        if self.histogram is not None and counts is not None:
-            counts = self.histogram + counts
-        self.histogram = counts
-        self.either += now.differing or cumulative.differing
-        if now.differing and cumulative.differing:
-            codes = regrid(converted, target, grid)
-            apart = (codes == local.expected) & (codes != prepared)
-            self.either += int(torch.count_nonzero(apart))
-        if nudged is not None:
-            floor = discrepancy(prepared, nudged, grid, grid)
-            self.noise_floor = floor if self.noise_floor is None else self.noise_floor + floor
-        if self._attribute is not None and (now.differing or cumulative.differing):
+        target = self.converted_qparams
+        take = self._count if countable(self.grid, target) else self._sum
+        differs = take(expected, converted, prepared, nudged)
+        self._either = self._either + differs
+        if self._attribute is None or local is None:
+            return
+        self._batches += 1
+        if self._batches > self._most:
+            self._not_attributed = self._not_attributed + differs
+        elif bool(differs):
             with default_cpu():  # not the model's code
                 self._attribute(local, converted, prepared, target)
+
+    def _count(
+        self, expected: Tensor | None, converted: Tensor, prepared: Tensor, nudged: Tensor | None
+    ) -> Tensor:
+        """Count codes of one grid; how many differ, on their device."""
+        # Of one layout: codes of two would be compared one by one.
+        storage = self.grid.storage
+        converted, prepared = (t.to(storage).contiguous() for t in (converted, prepared))
+        theirs, mine = bins(converted), bins(prepared)
+        known = self._bins or [0, 0]
+        self._bins = [known[0] + mine, known[1] + theirs]
+        differs = prepared != converted
+        self._cumulative.count(mine, theirs, apart(prepared, converted, differs))
+        if expected is not None:
+            expected = expected.to(storage).contiguous()
+            here = expected != converted
+            self._local.count(bins(expected), theirs, apart(expected, converted, here))
+            differs |= here
+        if nudged is not None:
+            nudged = nudged.contiguous()
+            moved = apart(prepared, nudged, prepared != nudged)
+            self._floor.count(mine, bins(nudged), moved)
+        return torch.count_nonzero(differs)
+
+    def _sum(
+        self, expected: Tensor | None, converted: Tensor, prepared: Tensor, nudged: Tensor | None
+    ) -> Tensor:
+        """Add up codes of two grids, or of wide ones; how many differ."""
+        grid, target = self.grid, self.converted_qparams
+        if expected is not None:
+            self._local.add(discrepancy(expected, converted, grid, target))
+        self._cumulative.add(discrepancy(prepared, converted, grid, target))
+        counts = histogram(prepared, converted, grid, target)
+        if self._histogram is not None and counts is not None:
+            counts = self._histogram + counts
+        self._histogram = counts
+        if nudged is not None:
+            self._floor.add(discrepancy(prepared, nudged, grid, grid))
+        in_bytes = same_codes(target, grid) and target.storage == grid.storage
+        codes = converted if in_bytes else regrid(converted, target, grid)
+        codes, *others = (
+            t.to(codes.dtype).contiguous() for t in (codes, prepared, expected) if t is not None
+        )
+        masks = [codes != other for other in others]
+        return torch.count_nonzero(functools.reduce(torch.logical_or, masks))

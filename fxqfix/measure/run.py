@@ -15,7 +15,7 @@ from fxqfix import _rng, _torch
 from fxqfix._reasons import innermost
 from fxqfix._settings import as_given, read_as_given
 from fxqfix.errors import DataError, DeviceError, FxqfixError, ModelRunError, NonFiniteError
-from fxqfix.passes._weave import TAG
+from fxqfix.passes._ends import TAG
 
 __all__ = [
     "Run",

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxqfix.dialects import Reading
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects._writes import Overwrite, is_inplace
-from fxqfix.pairing import Pair, Pairing
+from fxqfix.pairing import Pair
 from fxqfix.passes._base import Rewriter
 from fxqfix.passes._draws import Draws, Mark, Replayed, called
+from fxqfix.passes._ends import TAG, returned
 from fxqfix.passes._random import draws_in
 from fxqfix.passes._region import Cutter, Region
 from fxqfix.passes._shadow_modules import (
@@ -36,12 +36,9 @@ __all__ = [
     "ProbeFactory",
     "Probing",
     "Weaver",
-    "returned",
-    "rounded_outputs",
 ]
 
 PREFIX = "fxqfix_"  # of every module that is added to the converted model
-TAG = "fxqfix_stream"  # in node.meta of every node that is added
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Probing:
 
     Attributes:
         pair: The prepared and the converted site.
-        shadow: The shadow whose record the probe will get.
+        shadow: The shadow whose record the probe will get; None where none is woven in.
         converted: The snapshot of the converted codes, which knows their grid.
         loose: Nodes of the prepared model that this site is computed from and that don't quantize:
             fake-quants that are off, observers, modules whose weight is only observed.
@@ -58,7 +55,7 @@ class Probing:
     """
 
     pair: Pair
-    shadow: Shadow
+    shadow: Shadow | None
     converted: Snapshot
     loose: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
@@ -173,6 +170,7 @@ class Weaver:
         loose: Nodes of the prepared model that should quantize and don't.
         uses: Uses in `frozen` of values that an in-place op has overwritten, as they were.
         outputs: Makes the probe of what the models return, or None.
+        local: Whether to put shadows in.
     """
 
     rewriter: Rewriter
@@ -183,6 +181,7 @@ class Weaver:
     loose: frozenset[str] = frozenset()
     uses: tuple[Overwrite, ...] = ()
     outputs: OutputFactory | None = None
+    local: bool = True
     _inputs: dict[fx.Node, fx.Node] = field(default_factory=dict)
     _stand_ins: dict[fx.Node, str] = field(default_factory=dict)
     _codes: dict[fx.Node, _Known] = field(default_factory=dict)
@@ -262,6 +261,12 @@ class Weaver:
         self._codes[p.prepared.node] = _Known(
             (snapshot, codes), (first.snapshots[p], first.codes[p])
         )
+        known = tuple(branch.codes[p] for branch in self.branches)
+        if not self.local:
+            if self.probe is not None:
+                alone = self.probe(Probing(p, None, snapshot))
+                self.module(f"probe_{name}", alone, (None, codes, *known), "shadow")
+            return
         region = self._cutter.region(p.prepared.producer, p.prepared.node)
         if any(n.op != "placeholder" and n not in self._codes for n in region.inputs):
             return  # the converted graph computes an input later: nothing local to compare
@@ -269,7 +274,6 @@ class Weaver:
         local = self.module(f"shadow_{name}", shadow, inputs, "shadow")
         if self.probe is None:
             return
-        known = tuple(branch.codes[p] for branch in self.branches)
         loose = tuple(n.name for n in region.nodes if n.name in self.loose)
         if loose:
             local = self._settled(local, region, self._shadow(region, used, "prepared"))
@@ -286,6 +290,8 @@ class Weaver:
 
     def _tail(self, end: fx.Node) -> fx.Node | None:
         """The record of an output on the converted model's codes; None where one is not known."""
+        if not self.local:
+            return None
         region = self._cutter.region(end)
         if any(n.op != "placeholder" and n not in self._codes for n in region.inputs):
             return None
@@ -349,42 +355,6 @@ class Weaver:
     def _mark(self, *args: Any) -> None:
         path = f"{PREFIX}draws"
         self.tag(self.rewriter.graph.create_node("call_module", path, args), "rng")
-
-
-def returned(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes that a graph returns, in the order of its containers.
-
-    Args:
-        graph: The graph.
-    """
-    found: list[fx.Node] = []
-    fx.map_arg(next(n for n in graph.nodes if n.op == "output").args, found.append)
-    return found
-
-
-def rounded_outputs(prepared: Reading, converted: Reading, pairing: Pairing) -> list[Pair | None]:
-    """Of each value that the models return: the site that only the converted one returns quantized.
-
-    An op without a qconfig whose value a quantized op reads: the prepared model returns it in float
-    and quantizes it for that reader, the converted model returns the codes.
-
-    Args:
-        prepared: The prepared model.
-        converted: The converted model.
-        pairing: Their sites.
-    """
-    sites = {p.converted.node: p for p in pairing.pairs if p.prepared.site.kind == "activation"}
-    own, other = (returned(r.graph_module.graph) for r in (prepared, converted))
-    if len(own) != len(other):
-        return [None] * len(own)
-    found: list[Pair | None] = []
-    for mine, theirs in zip(own, other, strict=True):
-        while theirs not in sites and theirs.op == "call_method" and theirs.target == "dequantize":
-            (theirs,) = theirs.all_input_nodes
-        p = sites.get(theirs)
-        before = p is not None and mine is p.prepared.producer is not p.prepared.node
-        found.append(p if before else None)
-    return found
 
 
 def _placeholders(graph_module: fx.GraphModule) -> list[fx.Node]:

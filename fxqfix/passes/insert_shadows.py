@@ -47,6 +47,7 @@ class InsertShadows(Pass):
         frozen: What freeze-qparams made of `prepared`, where the caller has it: shadows run its
             modules.
         outputs: Makes the module that compares what the models return; see `OutputFactory`.
+        local: Whether to put the shadows in; without, probes get None in place of their records.
 
     Raises:
         PairingError: The models don't belong together.
@@ -64,6 +65,7 @@ class InsertShadows(Pass):
     noise_floor: bool = True
     frozen: fx.GraphModule | None = field(default=None, repr=False)
     outputs: OutputFactory | None = field(default=None, repr=False)
+    local: bool = True
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Weave prepared, nudged and shadow branches into the copy of the converted graph."""
@@ -77,7 +79,7 @@ class InsertShadows(Pass):
         branches = [Branch("prepared", hold(copy.deepcopy(traced)), pairs, nudged=False)]
         if self.noise_floor:
             branches.append(Branch("nudged", hold(copy.deepcopy(traced)), pairs, nudged=True))
-        probes = self.probe, loose, tuple(uses), self.outputs
+        probes = self.probe, loose, tuple(uses), self.outputs, self.local
         Weaver(rewriter, frozen, pairs, branches, *probes).weave()
 
     def _own(self, traced: fx.GraphModule) -> fx.GraphModule:

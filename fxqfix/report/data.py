@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fxqfix.causes import registry
+from fxqfix.causes import NOT_ATTRIBUTED, registry
 from fxqfix.dialects.site import closest
 from fxqfix.errors import CheckError, DataError, UnknownNameError, counting
 from fxqfix.measure.culprits import Culprit
@@ -172,6 +172,8 @@ class Report(Exports, Judged):
             found.append(
                 f"{unasked} codes differ without a cause: not asked for, or not known here"
             )
+        if later := self.causes.get(NOT_ATTRIBUTED, 0):
+            found.append(f"{later} codes of later batches differ, whose causes were not asked for")
         found += [f"{row.name}: {problem}" for row in self.rows for problem in row.problems]
         return tuple(found)
 

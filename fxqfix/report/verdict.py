@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from fxqfix._notebook import Shown
+from fxqfix.causes import NOT_ATTRIBUTED
 
 __all__ = ["ALLOWED", "Judged", "Verdict", "disallowed", "exit_code"]
 
@@ -79,7 +80,8 @@ def disallowed(kind: str, causes: Mapping[str, int]) -> dict[str, int]:
         >>> disallowed("Certificate", {"rounding": 3, "range-lost": 2})
         {'range-lost': 2}
     """
-    return {name: n for name, n in causes.items() if n and name not in ALLOWED[kind]}
+    judged = ALLOWED[kind] | {NOT_ATTRIBUTED}  # left out, which is no fault
+    return {name: n for name, n in causes.items() if n and name not in judged}
 
 
 def exit_code(results: Iterable[Judged]) -> int:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fxqfix.causes import Held
-from fxqfix.causes._steps import explain
+from fxqfix.evidence.steps import explain
 from fxqfix.qparams import QParams
 
 

@@ -68,7 +68,11 @@ def by_numpy(wanted: Any, found: Any, grid: QParams, actual: QParams) -> dict[st
 
 @pytest.mark.parametrize("name", GRIDS)
 @settings(max_examples=30)
-@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 300), share=st.floats(0, 1))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.integers(1, 300) | st.integers(1366, 1500),
+    share=st.floats(0, 1),
+)
 def test_every_sum_is_numpys(name: str, seed: int, size: int, share: float) -> None:
     grid, actual = GRIDS[name]
     random = np.random.default_rng(seed)

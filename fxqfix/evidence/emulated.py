@@ -63,6 +63,26 @@ class Emulated:
         modules = (self.cutter.graph_module.get_submodule(str(n.target)) for n in nodes)
         return tuple(m for m in modules if isinstance(m, Weighted))
 
+    def is_new(self, local: Local) -> bool:
+        """Whether inputs of this size were not computed yet: some sizes have no arithmetic.
+
+        Args:
+            local: The shadow's inputs.
+        """
+        return _sizes(local) not in self._seen
+
+    @cached_property
+    def _seen(self) -> set[Any]:
+        return set()
+
+    def has(self, effect: str) -> bool:
+        """Whether leaving out an effect can change a code.
+
+        Args:
+            effect: The name of its cause.
+        """
+        return any(m.has(effect) for m in self.weighted)
+
     @cached_property
     def _left_out(self) -> str:
         nodes = (n.name for n in self._region.graph.nodes)
@@ -80,6 +100,7 @@ class Emulated:
             local: The shadow's inputs.
             without: An effect of the kernel to leave out, by the name of its cause.
         """
+        self._seen.add(_sizes(local))
         if self._order is None or self._left_out:
             return None
         given = [local.inputs[i] if local.raw[i] is None else local.raw[i] for i in self._order]
@@ -104,3 +125,7 @@ class Emulated:
         finally:
             for module in self.weighted:
                 module.without = ""
+
+
+def _sizes(local: Local) -> tuple[Any, ...]:
+    return tuple(v.shape for v in local.inputs if isinstance(v, Tensor))

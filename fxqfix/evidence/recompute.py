@@ -6,27 +6,30 @@ compiled, so compiling anew for every batch would make memory grow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from fxqfix import _torch
-from fxqfix.causes._shell import Shell, dequantize_wide, widened
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects._constants import bias_node, reader
-from fxqfix.dialects._modes import drops, in_eval
+from fxqfix.dialects._modes import drops
 from fxqfix.dialects._writes import Overwrite
 from fxqfix.dialects.weights import WeightView
-from fxqfix.passes._draws import Draws, Replaying
+from fxqfix.evidence._interpreter import AtPlaces, Interpreter
+from fxqfix.evidence._shell import Shell, dequantize_wide, widened
+from fxqfix.evidence._tail import Tail
+from fxqfix.evidence.places import Places
+from fxqfix.evidence.weights import WeightPair
+from fxqfix.passes._draws import Draws
 from fxqfix.passes._fold_exported import FOLDED_IN_TRAINING
 from fxqfix.passes._region import Cutter, Region, interprets
 from fxqfix.passes._shadow_modules import Local
-from fxqfix.qparams import QParams, round_native
+from fxqfix.qparams import QParams
 
 __all__ = ["Reads", "Recompute"]
 
@@ -59,7 +62,7 @@ class Recompute:
     cutter: Cutter
     end: fx.Node
     site: fx.Node | None
-    weights: Mapping[str, tuple[WeightView, WeightView]]
+    weights: Mapping[str, WeightPair]
     unfolded: fx.GraphModule
     inner: Mapping[str, QParams] = field(default_factory=dict)
     native: bool = True
@@ -88,7 +91,7 @@ class Recompute:
         return tuple(str(n.target) for n in nodes if n.op == "call_module")
 
     @cached_property
-    def own_weights(self) -> dict[str, tuple[WeightView, WeightView]]:
+    def own_weights(self) -> dict[str, WeightPair]:
         """The weights that this site's own region uses."""
         return {path: self.weights[path] for path in self._paths if path in self.weights}
 
@@ -168,19 +171,19 @@ class Recompute:
         return self._interpreter.compute(inputs, {}, {}, wide=False)
 
     @cached_property
-    def _interpreter(self) -> _Region:
+    def _interpreter(self) -> Interpreter:
         return self._interprets(self._region.graph)
 
-    def _interprets(self, graph: fx.Graph) -> _Region:
-        made = interprets(_Region, self.cutter.graph_module, graph)
+    def _interprets(self, graph: fx.Graph) -> Interpreter:
+        made = interprets(Interpreter, self.cutter.graph_module, graph)
         made.draws = self.draws
         return made
 
     @cached_property
-    def _readers(self) -> dict[Reads, _Region]:
+    def _readers(self) -> dict[Reads, Interpreter]:
         return {}
 
-    def _reading(self, reads: Reads) -> _Region:
+    def _reading(self, reads: Reads) -> Interpreter:
         """The region with some uses as they were, or of another node, and nothing overwritten."""
         if reads not in self._readers:
             graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
@@ -221,16 +224,6 @@ class Recompute:
             blocks: Whether weights by block have the converted values.
             reads: Some of `before` or of `behind`: what the readers read there.
         """
-        loose = {n: v for n, (_, v) in self.own_floats.items()} if floats else {}
-        modules: dict[str, Callable[..., Any]] = {
-            path: shell.filled(weights.get(path), loose.get(path))
-            for path, shell in self._shells.items()
-        }
-        for node in self._region.graph.nodes:
-            if node.op == "call_module" and node.name in loose and loose[node.name] is None:
-                modules[str(node.target)] = nn.Identity()
-            if node.op == "call_module" and self._drew(node):
-                modules.pop(str(node.target))
         inputs = [
             widened(value) if pair is None else dequantize_wide(*pair)
             for value, pair in zip(local.inputs, local.codes, strict=True)
@@ -239,101 +232,108 @@ class Recompute:
         biases = {node: weights[path].bias for path, node in self._bias_nodes.items()}
         biases |= self.own_blocks if blocks else {}
         run = self._reading(reads) if reads else self._interpreter
-        try:
+        with self._modules(weights, floats) as modules:
             return run.compute(inputs, modules, grids, wide=True, biases=biases)
+
+    @contextmanager
+    def _modules(
+        self, weights: Mapping[str, WeightView], floats: bool, skipped: Container[str] = ()
+    ) -> Iterator[dict[str, Callable[..., Any]]]:
+        """What to call in float64, by path; the weights are let go of afterwards."""
+        loose = {n: v for n, (_, v) in self.own_floats.items()} if floats else {}
+        shells = {path: shell for path, shell in self._shells.items() if path not in skipped}
+        modules: dict[str, Callable[..., Any]] = {
+            path: shell.filled(weights.get(path), loose.get(path)) for path, shell in shells.items()
+        }
+        for node in self._region.graph.nodes:
+            if node.op == "call_module" and node.name in loose and loose[node.name] is None:
+                modules[str(node.target)] = nn.Identity()
+            if node.op == "call_module" and self._drew(node):
+                modules.pop(str(node.target), None)
+        try:
+            yield modules
         finally:
-            for shell in self._shells.values():
+            for shell in shells.values():
                 shell.empty()
 
+    @cached_property
+    def _tail(self) -> Tail:
+        modules = modules_of(self.cutter.graph_module)
+        left_out = self.draws.names if self.draws is not None else ()
+        return Tail.of(self._region.graph, modules, self.own_weights, left_out)
 
-class _Region(Replaying):
-    """Interprets a region, again and again, with some modules swapped and some values rounded.
+    @cached_property
+    def _places_interpreter(self) -> AtPlaces:
+        made = interprets(AtPlaces, self.cutter.graph_module, self._region.graph)
+        made.draws = self.draws
+        return made
 
-    What drew random numbers draws them again, in float32: in float64 they would be others.
-    """
-
-    _swapped: Mapping[str, Callable[..., Any]]
-    _grids: Mapping[str, tuple[QParams, bool]]
-    _biases: Mapping[str, Tensor | None]
-    _is_wide: bool
-    spared: frozenset[str] = frozenset()  # in-place ops that get copies to write on
-
-    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a node: in eval mode in float64, as copies where it shall not write."""
-        args, kwargs = super().fetch_args_kwargs_from_env(n)
-        if self._drew(n):
-            if self._is_wide:
-                narrowed: Any = _torch.tree_map_tensors(_narrow, (args, kwargs))
-                args, kwargs = narrowed
-        elif self._is_wide and drops(n):
-            args, kwargs = in_eval(args, kwargs)
-        if n.name not in self.spared:
-            return args, kwargs
-        copied: Any = _torch.tree_map_tensors(Tensor.clone, (args, kwargs))
-        return copied[0], copied[1]
-
-    def _drew(self, n: fx.Node) -> bool:
-        return self.draws is not None and self.draws.drew(n.name)
-
-    def compute(
+    def at(
         self,
-        inputs: Sequence[Any],
-        modules: Mapping[str, Callable[..., Any]],
-        grids: Mapping[str, tuple[QParams, bool]],
+        places: Places,
+        local: Local,
+        weights: Mapping[str, WeightView],
+        sums: dict[Any, tuple[Tensor, Tensor]],
         *,
-        wide: bool,
-        biases: Mapping[str, Tensor | None] = MappingProxyType({}),
+        floats: bool = False,
+        **options: Any,
     ) -> Tensor:
-        """Run the region.
+        """`exact` at some places of the site's value, 1-d.
 
         Args:
-            inputs: Values of its inputs, in order.
-            modules: Path -> what to call there instead.
-            grids: Node name -> grid to round its value to, and whether as a kernel does.
-            wide: Whether it runs in float64.
-            biases: Node name -> bias to read there; None for its own.
+            places: Where.
+            local: The shadow's inputs.
+            weights: Module path -> weight, in place of the region's own.
+            sums: Sums of integers that were computed for this batch; more are added.
+            floats: See `exact`.
+            options: The others of `exact`.
         """
-        self._swapped, self._grids, self._is_wide = modules, grids, wide
-        self._biases = biases
-        try:
-            result: Tensor = self.run(*inputs)
-            return result
-        finally:
-            self.env, self.args_iter = {}, iter(())  # the batch's tensors
+        tail = self._tail
+        if any(options.values()) or not (tail.nodes or tail.products):
+            return places.take(self.exact(local, weights, floats=floats, **options))
+        index = {n: i for i, n in enumerate(self._region.graph.find_nodes(op="placeholder"))}
+        values, skipped = dict[fx.Node, Tensor](), set[str]()
+        loose = self.own_floats if floats else {}
+        for node, product in tail.products.items():
+            weight, pair = weights.get(product.path), local.codes[index[product.source]]
+            usable = weight is not None and pair is not None and product.takes(weight, pair[1])
+            if not usable or product.path in loose or weight is None or pair is None:
+                continue
+            key = node, id(weight.codes), weight.qparams.zero_points
+            if key not in sums:
+                sums[key] = product.sums(*pair, weight, places), weight.codes
+            values[node] = product.value(sums[key][0], pair[1], weight, places)
+            skipped.add(product.path)
+        inputs = list[Any]()
+        for node, i in index.items():
+            pair = local.codes[i]
+            if node.users and all(user in values for user in node.users):
+                inputs.append(None)
+            elif node not in tail.given or not isinstance(local.inputs[i], Tensor):
+                inputs.append(widened(local.inputs[i]) if pair is None else dequantize_wide(*pair))
+            elif pair is None:
+                inputs.append(widened(places.take(local.inputs[i])))
+            else:
+                inputs.append(_taken(places, *pair))
+        biases = {n: weights[path].bias for path, n in self._bias_nodes.items()}
+        run = self._places_interpreter
+        run.prepare(tail, places, values)
+        with self._modules(weights, floats, skipped) as modules:
+            for path in skipped:
+                modules[path] = _nothing
+            return run.compute(inputs, modules, {}, wide=True, biases=biases)
 
-    def run_node(self, n: fx.Node) -> Any:
-        """Run a node, or take the bias in its place; round its value where a grid is given."""
-        bias = self._biases.get(n.name)
-        value = super().run_node(n) if bias is None else bias.detach().double()
-        value = widened(value) if self._is_wide and self._drew(n) else value
-        if n.name not in self._grids:
-            return value
-        grid = self._grids[n.name]  # of each part, where the op gives several
-        return _torch.tree_map_tensors(lambda t: _rounded(t, *grid), value)
 
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the module, or the one that takes its place."""
-        module = self._swapped.get(target)
-        return (
-            super().call_module(target, args, kwargs) if module is None else module(*args, **kwargs)
-        )
+def _nothing(*_: Any) -> None:
+    """What stands where a weight's fake-quant isn't asked."""
 
-    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Read an attribute, in float64 in a region that runs in float64."""
-        value = super().get_attr(target, args, kwargs)
-        return widened(value) if self._is_wide else value
+
+def _taken(places: Places, codes: Tensor, grid: QParams) -> Tensor:
+    if grid.axis is not None or codes.shape != places.shape:
+        return places.take(dequantize_wide(codes, grid))
+    scale, point = places.grid(grid)
+    return places.take(codes).double().sub_(point).mul_(scale)
 
 
 def _named(nodes: Mapping[str, fx.Node], node: fx.Node) -> fx.Node:
     return nodes[node.name]
-
-
-def _rounded(x: Tensor, qparams: QParams, native: bool) -> Tensor:
-    scale, point = (t.double() for t in qparams.tensors(x))
-    low, high = qparams.quant_min, qparams.quant_max
-    codes = round_native(x / scale, point) if native else torch.round(x / scale) + point
-    return (codes.clamp(low, high) - point) * scale
-
-
-def _narrow(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype == torch.float64 else tensor

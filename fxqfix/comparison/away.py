@@ -15,8 +15,8 @@ from fxqfix.engines import Call, Isa
 from fxqfix.engines.dispatch import check_packed
 from fxqfix.errors import DeviceError, UnsupportedError
 from fxqfix.passes import EmulateEngine
+from fxqfix.passes._ends import returned
 from fxqfix.passes._in_integers import run_in_integers
-from fxqfix.passes._weave import returned
 from fxqfix.qparams import QParams
 
 __all__ = ["Away"]

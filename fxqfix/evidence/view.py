@@ -1,7 +1,8 @@
 """What a cause gets to see of one site on one batch, and the recomputations it may ask for.
 
-Recomputations run only where codes differ, in float64 and on copies that are dropped at once, so
-that a model without discrepancies pays nothing and memory stays flat.
+It sees the places where codes differ, and a sample of the others: all values here are 1-d, of these
+places. Recomputations run only where codes differ, in float64 and on copies that are dropped at
+once, so that a model without discrepancies pays nothing and memory stays flat.
 """
 
 from __future__ import annotations
@@ -15,44 +16,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxqfix.causes._emulated import Emulated
-from fxqfix.causes._recompute import Reads, Recompute
-from fxqfix.causes._steps import Held, Step, explain
-from fxqfix.causes._values import differs, otherwise_rounded, settled, swapped
 from fxqfix.dialects import Site
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Defect
 from fxqfix.errors import in_brief
+from fxqfix.evidence.emulated import Emulated
+from fxqfix.evidence.found import BEYOND, MOST, Found, roundings
+from fxqfix.evidence.places import Places
+from fxqfix.evidence.recompute import Reads, Recompute
+from fxqfix.evidence.steps import Held, Step, explain
+from fxqfix.evidence.weights import WeightPair
 from fxqfix.pairing import Pair
 from fxqfix.passes._shadow_modules import Local
-from fxqfix.qparams import QParams, quantize, regrid
+from fxqfix.qparams import QParams
 
 __all__ = ["View"]
-
-# Float32 roundings that a quantized kernel may spend on one value (scale product, bias, zero
-# point, the product with the requantization multiplier): each is half a unit of 2**-23.
-_ROUNDINGS = 4
-_HALF_UNIT = 2.0**-24
-# The shadow's own float32 error counts up to this many codes; one that is further from float64 is
-# not rounding but another computation (BatchNorm or dropout in train mode, say).
-_MOST = 2.0**-6
 
 
 @dataclass
 class View:
-    """One site on one batch.
+    """One site on one batch: every tensor holds the values at `places`.
 
     Attributes:
         pair: The prepared and the converted site.
-        grid: The prepared qparams.
-        target: The converted qparams.
-        value: The value before quantization that the prepared op gives, float32.
-        expected: The prepared op's codes, int32 on `grid`.
-        raw: The converted model's codes on its own grid.
-        own: The prepared model's own codes on `grid`, int32.
+        found: All codes.
+        places: Those that are looked at.
+        differs_locally: Mask of the codes that differ with the same inputs.
+        differs: Mask of the codes that differ from the prepared model's own.
         local: The shadow's record; None for weights.
         recompute: Recomputations; None for weights.
-        weight: For a weight site, the prepared weight.
+        weight: For a weight site, the prepared weight and the converted one.
         defect: The known-wrong kernel that the converted op runs on, or None.
         between: Whether that kernel runs between this site and the ones before it.
         emulated: The converted op in its engine's integers; None where it has none.
@@ -63,20 +56,20 @@ class View:
         loose: By node: sites that this one is computed from and that the prepared model leaves in
             float.
         unseen: What this one is computed from and no row shows: nested graphs, dynamic ops.
+        inherited: How many codes beside those looked at differ from the prepared model's own.
+        steps: From grid to grid, those that an earlier batch asked for; more are added.
         left: Mask of the codes that no cause before the present one explained.
         problem: Why the last recomputation that failed did, "" where none did.
     """
 
     pair: Pair
-    grid: QParams
-    target: QParams
-    value: Tensor
-    expected: Tensor
-    raw: Tensor
-    own: Tensor
+    found: Found
+    places: Places
+    differs_locally: Tensor
+    differs: Tensor
     local: Local | None = None
     recompute: Recompute | None = None
-    weight: WeightView | None = None
+    weight: WeightPair | None = None
     defect: Defect | None = None
     between: bool = False
     emulated: Emulated | None = None
@@ -85,8 +78,12 @@ class View:
     picked: str = ""
     loose: Mapping[str, Site] = field(default_factory=dict)
     unseen: tuple[str, ...] = ()
+    inherited: int = 0
+    steps: dict[Any, tuple[Step, ...]] = field(default_factory=dict)
     _corrected: set[str] = field(default_factory=set, init=False)
     _quantized: set[str] = field(default_factory=set, init=False)
+    _sums: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
+    _values: dict[Any, tuple[Tensor | None, Any]] = field(default_factory=dict, init=False)
     left: Tensor = field(init=False)
     problem: str = field(default="", init=False)
 
@@ -94,48 +91,73 @@ class View:
         """All differing codes are left to explain."""
         self.left = self.differs_locally | self.differs
 
+    @classmethod
+    def of(cls, pair: Pair, found: Found, *, inherited: bool = True, **known: Any) -> View:
+        """Look at the codes that differ.
+
+        Args:
+            pair: The two sites.
+            found: Their codes.
+            inherited: Whether to look at those too that differ from the model's own alone.
+            known: The other attributes.
+        """
+        here, there = found.masks()
+        if not inherited:
+            known["inherited"] = int(torch.count_nonzero(there.logical_and_(~here)))
+        places = Places.of((here | there) if inherited else here.clone())
+        local = places.take(here)
+        return cls(pair, found, places, local, places.take(there) if inherited else local, **known)
+
+    @property
+    def grid(self) -> QParams:
+        """The prepared qparams."""
+        return self.found.grid
+
+    @property
+    def target(self) -> QParams:
+        """The converted qparams."""
+        return self.found.target
+
+    @cached_property
+    def value(self) -> Tensor:
+        """The value before quantization that the prepared op gives, float32."""
+        return self.places.take(self.found.value)
+
+    @cached_property
+    def expected(self) -> Tensor:
+        """The prepared op's codes, int32 on `grid`."""
+        return self.places.take(self.found.expected).to(torch.int32)
+
+    @cached_property
+    def raw(self) -> Tensor:
+        """The converted model's codes on its own grid."""
+        return self.places.take(self.found.raw)
+
     @cached_property
     def actual(self) -> Tensor:
         """The converted model's codes on the prepared grid, int32."""
-        return regrid(self.raw, self.target, self.grid)
-
-    @cached_property
-    def differs_locally(self) -> Tensor:
-        """Mask of the codes that differ with the same inputs."""
-        return self.actual != self.expected
-
-    @cached_property
-    def differs(self) -> Tensor:
-        """Mask of the codes that differ from the prepared model's own."""
-        return self.actual != self.own
+        return self.places.regrid(self.raw, self.target, self.grid)
 
     @cached_property
     def exact(self) -> Tensor:
         """The site's value in float64 with the prepared weights."""
-        return self.recomputed({path: a for path, (a, _) in self.weights.items()})
+        return self.recomputed({path: p.mine for path, p in self.weights.items()})
 
     @cached_property
     def converted(self) -> Tensor:
         """The site's value in float64 with the converted weights."""
-        return self.recomputed({path: b for path, (_, b) in self.weights.items()})
+        return self.recomputed({path: p.theirs for path, p in self.weights.items()})
 
     @cached_property
     def otherwise_rounded(self) -> Tensor | None:
         """Like `exact`, with weight codes that round the same values otherwise; None if none do."""
-        pairs = self.weights.items()
-        found = {path: otherwise_rounded(*pair) for path, pair in pairs}
-        if all(torch.equal(found[path].codes.int(), mine.codes.int()) for path, (mine, _) in pairs):
+        if all(p.otherwise_rounded is p.mine for p in self.weights.values()):
             return None
-        return self.recomputed(found)
-
-    @cached_property
-    def theirs(self) -> WeightView:
-        """For a weight site, the converted weight."""
-        return WeightView(self.raw, self.target)
+        return self.recomputed({path: p.otherwise_rounded for path, p in self.weights.items()})
 
     @property
-    def weights(self) -> Mapping[str, tuple[WeightView, WeightView]]:
-        """The site's own weights, by path: the prepared and the converted one."""
+    def weights(self) -> Mapping[str, WeightPair]:
+        """The site's own weights, by path."""
         return self.recompute.own_weights if self.recompute is not None else {}
 
     @cached_property
@@ -143,19 +165,17 @@ class View:
         """Like `converted`, quantized in between where the converted model is; None if nowhere."""
         if self.recompute is None or not self.recompute.own_inner:
             return None
-        return self.recomputed({path: b for path, (_, b) in self.weights.items()}, inner=True)
+        return self.recomputed({path: p.theirs for path, p in self.weights.items()}, inner=True)
 
     @cached_property
     def _integers(self) -> Tensor | None:
         """The codes that the engine's integers give from the converted model's own inputs."""
         if self.emulated is None or self.local is None:
             return None
-        found = self.emulated.codes(self.local)
-        if found is None and self.emulated.refused:
-            self.problem = (
-                f"no cause in the engine's arithmetic looked for: {self.emulated.refused}"
-            )
-        return found
+        found, why = self.emulated.codes(self.local), self.emulated.refused
+        if found is None and why:
+            self.problem = f"no cause in the engine's arithmetic looked for: {why}"
+        return None if found is None else self.places.take(found)
 
     @cached_property
     def miscomputed(self) -> Tensor:
@@ -176,34 +196,53 @@ class View:
         Returns:
             The mask; None where the engine has no exact arithmetic for the op, or no such effect.
         """
-        if self._integers is None or self.emulated is None or self.local is None:
+        if self.emulated is None or self.local is None:
+            return None  # nor has a float op
+        if effect and not self.emulated.has(effect) and not self.emulated.is_new(self.local):
+            return None
+        if self._integers is None:
             return None
         mine = self._integers == self.raw
         if not effect:
             return mine
-        if not self.emulated.weighted:
-            return None
-        without = self.emulated.codes(self.local, without=effect)
+        without = self._without(effect)
         return mine & (without != self.raw) if without is not None else None
+
+    def _without(self, effect: str) -> Tensor | None:
+        """The engine's codes without one of its effects."""
+        assert self.emulated is not None
+        assert self.local is not None
+        if effect not in self._values:
+            found = self.emulated.codes(self.local, without=effect)
+            self._values[effect] = None if found is None else self.places.take(found), None
+        return self._values[effect][0]
 
     @cached_property
     def _unbiased(self) -> Tensor:
         found = self.owed_to("bias-int32")
-        if found is None or self.emulated is None or self.local is None:
+        without = self._without("bias-int32") if found is not None else None
+        if found is None or without is None:
             return self.raw
-        without = self.emulated.codes(self.local, without="bias-int32")
-        return self.raw if without is None else torch.where(found, without, self.raw)
+        return torch.where(found, without, self.raw)
 
     def unbiased(self, grid: QParams) -> Tensor:
         """The converted codes on a grid, as they are where the kernel doesn't round the bias."""
-        return regrid(self._unbiased, self.target, grid)
+        if self._unbiased is self.raw and grid.same_grid(self.grid):
+            return self.actual
+        return self.places.regrid(self._unbiased, self.target, grid)
 
     def recomputed(self, weights: Mapping[str, WeightView], **options: Any) -> Tensor:
         """The site's value in float64 with these weights; the float32 value where that fails."""
         if self.recompute is None or self.local is None:
             return self.value.double()
+        named = {name: option for name, option in options.items() if option}
+        key = tuple((path, id(w)) for path, w in weights.items()), tuple(named.items())
+        if key in self._values and (known := self._values[key][0]) is not None:
+            return known
         try:
-            return self.recompute.exact(self.local, weights, **options)
+            found = self.recompute.at(self.places, self.local, weights, self._sums, **named)
+            self._values[key] = found, weights  # which keeps the weights, whose ids these are
+            return found
         except (RuntimeError, TypeError, AttributeError) as error:
             # A user's module may not run in float64; the cause then works on float32 values.
             if self.unseen:
@@ -216,9 +255,10 @@ class View:
         """The codes in float32 with BatchNorm folded; None where there is none to fold."""
         if self.recompute is None or self.local is None:
             return None
-        if not any(mine.folded for mine, _ in self.recompute.own_weights.values()):
+        if not any(p.mine.folded for p in self.weights.values()):
             return None
-        return quantize(self.recompute.folded(self.local), self.grid)
+        value = self.recompute.folded(self.local)
+        return self.places.quantize(self.places.take(value), self.grid)
 
     @cached_property
     def all_steps(self) -> tuple[tuple[str, QParams, tuple[Step, ...]], ...]:
@@ -226,12 +266,20 @@ class View:
         inputs = [pair[1] for pair in self.local.codes if pair is not None] if self.local else []
         own = self._steps_of("", self.grid, self.target, inputs)
         found = [(self.pair.prepared.site.name, self.grid, own)]
-        for path, (mine, theirs) in self.weights.items():
-            steps = self._steps_of(path, mine.qparams, theirs.qparams, ())
-            found.append((f"{path}.weight", mine.qparams, steps))
+        for path, p in self.weights.items():
+            steps = self._steps_of(path, p.mine.qparams, p.theirs.qparams, ())
+            found.append((f"{path}.weight", p.mine.qparams, steps))
         return tuple(found)
 
     def _steps_of(
+        self, path: str, mine: QParams, theirs: QParams, inputs: Sequence[QParams]
+    ) -> tuple[Step, ...]:
+        key = path or (mine, theirs)  # a weight has its grids for good
+        if key not in self.steps:
+            self.steps[key] = self._explained(path, mine, theirs, inputs)
+        return self.steps[key]
+
+    def _explained(
         self, path: str, mine: QParams, theirs: QParams, inputs: Sequence[QParams]
     ) -> tuple[Step, ...]:
         if mine.same_grid(theirs):
@@ -254,7 +302,7 @@ class View:
         others = self._with_other_values
         if others and "other-weights" not in self._corrected:
             # Both ways round, or what two differences make together would be put on the first.
-            back = {path: others.get(path, mine) for path, (mine, _) in self.weights.items()}
+            back = {path: others.get(path, p.mine) for path, p in self.weights.items()}
             found = found & self.agrees(self.recomputed(back), self.grid, self.expected)
         return found
 
@@ -262,8 +310,7 @@ class View:
     def _with_other_values(self) -> dict[str, WeightView]:
         """The prepared weights with the converted model's values on their own grids."""
         step = min(self.target.scales)
-        pairs = self.weights.items()
-        return {path: swapped(*pair) for path, pair in pairs if differs(*pair, step)}
+        return {path: p.swapped for path, p in self.weights.items() if p.differs(step)}
 
     def blocked(self) -> Tensor | None:
         """Mask of the codes that agree once weights by block are quantized; None without any.
@@ -278,11 +325,11 @@ class View:
     def _stepped(self, *, blocks: bool = False) -> tuple[Tensor, QParams]:
         (_, _, own), *others = self.all_steps
         weights, step = {}, min(self.target.scales)
-        for (path, (mine, theirs)), (_, _, steps) in zip(self.weights.items(), others, strict=True):
+        for (path, p), (_, _, steps) in zip(self.weights.items(), others, strict=True):
             done = self._done(steps)
-            grid = done[-1].reached if done else mine.qparams
-            grid = theirs.qparams if len(done) == len(steps) else grid
-            weights[path] = settled(mine, theirs, grid, step, self._corrected)
+            grid = done[-1].reached if done else p.mine.qparams
+            grid = p.theirs.qparams if len(done) == len(steps) else grid
+            weights[path] = p.settled(grid, step, self._corrected)
         done = self._done(own)
         grid = self.grid if not done else done[-1].reached
         left = "not-lowered" in self._corrected
@@ -301,7 +348,7 @@ class View:
         if self.local is None or self.local.settle is None:
             return None
         self._quantized.update(nodes)
-        codes = self.local.settle(self._quantized)
+        codes = self.places.take(self.local.settle(self._quantized))
         return self.differs & ~self.differs_locally & (codes == self.actual)
 
     def agrees_reading(self, reads: Reads) -> Tensor:
@@ -310,17 +357,17 @@ class View:
         On the prepared qparams, or on all of the converted ones and in their range: the causes
         that tell which of these moved don't know what was overwritten.
         """
-        theirs = {path: b for path, (_, b) in self.weights.items()}
+        theirs = {path: p.theirs for path, p in self.weights.items()}
         found = self.agrees(self.recomputed(theirs, reads=reads), self.target, self.raw)
         if self.weights_differ or not self.grid.same_grid(self.target):
-            mine = {path: a for path, (a, _) in self.weights.items()}
+            mine = {path: p.mine for path, p in self.weights.items()}
             found |= self.agrees(self.recomputed(mine, reads=reads), self.grid, self.actual)
         return found
 
     @cached_property
     def weights_differ(self) -> bool:
         """Whether a weight that this site uses has other qparams than in the prepared model."""
-        return any(not a.qparams.same_grid(b.qparams) for a, b in self.weights.values())
+        return any(not p.same_grid for p in self.weights.values())
 
     def agrees(self, value: Tensor, qparams: QParams, codes: Tensor) -> Tensor:
         """Mask of the codes that are a rounding of `value`, within float32 arithmetic.
@@ -333,18 +380,19 @@ class View:
             qparams: The grid and range to quantize on.
             codes: The codes to judge, on that grid.
         """
-        scale, point = (t.double() for t in qparams.tensors(value))
-        scaled = value / scale
-        own_error = ((self.value.double() - self.exact).abs().max() / scale).clamp(max=_MOST)
-        terms = scaled.abs() + point.abs() + 2.0 * self._bias(scale) + 1.0
-        width = _ROUNDINGS * _HALF_UNIT * terms + own_error
-        # A whole zero point is added to the rounded steps, a fraction is rounded with them.
-        whole = torch.floor(point)
-        low = torch.round(scaled + (point - whole) - width) + whole
-        high = torch.round(scaled + (point - whole) + width) + whole
-        low, high = (t.clamp(qparams.quant_min, qparams.quant_max) for t in (low, high))
+        scale, point = self.places.grid(qparams)
+        reach = 1.0 if self.places.everywhere else BEYOND
+        error = (self.own_error * reach / scale).clamp(max=MOST)
+        bias = self._bias(scale)
+        low, high = roundings(value / scale, point, error, bias)
+        low, high = (t.clamp_(qparams.quant_min, qparams.quant_max) for t in (low, high))
         return (codes >= low) & (codes <= high)
 
+    @cached_property
+    def own_error(self) -> Tensor:
+        """How far the shadow's float32 values are from float64, at most."""
+        return (self.value.double() - self.exact).abs().max()
+
     def _bias(self, scale: Tensor) -> float | Tensor:
-        biases = [a.bias for a, _ in self.weights.values() if a.bias is not None]
+        biases = [p.mine.bias for p in self.weights.values() if p.mine.bias is not None]
         return max((float(b.detach().abs().max()) for b in biases), default=0.0) / scale

@@ -9,14 +9,14 @@ from functools import cached_property
 import torch
 from torch import Tensor, fx
 
-from fxqfix.causes import Attribution, Recompute
+from fxqfix.causes import NOT_ATTRIBUTED, Attribution, Recompute
 from fxqfix.causes.half_dequantize import in_half
 from fxqfix.dialects import Reading
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Call, Defect
 from fxqfix.measure import OutputProbe, Returned, differing
+from fxqfix.passes._ends import returned
 from fxqfix.passes._shadow_modules import Local
-from fxqfix.passes._weave import returned
 from fxqfix.qparams import QParams
 from fxqfix.report import Row
 
@@ -34,7 +34,7 @@ class Outputs:
         tails: Computes each value that the model returns anew, from the last sites on.
         grids: Of each value the grid that the converted model rounds it to, which no site has.
         inputs: Names of the sites that each is computed from.
-        attribute: Whether causes are wanted.
+        most: For how many batches causes are wanted.
         sites: The converted sites that have a partner.
         kernels: Of each value the converted ops behind the last sites that give floats from
             integers of their own (dynamic ones, embeddings): the prepared model has no such step.
@@ -44,7 +44,7 @@ class Outputs:
     tails: tuple[Recompute, ...]
     grids: tuple[QParams | None, ...]
     inputs: tuple[tuple[str, ...], ...]
-    attribute: bool
+    most: float
     sites: frozenset[fx.Node] = frozenset()
     kernels: tuple[tuple[str, ...], ...] = ()
     wrong: tuple[Defect | None, ...] = ()
@@ -53,7 +53,7 @@ class Outputs:
     @cached_property
     def probe(self) -> OutputProbe:
         """The probe, one for all outputs."""
-        return OutputProbe(self._attribute if self.attribute else None)
+        return OutputProbe(self._attribute if self.most else None, self.most)
 
     def rows(self) -> list[Row]:
         """A row per tensor that the models return."""
@@ -61,6 +61,7 @@ class Outputs:
 
     def _row(self, name: str, sums: Returned) -> Row:
         share = self.shares.get(name, Attribution())
+        later = {NOT_ATTRIBUTED: sums.not_attributed} if sums.not_attributed else {}
         return Row(
             name=name,
             kind="output",
@@ -72,7 +73,7 @@ class Outputs:
             local=sums.local,
             cumulative=sums.cumulative,
             noise_floor=sums.noise_floor,
-            causes=dict(share.counts),
+            causes={**share.counts, **later},
             evidence=dict(share.evidence),
             inputs=self.inputs[sums.end],
             problems=tuple(share.problems),
@@ -116,8 +117,8 @@ class Outputs:
     def _local(self, end: int, local: Local, found: Tensor) -> dict[str, tuple[Tensor, str]]:
         """Cause -> what it explains of the values that differ on the same inputs, and why."""
         tail, value = self.tails[end], local.value
-        mine = {path: a for path, (a, _) in tail.own_weights.items()}
-        theirs = {path: b for path, (_, b) in tail.own_weights.items()}
+        mine = {path: p.mine for path, p in tail.own_weights.items()}
+        theirs = {path: p.theirs for path, p in tail.own_weights.items()}
         exact = tail.exact(local, mine)
         width = float((exact - value.double()).abs().max()) if value.numel() else 0.0
         width += _ROUNDINGS * _HALF_UNIT * float(exact.abs().max() if value.numel() else 0.0)

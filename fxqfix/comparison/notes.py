@@ -10,7 +10,7 @@ from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.quantizer import read_quantizer
 from fxqfix.report import Row
 
-__all__ = ["kernel_of", "of_prepared", "of_weights"]
+__all__ = ["kernel_of", "of_parts", "of_prepared", "of_roundings", "of_weights"]
 
 
 def of_weights(rows: Iterable[Row]) -> Iterator[str]:
@@ -57,6 +57,20 @@ def of_prepared(reading: Reading) -> list[str]:
             "cumulative discrepancy is that of quantization itself"
         )
     return notes
+
+
+def of_parts(batches: int, floored: int, attributed: float) -> Iterator[str]:
+    """Lines where the noise floor, or the causes, are not those of all batches.
+
+    Args:
+        batches: How many were read.
+        floored: Of how many the noise floor is.
+        attributed: For how many causes were asked for.
+    """
+    if 0 < floored < batches:
+        yield f"the noise floor is that of the first of {batches} batches (noise_floor='all')"
+    if 0 < attributed < batches:
+        yield f"causes are those of the first {attributed:g} of {batches} batches"
 
 
 def kernel_of(tap: Tap, reading: Reading) -> str:

@@ -1,0 +1,6 @@
+"""Comparisons: the plan of two models, the run over data, and the report."""
+
+from fxqfix.comparison.plan import Plan
+from fxqfix.comparison.session import First, Session
+
+__all__ = ["First", "Plan", "Session"]
