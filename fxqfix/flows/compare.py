@@ -88,14 +88,17 @@ def compare(
     _check_culprits(culprits, local)
     most, floor = _batches(attribute) if local else 0, _floor(noise_floor)
     with _torch.quantized_engine(engine) as name:
-        mine = prepared_reading(prepared)
-        other = convert_by_torch(prepared) if converted is None else converted
-        theirs = dialects.read(other, "compare")
-        same_device(mine, theirs, "compare")
-        plan = Plan.of(mine, theirs, name, causes=bool(most))
-        session = Session(plan, most, culprits, local)
+        session = Session(_plan(prepared, converted, name, bool(most)), most, culprits, local)
         found = session.run(data, floor, progress)
         return with_source(session.report(found), prepared, converted, data)
+
+
+def _plan(prepared: nn.Module, converted: nn.Module | None, engine: str, causes: bool) -> Plan:
+    mine = prepared_reading(prepared)
+    other = convert_by_torch(prepared) if converted is None else converted
+    theirs = dialects.read(other, "compare")
+    same_device(mine, theirs, "compare")
+    return Plan.of(mine, theirs, engine, causes=causes)
 
 
 def _check_culprits(culprits: int, local: bool) -> None:
