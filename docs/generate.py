@@ -39,6 +39,7 @@ PAGES = (
     DOCS / "howto-qat-training-script.md",
     DOCS / "howto-migrate-convert-fx.md",
     DOCS / "howto-debug-layer-by-layer.md",
+    DOCS / "howto-show.md",
     DOCS / "howto-pt2e.md",
     DOCS / "howto-deploy.md",
 )

@@ -15,7 +15,7 @@ from tests.report.browser import MISSING, Browser, browser
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
-WIDTHS = (390, 1600)
+WIDTHS = (390, 768, 1280, 1600)
 
 
 @pytest.fixture(scope="module")
