@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -23,6 +24,7 @@ from fxqfix.errors import (
     UncalibratedError,
     counting,
 )
+from fxqfix.flows._ranks import over_ranks
 from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.reproduce import with_source
 from fxqfix.report import Report
@@ -41,6 +43,7 @@ def compare(
     attribute: bool | int = True,
     noise_floor: str | bool = "first",
     culprits: int = 0,
+    process_group: Any = None,
     progress: bool | None = None,
 ) -> Report:
     """Compare a prepared model with its conversion, site by site, and say why they differ.
@@ -59,6 +62,7 @@ def compare(
             is `not-attributed`, and a report with such codes is *not judged*.
         noise_floor: Of which batches, "first" or "all"; False for none.
         culprits: Sites to correct alone, each in a forward of its own: `Report.culprits`.
+        process_group: Of torch.distributed: each rank compares its shard, all get the sum.
         progress: Show a bar (needs tqdm); None shows it on a terminal only.
 
     Returns:
@@ -77,8 +81,7 @@ def compare(
         >>> import torch
         >>> from torch.ao.quantization import get_default_qat_qconfig_mapping
         >>> from torch.ao.quantization.quantize_fx import prepare_qat_fx
-        >>> x = torch.linspace(-1, 1, 16).reshape(2, 8)
-        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 2)).train()
+        >>> x, net = torch.ones(2, 8), torch.nn.Sequential(torch.nn.Linear(8, 2)).train()
         >>> prepared = prepare_qat_fx(net, get_default_qat_qconfig_mapping("fbgemm"), (x,))
         >>> _ = prepared(x)
         >>> report = compare(prepared.eval(), None, [2 * x], engine="fbgemm")
@@ -87,8 +90,21 @@ def compare(
     """
     _check_culprits(culprits, local)
     most, floor = _batches(attribute) if local else 0, _floor(noise_floor)
+    models, asked = (prepared, converted, engine), (most, culprits, local)
+    work = partial(_compared, models, data, asked, floor, progress)
+    return over_ranks(work, process_group)
+
+
+def _compared(
+    models: tuple[nn.Module, nn.Module | None, str | None],
+    data: Iterable[Any],
+    asked: tuple[float, int, bool],
+    floor: str,
+    progress: bool | None,
+) -> Report:
+    prepared, converted, engine = models
     with _torch.quantized_engine(engine) as name:
-        session = Session(_plan(prepared, converted, name, bool(most)), most, culprits, local)
+        session = Session(_plan(prepared, converted, name, bool(asked[0])), *asked)
         found = session.run(data, floor, progress)
         return with_source(session.report(found), prepared, converted, data)
 

@@ -12,7 +12,7 @@ from fxqfix.measure.culprits import Culprit
 from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.measure.histogram import Histogram
 from fxqfix.report.data import Report
-from fxqfix.report.rows import Row
+from fxqfix.report.rows import Coverage, Row, Uncovered
 
 __all__ = ["merged"]
 
@@ -20,7 +20,7 @@ Sums = TypeVar("Sums", Discrepancy, Histogram)
 
 
 def merged(report: Report, other: object) -> Report:
-    """Add up two reports.
+    """Add up two reports, in any order: counts are the same, float sums but for their last bits.
 
     Args:
         report: One.
@@ -56,15 +56,16 @@ def merged(report: Report, other: object) -> Report:
             "observers drift apart",
         )
     rows = tuple(_rows(a, b) for a, b in zip(report.rows, other.rows, strict=True))
-    notes = tuple(dict.fromkeys((*report.notes, *other.notes)))
+    levels = {level for one in (report, other) for level in one.isa.split(" and ") if level}
     return replace(
         report,
         source=None,
         rows=rows,
         batches=report.batches + other.batches,
-        notes=notes,
+        coverage=_coverage(report.coverage, other.coverage),
+        notes=_both(report.notes, other.notes),
         corrected=_culprits(report, other),
-        isa=" and ".join(dict.fromkeys(filter(None, (report.isa, other.isa)))),
+        isa=" and ".join(sorted(levels)),
         threads=report.threads if report.threads == other.threads else 0,
     )
 
@@ -97,12 +98,38 @@ def _rows(a: Row, b: Row) -> Row:
         local=_add(a.local, b.local),
         cumulative=a.cumulative + b.cumulative,
         noise_floor=_add(a.noise_floor, b.noise_floor),
-        causes=Counter(a.causes) + Counter(b.causes),
-        evidence={**b.evidence, **a.evidence},
+        causes=dict(sorted((Counter(a.causes) + Counter(b.causes)).items())),
+        evidence=_evidence(a, b),
         either=a.differing + b.differing,
         histogram=_add(a.histogram, b.histogram),
-        problems=tuple(dict.fromkeys((*a.problems, *b.problems))),
+        problems=_both(a.problems, b.problems),
     )
+
+
+def _both(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[str, ...]:
+    """Sentences of both, in an order that does not depend on which came first."""
+    return a if a == b else tuple(sorted({*a, *b}))
+
+
+def _evidence(a: Row, b: Row) -> dict[str, str]:
+    """One sentence per cause; of two the first in the alphabet: no order of merging counts."""
+    causes = sorted({*a.evidence, *b.evidence})
+    return {c: min(row.evidence[c] for row in (a, b) if c in row.evidence) for c in causes}
+
+
+def _coverage(a: Coverage, b: Coverage) -> Coverage:
+    """What both reports compared; what one of them left out was left out."""
+    if a == b:
+        return a
+    return Coverage(
+        paired=tuple(pair for pair in sorted(a.paired) if pair in b.paired),
+        unpaired=_gone(a.unpaired, b.unpaired),
+        unsupported=_gone(a.unsupported, b.unsupported),
+    )
+
+
+def _gone(a: tuple[Uncovered, ...], b: tuple[Uncovered, ...]) -> tuple[Uncovered, ...]:
+    return tuple(sorted({*a, *b}, key=lambda site: (site.side, site.name, site.reason)))
 
 
 def _culprits(a: Report, b: Report) -> tuple[Culprit, ...] | None:
@@ -111,4 +138,4 @@ def _culprits(a: Report, b: Report) -> tuple[Culprit, ...] | None:
         return None
     others = {c.name: c for c in b.corrected}
     found = [c + others[c.name] for c in a.corrected if c.name in others]
-    return tuple(sorted(found, key=lambda c: c.after.noise))
+    return tuple(sorted(found, key=lambda c: (c.after.noise, c.name)))
