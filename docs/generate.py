@@ -114,7 +114,10 @@ def passes_page() -> str:
     ]
     for name, found in known.items():
         options = ", ".join(_option(f) for f in dataclasses.fields(found))
-        signature = f"```py\nfxqfix.passes.{found.__name__}({options})\n```"
+        call = f"fxqfix.passes.{found.__name__}({options})"
+        if len(call) > 100:  # as ruff formats it
+            call = f"fxqfix.passes.{found.__name__}(\n    {options}\n)"
+        signature = f"```py\n{call}\n```"
         parts += [f"## {name}", signature, docstring(found)]
     return "\n\n".join(parts)
 

@@ -79,11 +79,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 @entry
 def validate(
-    model: nn.Module,
-    data: Iterable[Any],
-    metric: Any,
-    *,
-    progress: bool | None = None,
+    model: nn.Module, data: Iterable[Any], metric: Any, *, progress: bool | None = None
 ) -> Validation:
     """The metric of a model over a data set: of the deployed integers, where it is emulated.
 
