@@ -24,7 +24,7 @@ from tests.mutants.sites import Mutant, mutants
 
 # Modules, and the tests that have to notice.
 GROUPS = {
-    "fxqfix/pairing.py": ("tests/test_pairing.py",),
+    "fxqfix/pairing.py": ("tests/test_pairing.py", "tests/test_pairing_by_hand.py"),
     "fxqfix/checks": ("tests/checks",),
     "fxqfix/report": ("tests/report", "tests/test_report_kernels.py"),
     "fxqfix/causes": ("tests/causes",),
