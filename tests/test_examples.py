@@ -46,6 +46,19 @@ PROMISES = {
         "a second time: False",
         "equals to_decomposed: True",
     ],
+    "c_engine": [
+        "--- the engine as it is: 0 of 196,768 codes differ",
+        "--- MISTAKE_TRUNCATION: ",
+        "conv2: truncation: the device cuts the fraction off",
+        "--- MISTAKE_PADDING: ",
+        "conv1: padding-with-zero: the device pads with code 0",
+        "--- MISTAKE_ZERO_POINT: ",
+        "head: input-zero-point-missing: the device leaves out",
+    ],
+    "own_route": [
+        "in-c",
+        "1 batch",
+    ],
     "numpy_engine": [
         "accuracy of the int8 model: 9",
         "OIHW 16x8x3x3 int8",

@@ -19,6 +19,7 @@ from fxqfix import (
     GoldenVectors,
     Judgement,
     Parameters,
+    cli,
     extract_parameters,
     golden_vectors,
     judge,
@@ -338,6 +339,51 @@ def test_answers_that_are_none(answers: Any, said: str) -> None:
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds nothing"):
         judge(dumped("PlainCNN")[0], tmp_path)
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def _files(tmp_path: Path, **wrong: Any) -> list[str]:
+    parameters, golden = dumped("PlainCNN")
+    folder = tmp_path / "dump"
+    folder.mkdir()
+    _folder({**golden.values, **wrong}, folder)
+    parameters.save(tmp_path / "parameters.npz")
+    golden.save(tmp_path / "golden.npz")
+    return [str(tmp_path / "parameters.npz"), str(folder)]
+
+
+def test_the_command_judges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = _files(tmp_path)
+    golden = str(tmp_path / "golden.npz")
+    assert cli.main(["judge", *files, "--golden", golden, "--fail-on-difference"]) == 0
+    assert "every code is the reference's" in capsys.readouterr().out
+
+
+def test_the_command_names_a_deviation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    codes = dumped("PlainCNN")[1].values["body_0_0"].int() - 128
+    files = _files(tmp_path, body_0_0=codes)
+    out = tmp_path / "found.json"
+    assert cli.main(["judge", *files, "--output", str(out)]) == 1
+    assert "output-off-by-128" in capsys.readouterr().out
+    assert Judgement.from_json(out.read_text()).verdict == "not ok"
+
+
+def test_the_command_says_what_is_not_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = _files(tmp_path)
+    (tmp_path / "dump" / "dequantize_6.npy").unlink()
+    assert cli.main(["judge", *files]) == 2
+    assert "the device did not give it" in capsys.readouterr().out
+    assert cli.main(["judge", files[0], str(tmp_path / "none.npz")]) == 2
+    assert "can't be read" in capsys.readouterr().err
+
+
+def test_deviations_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["deviations"]) == 0
+    assert "half-up" in capsys.readouterr().out
 
 
 # --- the record ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from fxqfix.cli import _deploy, _judge, _lists
+from fxqfix.cli import _answers, _deploy, _judge, _lists
 from fxqfix.errors import FxqfixError
 
 __all__ = ["main"]
@@ -31,8 +31,13 @@ _COMMANDS = {
         _deploy.certify,
         "run a deployed form beside the decomposed graph; exit with 1 unless it is ok",
     ),
+    "judge": (
+        _answers.judge,
+        "hold what an engine of your own computed against the reference, op by op",
+    ),
     "passes": (_lists.passes, "list the passes"),
     "causes": (_lists.causes, "list the causes, and what repairs each"),
+    "deviations": (_answers.deviations, "list what `judge` tries where codes differ"),
     "engines": (_lists.engines, "list what is emulated to the code, and known-wrong kernels"),
     "ops": (_lists.ops, "list the op families that are read and compared"),
     "routes": (_lists.routes, "list the ways of deploying that `certify` watches"),

@@ -87,9 +87,10 @@ def _ops(args: argparse.Namespace) -> int:
 
 
 def _routes(args: argparse.Namespace) -> int:
-    from fxqfix.routes import registry
+    from fxqfix.routes import plugins, registry
 
-    lines = ((r.name, r.summary, r.extra or "-") for r in registry().values())
+    lines = [(r.name, r.summary, r.extra or "-") for r in registry().values()]
+    lines += [(p.name, f"a plug-in: {p.value}", "-") for p in plugins().values()]
     return _list(args, ("route", "what it is", "extra"), lines)
 
 

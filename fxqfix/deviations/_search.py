@@ -23,7 +23,7 @@ from fxqfix.export.walk import Seen
 
 __all__ = ["Found", "Hypothesis", "explain", "subject_of"]
 
-_ROWS, _FEW = 96, 8
+_ROWS, _FEW = 96, 4
 _MOST_PAIRS, _MOST_BEST = 40, 3
 
 
@@ -139,7 +139,7 @@ def _pairs(subject: Subject, singles: list[Hypothesis], few: Tensor) -> Iterator
             continue
         moving.append(h)
     for a, b in itertools.combinations(moving, 2):
-        if a.deviations == b.deviations:
+        if a.deviations == b.deviations or not subject.worth(a.changes[0], b.changes[0]):
             continue
         recipe = changed(a.recipe, b.changes[0])
         if recipe is not None:

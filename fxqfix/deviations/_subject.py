@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fxqfix.deviations._base import DUE, Recipe
+from fxqfix.deviations._base import DUE, Change, Recipe
 from fxqfix.deviations._layouts import arranged
 from fxqfix.export import Parameters
 from fxqfix.export.walk import Seen
@@ -106,6 +106,10 @@ class Subject(ABC):
     def spread(self, recipe: Recipe, rows: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """The least and the largest whole number that float32 sums in some order give."""
         return None
+
+    def worth(self, a: Change, b: Change) -> bool:
+        """Whether the two together are tried."""
+        return True
 
     def codes(self, recipe: Recipe, rows: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """Lowest and highest code that the recipe gives; one and the same but for `order`.

@@ -1,6 +1,8 @@
 """What an engine of your own needs of a quantized model: its parameters and golden vectors."""
 
 from fxqfix.export.arithmetic import Arithmetic
+from fxqfix.export.c_header import c_header, c_names
+from fxqfix.export.encodings import Encodings, encodings, read_encodings
 from fxqfix.export.parameters import OpParameters, Parameters
 from fxqfix.export.reference import Reference, Value
 from fxqfix.export.step import Program, Step
@@ -9,6 +11,7 @@ from fxqfix.export.vectors import GoldenVectors
 
 __all__ = [
     "Arithmetic",
+    "Encodings",
     "GoldenVectors",
     "OpParameters",
     "Parameters",
@@ -16,5 +19,9 @@ __all__ = [
     "Reference",
     "Step",
     "Value",
+    "c_header",
+    "c_names",
+    "encodings",
+    "read_encodings",
     "steps",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,6 +25,8 @@ from fxqfix.qparams import QParams, dequantize, quantize
 __all__ = ["Reference", "Value", "call_of"]
 
 Value = Tensor | tuple[Tensor, ...]
+# Of records that are in use: building a kernel takes longer than running it.
+_KERNELS: WeakKeyDictionary[OpParameters, dict[Arithmetic, nn.Module | None]] = WeakKeyDictionary()
 
 
 def call_of(op: OpParameters, arithmetic: Arithmetic) -> Call:
@@ -105,10 +108,12 @@ class Reference:
         Raises:
             UnsupportedError: No row follows the kernel.
         """
-        if self.call is None:
-            return None
-        row = row_of(self.call)
-        return None if row.build is None else row.build(self.call)
+        built = _KERNELS.setdefault(self.op, {})
+        if self.arithmetic not in built:
+            call = self.call
+            build = None if call is None else row_of(call).build
+            built[self.arithmetic] = None if build is None or call is None else build(call)
+        return built[self.arithmetic]
 
     def run(self, *inputs: Value, shape: tuple[int, ...] | None = None) -> Value:
         """The result: codes, held in the model's own limits, or floats.

@@ -171,9 +171,7 @@ class _Judging:
             return None
         if op.output is None and not seen.wanted.is_floating_point():
             return None
-        differs = not torch.equal(seen.found.to(seen.wanted.dtype), seen.wanted) or not torch.equal(
-            seen.found.double(), seen.wanted.double()
-        )
+        differs = not _equal(seen.found, seen.wanted)
         local = _apart(seen.wanted, seen.found, op.output, differs)
         found = explain(seen, Context(self.parameters), registry()) if differs else None
         self.ops.append(self._judged(seen, local, found))
@@ -187,7 +185,7 @@ class _Judging:
         golden = None if self.golden is None else self.golden.values.get(op.name)
         reason = ""
         if golden is not None and golden.shape == seen.found.shape:
-            differs = not torch.equal(golden.double(), seen.found.double())
+            differs = not _equal(golden, seen.found)
             cumulative = _apart(golden, seen.found, op.output, differs)
         elif golden is not None:
             reason = f"golden vectors of another shape, {tuple(golden.shape)}"
@@ -252,13 +250,18 @@ class _Judging:
         return [
             n
             for n, (mine, due) in pairs.items()
-            if mine is not None and due is not None and not torch.equal(mine.double(), due.double())
+            if mine is not None and due is not None and not _equal(mine, due)
         ]
 
 
 def _with_nearest(name: str, known: set[str]) -> str:
     near = closest(name, sorted(known))
     return f"{name} (nearest: {near[0]})" if near else name
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two arrays hold the same numbers, whatever their dtypes."""
+    return torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.double(), b.double())
 
 
 def _in_form_only(hypothesis: Hypothesis) -> bool:
@@ -321,11 +324,13 @@ def _usable(value: Tensor, op: OpParameters, notes: list[str]) -> Tensor:
         if not floats and op.op == "dequantize":
             raise ValueError("its result is a float, and the array holds integers")
         return value.float() if floats else value
+    if value.dtype == grid.storage:
+        return value
     if not floats:
         wide = value.to(torch.int64)
         if wide.numel() and int(wide.abs().max()) > 2**31 - 1:
             raise ValueError("it holds integers beyond 32 bits")
-        return value if value.dtype == grid.storage else wide.to(torch.int32)
+        return wide.to(torch.int32)
     low, high = grid.container
     whole = value.round()
     if torch.equal(whole, value) and bool((value >= low).all() & (value <= high).all()):

@@ -9,6 +9,7 @@ from fxqfix.engines._base import check_name
 from fxqfix.errors import OptionError
 from fxqfix.routes import executorch, export, float64, inductor, int8, onnxruntime
 from fxqfix.routes._base import Route
+from fxqfix.routes._own import Deployer, plugin, plugins, route_of
 
 __all__ = ["find", "registry", "with_opset"]
 
@@ -33,21 +34,26 @@ def registry() -> dict[str, Route]:
     return {route.name: route for route in _ROUTES}
 
 
-def find(name: str, where: str = "certify") -> Route:
-    """The route of that name.
+def find(name: str | Deployer | Route, where: str = "certify") -> Route:
+    """The route of that name: one of these, or a plug-in's.
 
     Args:
-        name: As the user wrote it.
+        name: As the user wrote it; an object that follows `Deployer` is a route itself.
         where: The call that asks, for the message.
 
     Raises:
         UnknownNameError: There is none.
+        RouteError: The object is no route, or the plug-in can't be loaded.
 
     Example:
         >>> find("export").name
         'export'
     """
-    return registry()[check_name("route", name, tuple(registry()), where)]
+    if not isinstance(name, str):
+        return route_of(name, where)
+    if name not in registry() and (found := plugin(name, where)) is not None:
+        return found
+    return registry()[check_name("route", name, (*registry(), *plugins()), where)]
 
 
 def with_opset(route: Route, opset: int | None) -> Route:

@@ -41,6 +41,7 @@ from fxqfix.routes import _registry
 from fxqfix.routes._base import Deployed, Route, SiteView
 from fxqfix.routes._explain import explain, float_error
 from fxqfix.routes._identity import Digest, identity
+from fxqfix.routes._own import Deployer
 from fxqfix.routes._seen import Seen
 from fxqfix.routes.export import Axes, Dynamic, fixed_sizes, open_axes
 
@@ -50,7 +51,7 @@ __all__ = ["Watched", "certify", "with_code"]
 @entry
 def certify(
     model: nn.Module,
-    route: str,
+    route: str | Deployer | Route,
     data: Iterable[Any],
     *,
     dynamic_batch: bool = False,
@@ -68,7 +69,8 @@ def certify(
         model: Prepared (it is frozen, decomposed and its ranges are pinned on the way), decomposed
             (it is deployed as it is, pinned or not), or an exported program of one. The routes
             "int8:ENGINE" take a prepared one. It is not changed.
-        route: Name of a route: `fxqfix routes` lists them.
+        route: Name of a route: `fxqfix routes` lists them. Or a route of your own: an object with
+            `name`, `summary` and `deploy(graph_module, batch)`, see `fxqfix.routes.Deployer`.
         data: Any iterable of batches, as in `compare`; read once, never stored.
         dynamic_batch: Whether it takes any size of the first dimension; else it is deployed anew.
         dynamic_shapes: In its place, the axes of any size as torch.export has them, per input.
@@ -98,11 +100,11 @@ def certify(
         (True, 0)
     """
     found = _registry.with_opset(_registry.find(route), opset)
-    refuse_non_finite(model, f"certify, route {route}")
+    refuse_non_finite(model, f"certify, route {found.name}")
     if found.certify is not None:
         return found.certify(model, data, progress)
     with torch.no_grad(), _rng.same_rng():
-        where = f"certify, route {route}"
+        where = f"certify, route {found.name}"
         own = dialects.read(model, "certify")
         reading = _decomposed(own, found.passes)
         watched = Watched(found, reading, open_axes(reading, dynamic_shapes, dynamic_batch), where)
