@@ -42,6 +42,7 @@ PAGES = (
     DOCS / "howto-show.md",
     DOCS / "howto-pt2e.md",
     DOCS / "howto-deploy.md",
+    DOCS / "judge.md",
 )
 
 

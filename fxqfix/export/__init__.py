@@ -4,6 +4,7 @@ from fxqfix.export.arithmetic import Arithmetic
 from fxqfix.export.c_header import c_header, c_names
 from fxqfix.export.encodings import Encodings, encodings, read_encodings
 from fxqfix.export.parameters import OpParameters, Parameters
+from fxqfix.export.qdq import qdq_grids, qdq_model
 from fxqfix.export.reference import Reference, Value
 from fxqfix.export.step import Program, Step
 from fxqfix.export.steps import steps
@@ -22,6 +23,8 @@ __all__ = [
     "c_header",
     "c_names",
     "encodings",
+    "qdq_grids",
+    "qdq_model",
     "read_encodings",
     "steps",
 ]

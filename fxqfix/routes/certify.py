@@ -69,8 +69,7 @@ def certify(
         model: Prepared (it is frozen, decomposed and its ranges are pinned on the way), decomposed
             (it is deployed as it is, pinned or not), or an exported program of one. The routes
             "int8:ENGINE" take a prepared one. It is not changed.
-        route: Name of a route: `fxqfix routes` lists them. Or a route of your own: an object with
-            `name`, `summary` and `deploy(graph_module, batch)`, see `fxqfix.routes.Deployer`.
+        route: Its name (`fxqfix routes` lists them), or your own: see `fxqfix.routes.Deployer`.
         data: Any iterable of batches, as in `compare`; read once, never stored.
         dynamic_batch: Whether it takes any size of the first dimension; else it is deployed anew.
         dynamic_shapes: In its place, the axes of any size as torch.export has them, per input.
