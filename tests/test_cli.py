@@ -118,8 +118,8 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Replace fxqfix.compare by one that gives the sample; collects what it was called with."""
     calls: list[dict[str, Any]] = []
 
-    def compare(prepared: Any, converted: Any, data: Any, *, engine: str | None = None) -> Report:
-        calls.append({"prepared": prepared, "converted": converted, "data": data, "engine": engine})
+    def compare(prepared: Any, converted: Any, data: Any, **options: Any) -> Report:
+        calls.append({"prepared": prepared, "converted": converted, "data": data, **options})
         return samples.sample()
 
     monkeypatch.setattr(fxqfix, "compare", compare, raising=False)
@@ -157,7 +157,7 @@ def test_compare_sorts_limits_and_formats(run, compared) -> None:
     assert run(*arguments, "--format", "tsv")[1] == table + "\n"
 
 
-@pytest.mark.parametrize("suffix", ["csv", "json", "md", "html", "HTML"])
+@pytest.mark.parametrize("suffix", ["csv", "json", "md", "html", "HTML", "dot", "graphml", "svg"])
 def test_compare_writes_the_file(run, compared, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"out.{suffix}"
     code, out, err = run("compare", "my_models:pair", "--output", str(path))
@@ -167,10 +167,22 @@ def test_compare_writes_the_file(run, compared, tmp_path: Path, suffix: str) -> 
     expected = {
         "csv": report.to_csv(),
         "json": report.to_json(),
-        "md": text.render(report, "github") + "\n",
+        "md": report.to_markdown(),
         "html": report.to_html(),
+        "dot": report.to_dot(),
+        "graphml": report.to_graphml(),
     }
-    assert path.read_text(encoding="utf-8") == expected[suffix.lower()]
+    written = path.read_text(encoding="utf-8")
+    if suffix == "svg":  # ids are drawn anew
+        assert written.rstrip().endswith("</svg>")
+        assert "conv1.weight" in written
+    else:
+        assert written == expected[suffix.lower()]
+
+
+def test_compare_takes_an_engine_and_counts_culprits(run, compared) -> None:
+    run("compare", "my_models:pair", "--engine", "qnnpack", "--culprits", "3")
+    assert (compared[0]["engine"], compared[0]["culprits"]) == ("qnnpack", 3)
 
 
 _SITE, *_REST = samples.exact_sample().rows

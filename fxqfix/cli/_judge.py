@@ -9,7 +9,7 @@ from collections.abc import Callable
 from fxqfix.cli import _output
 from fxqfix.cli._target import models
 from fxqfix.errors import CheckError
-from fxqfix.report import Report, frame, html, json_, text
+from fxqfix.report import Report, dot, frame, html, json_, plot, text
 from fxqfix.report.verdict import exit_code
 
 __all__ = ["compare", "inspect", "lint"]
@@ -17,8 +17,11 @@ __all__ = ["compare", "inspect", "lint"]
 _REPORT: _output.Writers = {
     ".csv": frame.to_csv,
     ".json": json_.to_json,
-    ".md": lambda report: text.render(report, "github") + "\n",
+    ".md": lambda report: report.to_markdown(),
     ".html": html.render,
+    ".dot": dot.render,
+    ".graphml": lambda report: report.to_graphml(),
+    ".svg": plot.as_svg,
 }
 _INSPECTION: _output.Writers = {
     ".csv": frame.inspection_to_csv,
@@ -32,6 +35,10 @@ def compare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     """Add the arguments of `compare`."""
     parser.add_argument(
         "target", help="pkg.module:function that returns (prepared, converted or None, data)"
+    )
+    parser.add_argument("--engine", help="the engine to run on; the target's or the current one")
+    parser.add_argument(
+        "--culprits", type=_count, default=0, metavar="N", help="correct the N worst sites alone"
     )
     parser.add_argument("--sort", metavar="COLUMN", help="sort the rows by a column, worst first")
     parser.add_argument("--limit", type=_count, metavar="N", help="show the first N rows")
@@ -82,7 +89,8 @@ def _compare(args: argparse.Namespace) -> int:
     _output.check(args.output, _REPORT)
     text.check(args.format or "simple", args.sort)
     given = models(args.target)
-    report = compare(given.prepared, given.converted, given.batches, engine=given.engine)
+    options = {"engine": args.engine or given.engine, "culprits": args.culprits}
+    report = compare(given.prepared, given.converted, given.batches, **options)
     render = text.table if args.format else text.render
     _output.write(args.output, report, _REPORT)
     print(render(report, fmt=args.format or "simple", sort=args.sort, limit=args.limit))

@@ -5,6 +5,7 @@ matplotlib is imported when something is drawn, and nothing is ever shown: the c
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +19,9 @@ from fxqfix.report.rows import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["KINDS", "causes", "draw", "plot", "sqnr"]
+__all__ = ["KINDS", "as_svg", "causes", "draw", "plot", "sqnr"]
+
+_NAMED = 60  # sites whose names there is room for
 
 
 def plot(report: Report, ax: Any = None) -> Any:
@@ -45,9 +48,8 @@ def plot(report: Report, ax: Any = None) -> Any:
         sqnr(report, ax)
         return ax
     pyplot = require("matplotlib.pyplot", "plot", "Report.plot")
-    width = min(max(6.4, 2.5 + 0.28 * len(report.rows)), 20.0)
     _, (upper, lower) = pyplot.subplots(
-        2, 1, sharex=True, figsize=(width, 7.0), layout="constrained"
+        2, 1, sharex=True, figsize=_size(report), layout="constrained"
     )
     sqnr(report, upper)
     causes(report, lower)
@@ -82,19 +84,15 @@ def sqnr(report: Report, ax: Axes) -> None:
 
     places = range(len(report.rows))
     ax.axhline(top, color="#888888", linewidth=0.8, linestyle=":")
-    # The floor is wider than the dot, so that both are seen where they coincide.
-    ax.plot(
-        places,
-        placed(floors),
-        "_",
-        color="#2ca02c",
-        markersize=12,
-        markeredgewidth=2,
-        label="noise floor",
-    )
+    if any(row.noise_floor for row in report.rows):
+        # The floor is wider than the dot, so that both are seen where they coincide.
+        look: dict[str, Any] = {"color": "#2ca02c", "markersize": 12, "markeredgewidth": 2}
+        ax.plot(places, placed(floors), "_", label="noise floor", **look)
     ax.plot(places, placed(values), "o", color="#d62728", markersize=5, label="converted")
     ax.set_ylim(bottom, top + 0.06 * (top - bottom))
-    ax.text(1.005, top, "exact", transform=ax.get_yaxis_transform(), va="center", fontsize=8)
+    ticks = [tick for tick in ax.get_yticks() if bottom <= tick <= top - 5.0]
+    # A tick of its own: at that height stands no figure.
+    ax.set_yticks([*ticks, top], [*(f"{tick:g}" for tick in ticks), "exact"])
     ax.set_ylabel("SQNR, dB (higher is better)")
     ax.grid(axis="y", alpha=0.3)
     _legend(ax, "lower left", 0.0)
@@ -138,12 +136,48 @@ def _legend(ax: Axes, corner: Literal["lower left", "upper left"], height: float
     ax.legend(loc=corner, bbox_to_anchor=(1.0, height), fontsize=8, frameon=False)
 
 
+def _apart(places: Iterable[int], least: int) -> set[int]:
+    """Those of the places, the first ones first, that stand so far from each other."""
+    kept: set[int] = set()
+    for place in places:
+        if all(abs(place - other) >= least for other in kept):
+            kept.add(place)
+    return kept
+
+
 def _name_sites(rows: tuple[Row, ...], ax: Axes) -> None:
     names = [row.name if len(row.name) <= 28 else f"…{row.name[-27:]}" for row in rows]
+    if len(rows) > _NAMED:  # of more there is only room for those that add most
+        worst = sorted(range(len(rows)), key=lambda i: -rows[i].local_share)
+        kept = _apart(worst, 2 * len(rows) // _NAMED)
+        names = [name if i in kept else "" for i, name in enumerate(names)]
     # Upright names need no room beside each other, and at 60 sites a smaller font still reads.
     size = 8.0 if len(rows) <= 30 else 7.0 if len(rows) <= 60 else 5.0
     ax.set_xticks(range(len(rows)), names, rotation=90, fontsize=size)
     ax.set_xlim(-0.8, max(len(rows), 1) - 0.2)
+
+
+def as_svg(report: Report) -> str:
+    """The plot of SQNR and causes as SVG text.
+
+    Example:
+        >>> as_svg(Report(rows=())).rstrip().endswith("</svg>")
+        True
+    """
+    require("matplotlib.pyplot", "plot", "Report.plot")
+    figure = require("matplotlib.figure", "plot", "Report.plot").Figure
+    made = figure(figsize=_size(report), layout="constrained")
+    upper, lower = made.subplots(2, 1, sharex=True)
+    sqnr(report, upper)
+    causes(report, lower)
+    upper.tick_params(labelbottom=False)
+    out = io.StringIO()
+    made.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+def _size(report: Report) -> tuple[float, float]:
+    return min(max(6.4, 2.5 + 0.28 * len(report.rows)), 20.0), 7.0
 
 
 def draw(report: Report, kind: str = "sites", site: str | None = None, ax: Any = None) -> Any:

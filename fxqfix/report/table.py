@@ -151,7 +151,13 @@ def check(fmt: str = "simple", sort: str | None = None) -> None:
     """
     _one_of("table format", fmt, list(tabulate_formats))
     if sort is not None:
-        _one_of("sort key", sort, [column.key for column in COLUMNS])
+        _one_of("sort key", _key(sort), [column.key for column in COLUMNS])
+
+
+def _key(sort: str) -> str:
+    """The key of a column that is named by its key or by what stands above it."""
+    named = {column.header.lower(): column.key for column in COLUMNS}
+    return named.get(sort.lower(), sort)
 
 
 def _one_of(what: str, name: str, valid: list[str]) -> None:
@@ -187,8 +193,8 @@ def table(
     Args:
         report: What to render.
         fmt: Any format of tabulate.
-        sort: Key of a column: text sorts from A to Z, figures from the worst; None keeps the
-            order of the graph, as do rows that are equal.
+        sort: Key of a column, or its header: text sorts from A to Z, figures from the worst; None
+            keeps the order of the graph, as do rows that are equal.
         limit: Rows to show, after sorting; None shows all.
 
     Returns:
@@ -207,7 +213,7 @@ def table(
         counting(limit, "Report.table", "limit counts rows")
     rows = list(report.rows)
     if sort is not None:
-        rows.sort(key=next(column.rank for column in COLUMNS if column.key == sort))
+        rows.sort(key=next(column.rank for column in COLUMNS if column.key == _key(sort)))
     return tabulate(
         [[column.cell(row) for column in COLUMNS] for row in rows[:limit]],
         headers=[column.header for column in COLUMNS],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -33,6 +34,26 @@ def test_labels_do_not_overlap_at_any_size(count: int, tmp_path: Path) -> None:
     assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(boxes))
     assert all(box.y0 >= 0 for box in boxes)
     assert not any(label.get_visible() for label in upper.get_xticklabels()) or count == 0
+
+
+def test_of_many_sites_the_worst_are_named(tmp_path: Path) -> None:
+    _, lower = samples.many(160).plot()
+    lower.figure.savefig(tmp_path / "plot.png")
+    labels = [label for label in lower.get_xticklabels() if label.get_text()]
+    assert 10 <= len(labels) <= 60
+    assert labels[-1].get_text() == "features_159_0"
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_exact_is_a_tick_of_its_own_and_no_legend_speaks_of_a_floor_that_is_not_there() -> None:
+    report = samples.sample()
+    bare = replace(report, rows=tuple(replace(row, noise_floor=None) for row in report.rows))
+    upper, _ = bare.plot()
+    labels = [label.get_text() for label in upper.get_yticklabels()]
+    assert labels.count("exact") == 1
+    assert labels[-1] == "exact"
+    assert [text.get_text() for text in upper.get_legend().get_texts()] == ["converted"]
 
 
 def test_sqnr_stands_beside_its_floor() -> None:
