@@ -13,6 +13,10 @@ from fxqfix.evidence.view import View
 __all__ = ["CAUSE", "BatchNormFolding"]
 
 
+# What float32 is off by in the folded op and in the unfolded one: each about as much, twice over.
+_REACH = 4.0
+
+
 @dataclass(frozen=True)
 class BatchNormFolding(Cause):
     """QAT computes conv, division, BatchNorm; conversion computes one folded conv.
@@ -29,9 +33,14 @@ class BatchNormFolding(Cause):
             if not view.weight.mine.folded or not view.grid.same_grid(view.target):
                 return None
             return view.agrees(view.exact, view.grid, view.actual)
-        if view.folded is None:
+        if not any(pair.mine.folded for pair in view.weights.values()):
             return None
-        return view.actual == view.folded
+        # Both are roundings of one exact value: most sites have no code that can be either.
+        near = view.agrees(view.exact, view.grid, view.actual, reach=_REACH)
+        if not bool((near & view.left).any()):
+            return None
+        folded = view.folded
+        return None if folded is None else view.actual == folded
 
     def evidence(self, view: View) -> str:
         """How many codes move when the BatchNorm is folded."""

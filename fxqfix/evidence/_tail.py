@@ -65,19 +65,29 @@ class Product:
         whole = weight.qparams.whole and grid.whole
         return whole and grid.axis is None and weight.qparams.axis in (None, 0)
 
-    def sums(self, codes: Tensor, grid: QParams, weight: WeightView, places: Places) -> Tensor:
-        """The sums at some places, float64.
+    @staticmethod
+    def steps(codes: Tensor, grid: QParams) -> tuple[Tensor, float]:
+        """Codes with their zero point taken off, in float32, and how large they are at most.
 
         Args:
             codes: Of the input.
             grid: Of the input.
+        """
+        x = codes.to(torch.float32, copy=True).sub_(grid.zero_points[0])
+        low, high = codes.aminmax() if codes.numel() else (0, 0)  # a byte each
+        point = grid.zero_points[0]
+        return x, max(point - int(low), int(high) - point)
+
+    def sums(self, steps: tuple[Tensor, float], weight: WeightView, places: Places) -> Tensor:
+        """The sums at some places, float64.
+
+        Args:
+            steps: What `steps` gave.
             weight: Its codes.
             places: Where.
         """
-        x = codes.to(torch.float32, copy=True).sub_(grid.zero_points[0])
+        x, reach = steps
         w = _integers(weight)
-        low, high = x.aminmax() if x.numel() else (0.0, 0.0)
-        reach = max(-float(low), float(high))
         with direct_sums():
             grouped = self.dims > 0 and w.shape[1] != x.shape[self.axis]
             sizes = _parts(w, reach, grouped)

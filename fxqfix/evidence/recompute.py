@@ -273,7 +273,7 @@ class Recompute:
         places: Places,
         local: Local,
         weights: Mapping[str, WeightView],
-        sums: dict[Any, tuple[Tensor, Tensor]],
+        sums: dict[Any, Any],
         *,
         floats: bool = False,
         **options: Any,
@@ -301,7 +301,10 @@ class Recompute:
                 continue
             key = node, id(weight.codes), weight.qparams.zero_points
             if key not in sums:
-                sums[key] = product.sums(*pair, weight, places), weight.codes
+                if product.source not in sums:
+                    sums[product.source] = product.steps(*pair)
+                found = product.sums(sums[product.source], weight, places)
+                sums[key] = found, weight.codes  # whose id is in the key
             values[node] = product.value(sums[key][0], pair[1], weight, places)
             skipped.add(product.path)
         inputs = list[Any]()

@@ -82,7 +82,7 @@ class View:
     steps: dict[Any, tuple[Step, ...]] = field(default_factory=dict)
     _corrected: set[str] = field(default_factory=set, init=False)
     _quantized: set[str] = field(default_factory=set, init=False)
-    _sums: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
+    _sums: dict[Any, Any] = field(default_factory=dict, init=False)
     _values: dict[Any, tuple[Tensor | None, Any]] = field(default_factory=dict, init=False)
     left: Tensor = field(init=False)
     problem: str = field(default="", init=False)
@@ -369,7 +369,9 @@ class View:
         """Whether a weight that this site uses has other qparams than in the prepared model."""
         return any(not p.same_grid for p in self.weights.values())
 
-    def agrees(self, value: Tensor, qparams: QParams, codes: Tensor) -> Tensor:
+    def agrees(
+        self, value: Tensor, qparams: QParams, codes: Tensor, *, reach: float = 1.0
+    ) -> Tensor:
         """Mask of the codes that are a rounding of `value`, within float32 arithmetic.
 
         The width is what float32 rounding can do to the value: a few roundings of its largest
@@ -379,18 +381,18 @@ class View:
             value: Exact values, float64.
             qparams: The grid and range to quantize on.
             codes: The codes to judge, on that grid.
+            reach: How many times the shadow's own deviation is allowed.
         """
         scale, point = self.places.grid(qparams)
-        reach = 1.0 if self.places.everywhere else BEYOND
+        reach *= 1.0 if self.places.everywhere else BEYOND
         error = (self.own_error * reach / scale).clamp(max=MOST)
-        bias = self._bias(scale)
-        low, high = roundings(value / scale, point, error, bias)
+        low, high = roundings(value / scale, point, error, self._bias(scale))
         low, high = (t.clamp_(qparams.quant_min, qparams.quant_max) for t in (low, high))
         return (codes >= low) & (codes <= high)
 
     @cached_property
     def own_error(self) -> Tensor:
-        """How far the shadow's float32 values are from float64, at most."""
+        """How far the shadow's float32 values are from float64."""
         return (self.value.double() - self.exact).abs().max()
 
     def _bias(self, scale: Tensor) -> float | Tensor:

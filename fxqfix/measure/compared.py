@@ -13,6 +13,7 @@ from fxqfix.qparams import QParams
 __all__ = ["differing", "discrepancy", "float_discrepancy"]
 
 _CODES, _MANY = 256, 4096
+_FEW = 8  # below one in so many that differ, only these are counted as pairs
 
 
 def discrepancy(
@@ -63,9 +64,8 @@ def discrepancy(
 
 def _jointly(reference: Tensor, actual: Tensor, grid: QParams, actual_grid: QParams) -> Discrepancy:
     """Of 8-bit codes on two grids: how often each pair of codes occurs tells everything."""
-    pairs = reference.to(grid.storage).view(torch.uint8).flatten().to(torch.int32).mul_(_CODES)
-    pairs.add_(actual.to(actual_grid.storage).view(torch.uint8).flatten())
-    counts = torch.bincount(pairs, minlength=_CODES**2).cpu()
+    given = reference.to(grid.storage), actual.to(actual_grid.storage)
+    counts = _pairs(*(t.view(torch.uint8).flatten() for t in given)).cpu()
     at = counts.nonzero().squeeze(1)
     times = counts[at]
     a, b = at.div(_CODES, rounding_mode="floor"), at % _CODES
@@ -95,6 +95,21 @@ def _jointly(reference: Tensor, actual: Tensor, grid: QParams, actual_grid: QPar
         energy=total(values.square()),
         product=total(wanted * values),
     )
+
+
+def _pairs(reference: Tensor, actual: Tensor) -> Tensor:
+    """How often each pair of bytes occurs, int64 of 256 * 256."""
+    differs = reference != actual
+    few = int(torch.count_nonzero(differs)) * _FEW < differs.numel()
+    if few:
+        at = differs.nonzero().squeeze(1)
+        alike, reference, actual = bins(actual), reference[at], actual[at]
+    pairs = reference.to(torch.int32).mul_(_CODES).add_(actual)
+    counts = torch.bincount(pairs, minlength=_CODES**2)
+    if few:
+        square = counts.view(_CODES, _CODES)
+        square.diagonal().add_(alike - square.sum(0))
+    return counts
 
 
 def differing(reference: Tensor, actual: Tensor) -> Tensor:
