@@ -225,6 +225,11 @@ class Plan:
         return floats(self.pairing)
 
     @cached_property
+    def kernels(self) -> dict[str, fx.Node]:
+        """What computes each converted activation site, by the prepared site's name."""
+        return {p.prepared.site.name: p.converted.kernel for p in self.pairs}
+
+    @cached_property
     def converted_sites(self) -> frozenset[fx.Node]:
         """The paired activation sites of the converted model."""
         return frozenset(p.converted.node for p in self.pairs)

@@ -143,7 +143,9 @@ class Session:
         held = holdings(self.plan.prepared, p.prepared)
         inherited = bool(loose or recompute.behind)
 
-        before = wrong_before(p.converted.kernel, self.plan.converted_sites, self.plan.calls)
+        # Of the converted model's own graph: the pair is of the copy that the twin is woven into.
+        kernel = self.plan.kernels[p.prepared.site.name]
+        before = wrong_before(kernel, self.plan.converted_sites, self.plan.calls)
 
         def judge(local: Any, converted: Tensor, prepared: Tensor, target: QParams) -> None:
             found = Found(used, target, local.value, local.expected, converted, prepared)

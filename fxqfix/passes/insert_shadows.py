@@ -76,9 +76,11 @@ class InsertShadows(Pass):
         pairs = [p for p in pairing.pairs if p.converted.site.kind == "activation"]
         uses = functional_uses(frozen)
         loose = frozenset(t.node.name for t in dialects.read(traced).taps if not t.site.quantizes)
-        branches = [Branch("prepared", hold(copy.deepcopy(traced)), pairs, nudged=False)]
+        held = hold(copy.deepcopy(traced))
+        branches = [Branch("prepared", held, pairs, nudged=False)]
         if self.noise_floor:
-            branches.append(Branch("nudged", hold(copy.deepcopy(traced)), pairs, nudged=True))
+            again = held if _keeps_nothing(held) else hold(copy.deepcopy(traced))
+            branches.append(Branch("nudged", again, pairs, nudged=True))
         probes = self.probe, loose, tuple(uses), self.outputs, self.local
         Weaver(rewriter, frozen, pairs, branches, *probes).weave()
 
@@ -96,6 +98,15 @@ class InsertShadows(Pass):
         wanted, found = _own_nodes(before), _own_nodes(after)
         if wanted != found:
             raise PassError("the converted model's own nodes were changed", where=self.name)
+
+
+def _keeps_nothing(model: fx.GraphModule) -> bool:
+    """Whether no run of it leaves a trace in it: torch's own modules, in eval mode."""
+    modules = [module for module in model.modules() if module is not model]
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    own = (type(m).__module__.startswith(("torch.", "fxqfix.")) for m in modules)
+    still = (not (m.training or any(vars(m)[name] for name in hooks)) for m in modules)
+    return all(own) and all(still)
 
 
 def _own_nodes(model: Any) -> list[tuple[Any, ...]]:
