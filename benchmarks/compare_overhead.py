@@ -305,17 +305,22 @@ def lines(results: Mapping[str, Any]) -> Iterator[str]:
 def main(arguments: list[str]) -> None:
     writes = arguments[arguments.index("--write") + 1] if "--write" in arguments else ""
     names = [a for a in arguments if a in CASES] or list(CASES)
-    results: dict[str, Any] = {}
     for name in names:
-        results[name] = measure(name)
+        found = measure(name)
         if len(CASES[name].shape) == 4:
-            found = {what: peak(name, what) for what in MEMORY}
-            results[name]["peak, MiB"] = {k: round(v) for k, v in found.items() if v}
-        print("\n".join(lines({name: results[name]})), flush=True)
-    if writes:
-        known = json.loads(COUNTS.read_text(encoding="utf-8")) if COUNTS.exists() else {}
-        known[writes] = {**_common.machine(), "networks": _rounded(results)}
-        COUNTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+            peaks = {what: peak(name, what) for what in MEMORY}
+            found["peak, MiB"] = {k: round(v) for k, v in peaks.items() if v}
+        print("\n".join(lines({name: found})), flush=True)
+        if writes:
+            write(writes, name, found)
+
+
+def write(column: str, name: str, found: Mapping[str, Any]) -> None:
+    """Put the figures of a network into the JSON."""
+    known = json.loads(COUNTS.read_text(encoding="utf-8")) if COUNTS.exists() else {}
+    own = known.setdefault(column, {})
+    own.setdefault("networks", {})[name] = {**_common.machine(), **_rounded(found)}
+    COUNTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
 def _rounded(value: Any) -> Any:
