@@ -2,8 +2,10 @@
 
 python benchmarks/compare_overhead.py                  all networks; prints tables
 python benchmarks/compare_overhead.py resnet18 ...     these only
-python benchmarks/compare_overhead.py --write NAME     also put the figures into
-                                                       compare_overhead.json under this name
+python benchmarks/compare_overhead.py --write COLUMN   also put the figures into
+                                                       compare_overhead.json, and the tables into
+                                                       docs/benchmarks.md, of "now" beside
+                                                       "today" (an older version, so named)
 python benchmarks/compare_overhead.py --quick          one round and two batches
 
 Everything of a network is timed in one run, in turns (A B C A B C ...), on one thread, in CPU time
@@ -32,13 +34,13 @@ from pathlib import Path
 from typing import Any
 
 import _common
+import overhead_page
 import torch
 from torch import Tensor, nn
 from torch.ao.ns import _numeric_suite_fx as suite
 
 from fxqfix import _torch, compare, freeze
 
-COUNTS = Path(__file__).with_suffix(".json")
 QUICK = "--quick" in sys.argv
 BATCHES, ROUNDS = (2, 1) if QUICK else (3, 3)
 
@@ -317,10 +319,16 @@ def main(arguments: list[str]) -> None:
 
 def write(column: str, name: str, found: Mapping[str, Any]) -> None:
     """Put the figures of a network into the JSON."""
-    known = json.loads(COUNTS.read_text(encoding="utf-8")) if COUNTS.exists() else {}
+    known = (
+        json.loads(overhead_page.COUNTS.read_text(encoding="utf-8"))
+        if overhead_page.COUNTS.exists()
+        else {}
+    )
     own = known.setdefault(column, {})
     own.setdefault("networks", {})[name] = {**_common.machine(), **_rounded(found)}
-    COUNTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    overhead_page.COUNTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    if "now" in known:
+        overhead_page.put()
 
 
 def _rounded(value: Any) -> Any:

@@ -94,6 +94,12 @@ def test_reference_page_is_up_to_date(name: str) -> None:
     assert written == generate.reference(name), COMMAND
 
 
+def test_the_cost_of_compare_is_that_of_its_figures() -> None:
+    overhead = load("overhead_page", ROOT / "benchmarks")
+    columns = json.loads(overhead.COUNTS.read_text(encoding="utf-8"))
+    assert overhead.page(columns) in overhead.PAGE.read_text(encoding="utf-8")
+
+
 def test_the_table_of_exactness_is_that_of_its_counts() -> None:
     exactness = load("exactness", ROOT / "benchmarks")
     levels = json.loads(exactness.COUNTS.read_text(encoding="utf-8"))
