@@ -132,18 +132,22 @@ def _integers(weight: WeightView) -> Tensor:
 
 def _parts(weight: Tensor, reach: float, grouped: bool) -> list[int]:
     """Sizes of the parts, along the input channels, whose sums are exact; [] where none are."""
-    rows = weight.abs().flatten(1)
-    most = float(rows.sum(1, dtype=torch.float64).max()) * reach if rows.numel() else 0.0
-    if most < EXACT:
+    if _largest(weight) * reach < EXACT:
         return [weight.shape[1]]
     if grouped:
         return []
     for count in range(2, min(weight.shape[1], 16) + 1):
-        chunks = weight.abs().tensor_split(count, dim=1)
-        sums = (c.flatten(1).sum(1, dtype=torch.float64).max() for c in chunks)
-        if all(float(s) * reach < EXACT for s in sums):
-            return [c.shape[1] for c in chunks]
+        chunks = weight.tensor_split(count, dim=1)
+        if all(_largest(chunk) * reach < EXACT for chunk in chunks):
+            return [chunk.shape[1] for chunk in chunks]
     return []
+
+
+def _largest(weight: Tensor) -> float:
+    """The largest sum of absolute values of an output, and a bit more: it is added in float32."""
+    if not weight.numel():
+        return 0.0
+    return float(torch.linalg.vector_norm(weight.flatten(1), 1, dim=1).max()) * (1.0 + 2.0**-10)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fxqfix.dialects.weights import WeightView
+from fxqfix.evidence.places import Places
 from fxqfix.qparams import QParams, dequantize, quantize
 
 __all__ = ["WeightPair", "bias_apart", "cut", "of_its_own"]
@@ -28,12 +29,21 @@ def near(mine: WeightView, theirs: WeightView) -> Tensor:
     """Mask of the converted codes that are a rounding of the prepared values on their grid."""
     if mine.values is None or mine.values.shape != theirs.codes.shape:
         return torch.ones_like(theirs.codes, dtype=torch.bool)
-    scale, point = (t.double() for t in theirs.qparams.tensors(mine.values))
-    scaled = mine.values.double() / scale
+    # The float32 rounding is one that the width allows: float64 is for the others alone.
+    found = quantize(mine.values, theirs.qparams) == theirs.codes
+    places = Places(found.shape, found.device, (~found).flatten().nonzero().squeeze(1))
+    if len(places):
+        found.view(-1)[places.at] = _near(mine.values, theirs, places)
+    return found
+
+
+def _near(values: Tensor, theirs: WeightView, places: Places) -> Tensor:
+    scale, point = places.grid(theirs.qparams)
+    scaled = places.take(values).double() / scale
     width = _WIDTH * (scaled.abs() + point.abs() + 1.0)
     low, high = torch.round(scaled + point - width), torch.round(scaled + point + width)
     limits = theirs.qparams.quant_min, theirs.qparams.quant_max
-    codes = theirs.codes.double()
+    codes = places.take(theirs.codes).double()
     return (low.clamp(*limits) <= codes) & (codes <= high.clamp(*limits))
 
 
@@ -91,8 +101,15 @@ class WeightPair:
         return self.mine.qparams.same_grid(self.theirs.qparams)
 
     @cached_property
+    def near(self) -> Tensor:
+        """See `near`."""
+        return near(self.mine, self.theirs)
+
+    @cached_property
     def own(self) -> int:
         """How many converted codes no rounding of the prepared values explains."""
+        if bool(self.near.all()):
+            return 0
         return int(torch.count_nonzero(of_its_own(self.mine, self.theirs)))
 
     @cached_property
@@ -139,7 +156,7 @@ class WeightPair:
         alike = mine.values is not None and mine.values.shape == theirs.codes.shape
         if not alike or not self.same_grid or torch.equal(mine.codes, theirs.codes):
             return mine
-        codes = torch.where(near(mine, theirs), theirs.codes.int(), mine.codes.int())
+        codes = torch.where(self.near, theirs.codes.int(), mine.codes.int())
         same = torch.equal(codes, mine.codes.int())
         return mine if same else self._known(replace(mine, codes=codes))
 
@@ -174,7 +191,9 @@ class WeightPair:
             return replace(mine, codes=codes, qparams=grid, bias=bias)
         if mine.values.shape != theirs.codes.shape or "other-weights" in corrected:
             return replace(theirs, bias=bias)
-        taken = near(mine, theirs)
+        taken = self.near
+        if bool(taken.all()):
+            return replace(theirs, bias=bias)
         if "zero-point-cut" in corrected:
             taken = taken | cut(mine, theirs)
         codes = torch.where(taken, theirs.codes.int(), quantize(mine.values, grid))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -13,6 +17,7 @@ from fxqfix.qparams import QParams
 __all__ = ["differing", "discrepancy", "float_discrepancy"]
 
 _CODES, _MANY = 256, 4096
+_CACHED = 2**18  # elements, in float64
 _FEW = 8  # below one in so many that differ, only these are counted as pairs
 
 
@@ -41,6 +46,33 @@ def discrepancy(
         return Tally.of(bins(a), bins(b), apart(a, b, a != b), grid).discrepancy(grid)
     if grid.one_byte and actual_grid.one_byte and reference.numel() > _MANY:
         return _jointly(reference, actual, grid, actual_grid)
+    parts = _rows(reference, actual, grid, actual_grid)
+    return sum((_summed(*part) for part in parts), Discrepancy())
+
+
+def _rows(
+    reference: Tensor, actual: Tensor, grid: QParams, actual_grid: QParams
+) -> Iterator[tuple[Tensor, Tensor, QParams, QParams]]:
+    """Both in parts along the first axis, each small enough to stay in a cache."""
+    count = math.ceil(reference.numel() / _CACHED)
+    if count < 2 or not reference.dim() or {grid.axis, actual_grid.axis} - {None, 0}:
+        yield reference, actual, grid, actual_grid
+        return
+    size = max(reference.shape[0] // count, 1)
+    for start in range(0, reference.shape[0], size):
+        part = slice(start, start + size)
+        grids = (_part(g, part) for g in (grid, actual_grid))
+        yield reference[part], actual[part], *grids  # type: ignore[misc]  # two of them
+
+
+def _part(grid: QParams, part: slice) -> QParams:
+    """The grid of some of the rows."""
+    if grid.axis is None:
+        return grid
+    return replace(grid, scale=grid.scales[part], zero_point=grid.zero_points[part])
+
+
+def _summed(reference: Tensor, actual: Tensor, grid: QParams, actual_grid: QParams) -> Discrepancy:
     codes = regrid(actual, actual_grid, grid)
     lsb = (codes - reference.to(torch.int32)).abs()
     wanted, values = _real(reference, grid), _real(actual, actual_grid)

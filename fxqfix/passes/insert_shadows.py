@@ -72,7 +72,7 @@ class InsertShadows(Pass):
         converted = dialects.read(rewriter.graph_module)
         traced = dialects.trace(self.prepared)
         frozen = self._own(traced)
-        pairing = pair(dialects.read(frozen), converted)
+        pairing = pair(dialects.read(frozen), converted, checked=self.frozen is not None)
         pairs = [p for p in pairing.pairs if p.converted.site.kind == "activation"]
         uses = functional_uses(frozen)
         loose = frozenset(t.node.name for t in dialects.read(traced).taps if not t.site.quantizes)
