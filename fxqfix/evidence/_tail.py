@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from fxqfix import ops
 from fxqfix._settings import direct_sums
+from fxqfix.dialects._writes import is_inplace
 from fxqfix.dialects.weights import WeightView, holder
 from fxqfix.evidence.places import Places
 from fxqfix.qparams import QParams
@@ -183,6 +184,7 @@ class Tail:
         nodes = set[fx.Node]()
         for node in reversed(list(graph.nodes)):
             behind = all(user in nodes or user.op == "output" for user in node.users)
+            behind = behind and bool(node.users) and _writes_its_own(node, modules)
             if behind and node.name not in left_out and _is_pointwise(node, modules):
                 nodes.add(node)
 
@@ -208,6 +210,16 @@ def _is_pointwise(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
         return False
     found = ops.match_node(node, modules)
     return found is not None and found.key in _POINTWISE
+
+
+def _writes_its_own(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether an op writes nowhere, or over what nobody else reads: no view of something else."""
+    if not is_inplace(node, modules):
+        return True
+    source = node.all_input_nodes[0]
+    found = ops.match_node(source, modules)
+    new = source.op == "placeholder" or (found is not None and found.key in _SUMS | _POINTWISE)
+    return new and len(source.users) == 1
 
 
 def _product(
