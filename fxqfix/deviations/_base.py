@@ -30,7 +30,8 @@ class Recipe:
         x_shift: What is added to input codes.
         x_point: "none": the input's zero point is not taken off; "none-0", "none-1": of one input.
         pad: "zero": padding holds code 0; "point": the zero point, which is not taken off.
-        w: How the weight lies: "ihwo", "flipped", ...; "op:NAME" is another op's.
+        w: How the weight lies: "ihwo", "flipped", ...; "op:NAME" is another op's,
+            "solved" is what the device's own codes follow from.
         w_point: "none": the weight's zero point is not taken off.
         overflow: "wrap-16", "clamp-24" of sums; with "-bias", of sums with the bias.
         pairs: Which pairs of products saturate at 16 bits: "none", "flat", "channel", "halves".
@@ -100,6 +101,7 @@ class Deviation:
         remedy: What to change in the engine.
         variants: The changes of a recipe that it can be, or what gives them for an op.
         needs: What an input must have to tell it from others; "" for nothing special.
+        last: Whether it is tried only where nothing else alone gives every code.
 
     Example:
         >>> row = Deviation("half-up", "rounds halves up", "round to even", ({"rounding": "up"},))
@@ -112,6 +114,7 @@ class Deviation:
     remedy: str
     variants: Variants
     needs: str = ""
+    last: bool = False
 
     def changes(self, subject: Subject) -> tuple[Change, ...]:
         """The variants that mean something for an op."""

@@ -83,15 +83,13 @@ def explain(seen: Seen, context: Context, rows: Mapping[str, Deviation]) -> Foun
         rows: The deviations.
     """
     subject = subject_of(seen, context)
-    singles = [
-        Hypothesis((row,), (change,), recipe)
-        for row in rows.values()
-        for change in row.changes(subject)
-        if (recipe := changed(Recipe(), change)) is not None
-    ]
+    singles = _singles(subject, [row for row in rows.values() if not row.last])
     few, some = _sampled(subject, _FEW), _sampled(subject, _ROWS)
     named = _complete(subject, singles, few, some)
     tried = len(singles)
+    if not named:
+        last = _singles(subject, [row for row in rows.values() if row.last])
+        named, tried = _complete(subject, last, few, some), tried + len(last)
     pairs: list[Hypothesis] = []
     if not named:
         pairs = list(_pairs(subject, singles, few))
@@ -101,6 +99,15 @@ def explain(seen: Seen, context: Context, rows: Mapping[str, Deviation]) -> Foun
         kept = tuple(_distinct(named))
         return Found(kept, None, separation(seen, context, kept, subject_of), tried)
     return Found((), _best(subject, [*singles, *pairs], some), "", tried)
+
+
+def _singles(subject: Subject, rows: Iterable[Deviation]) -> list[Hypothesis]:
+    return [
+        Hypothesis((row,), (change,), recipe)
+        for row in rows
+        for change in row.changes(subject)
+        if (recipe := changed(Recipe(), change)) is not None
+    ]
 
 
 def _sampled(subject: Subject, most: int) -> Tensor:

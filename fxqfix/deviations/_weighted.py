@@ -170,8 +170,8 @@ class WeightedSubject(Subject):
             one = self.scales.max() if how == "largest-scale" else self.scales[0]
             return torch.round(steps * self.scales / one)
         if how == "output-scale":  # rounded to codes of the output, and brought back
-            codes = torch.round(steps * self._real)
-            return codes / self._real
+            codes = torch.round(steps * self.real)
+            return codes / self.real
         if how == "weight-scale" and self.source is not None:
             return torch.round(steps * self.source.scales[0])
         if how == "input-scale":
@@ -181,7 +181,7 @@ class WeightedSubject(Subject):
     # ---- requantization
 
     @cached_property
-    def _real(self) -> Tensor:
+    def real(self) -> Tensor:
         """The real multipliers, float64."""
         assert self.source is not None
         return self.source.scales[0] * self.scales / self.grid.scales[0]
@@ -235,7 +235,7 @@ class WeightedSubject(Subject):
             whole = self._explicit(sums, recipe)
         if whole is None or recipe.bias not in ("after", "after-steps"):
             return whole
-        steps = self.steps * self._real
+        steps = self.steps * self.real
         return whole + torch.round(steps)
 
     def _by_kernel(self, sums: Tensor, recipe: Recipe, others: tuple[Tensor, ...]) -> Tensor | None:
@@ -272,7 +272,7 @@ class WeightedSubject(Subject):
         if sums is None or sizes is None:
             return None
         steps = self._steps(sums, recipe).double()
-        most = (sizes + self.steps.abs()) * self._real
+        most = (sizes + self.steps.abs()) * self.real
         error = most * _UNIT * (self.sums.count + 4)
         low, high = (torch.round(steps + sign * error) + self.point for sign in (-1, 1))
         return low, high

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fxqfix.deviations._base import Change, Deviation
+from fxqfix.deviations._subject import Subject
+from fxqfix.deviations._weighted import WeightedSubject
 
 __all__ = ["DEVIATIONS"]
 
@@ -10,6 +14,14 @@ __all__ = ["DEVIATIONS"]
 def _each(*names: str) -> tuple[Change, ...]:
     """By the reference's multiplier, or by fixed point."""
     return tuple({"bias": name} for name in names)
+
+
+def _cut(subject: Subject) -> Iterator[Change]:
+    """Only where the bias has more bits: else it is not cut."""
+    largest = subject.int32_bias.abs().max() if isinstance(subject, WeightedSubject) else 0
+    for bits in (16, 8):
+        if float(largest) > (1 << (bits - 1)) - 1:
+            yield from ({"bias": f"clamp-{bits}"}, {"bias": f"wrap-{bits}"})
 
 
 DEVIATIONS = (
@@ -49,7 +61,7 @@ DEVIATIONS = (
         "bias-cut-to-fewer-bits",
         "holds the bias in 16 or 8 bits",
         "keep the bias in 32 bits",
-        _each("clamp-16", "wrap-16", "clamp-8", "wrap-8"),
+        _cut,
         "biases beyond those bits",
     ),
     Deviation("bias-twice", "adds the bias twice", "add it once", _each("twice")),

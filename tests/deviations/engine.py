@@ -30,7 +30,13 @@ WEIGHTED = (
     *("bias-cut-to-fewer-bits", "bias-twice", "bias-negative"),
     *("accumulator-wraps", "accumulator-saturates", "pairs-saturate"),
     *("weight-layout", "kernel-flipped", "kernel-transposed", "linear-transposed"),
-    *("output-channels-permuted", "input-layout", "output-layout", "weights-of-another-op"),
+    *(
+        "output-channels-permuted",
+        "input-layout",
+        "output-layout",
+        "weights-of-another-op",
+        "stale-weights",
+    ),
 )
 QUANTIZE = (
     *("divides-by-scale", "zero-point-before-rounding", "quantizes-at-another-scale"),
@@ -107,6 +113,8 @@ def weight_of(op: OpParameters, faults: Collection[str], others: list[OpParamete
     shape = w.shape
     if "weights-of-another-op" in faults:
         w = next(o for o in others if o.weight.shape == op.weight.shape).weight.numpy().astype(int)
+    if "stale-weights" in faults:  # of a training that went on
+        w = np.clip(w + np.random.default_rng(1).integers(-3, 4, w.shape), -128, 127)
     if "weight-layout" in faults:  # the file holds OIHW, the engine reads HWIO
         w = w.reshape(shape[2], shape[3], shape[1], shape[0]).transpose(3, 2, 0, 1)
     if "kernel-flipped" in faults:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
 import pytest
 import torch
 
+from fxqfix import Parameters, extract_parameters, golden_vectors, judge
+from fxqfix._torch import quantized_engine
 from fxqfix.deviations import Deviation, Recipe, Registry, registry
 from fxqfix.errors import OptionError
+from fxqfix.export import Reference
 from tests.deviations import engine
 from tests.deviations.planted import ARCHITECTURES, device, plant, recalled
+from tests.test_extract import models
 
 
 def _row(**changed: Any) -> Deviation:
@@ -117,3 +122,41 @@ def test_a_pair_is_named(faults: tuple[str, str]) -> None:
 
 def test_a_plain_recipe_is_the_reference() -> None:
     assert Recipe().key(("x", "shift")) == ("due", 0)
+
+
+def test_a_range_of_the_device_that_is_not_the_models() -> None:
+    prepared, converted, x = models("PlainCNN", "fbgemm")
+    with quantized_engine("fbgemm"):
+        int8 = extract_parameters(converted, ranges_from=prepared)
+        decomposed = extract_parameters(prepared)
+        golden, held = golden_vectors(converted, 2 * x), golden_vectors(prepared, 2 * x)
+    name = "body_0_0"
+    # convert_fx dropped [0, 127]: a device that holds it differs from the int8 model.
+    clamped = {**golden.values, name: golden.values[name].clamp(max=127)}
+    assert ("clamps-to-declared-range",) in _named(int8, clamped, name)
+    # The decomposed ops hold it: a device that does not differs from them.
+    loose = Reference(dataclasses.replace(decomposed[name], limits=(0, 255)), decomposed.arithmetic)
+    codes = loose.run(held.values["x_quantize"])
+    assert ("clamps-to-container",) in _named(decomposed, {**held.values, name: codes}, name)
+
+
+def _named(parameters: Parameters, values: Any, name: str) -> list[tuple[str, ...]]:
+    return [e.deviations for e in judge(parameters, values).op(name).named]
+
+
+def test_an_integer_engine_is_ok_beside_the_decomposed_ops() -> None:
+    prepared, _, x = models("Residual", "fbgemm")
+    parameters = extract_parameters(prepared)
+    have: dict[str, torch.Tensor] = {"x": x}
+    for op in parameters:
+        inputs = [have[name] for name in op.inputs]
+        found = Reference(op, parameters.arithmetic).run(*inputs)
+        if engine.key(op) in ("conv2d", "linear"):
+            codes = engine.compute(op, [t.numpy() for t in inputs], (), list(parameters))
+            held = torch.from_numpy(codes.copy()).clamp(*op.limits)
+            found = torch.empty_like(found).copy_(held)
+        have[op.name] = found
+    judgement = judge(parameters, have)
+    assert judgement.verdict == "ok", judgement.reasons
+    # An integer bias, or sums in another order, move a code here and there.
+    assert sum(op.local.differing for op in judgement.ops) < 20
