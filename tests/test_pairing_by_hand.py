@@ -293,6 +293,21 @@ def test_what_is_behind_an_inherited_value_is_found() -> None:
     }
 
 
+def test_a_value_that_keeps_its_grid_and_has_the_name() -> None:
+    mine, theirs = chain("x", "a", "b"), chain("x")
+    theirs.add("a", "linear", "x", inherited=True)
+    theirs.add("t", "linear", "a")
+    assert found(mine, theirs)["b"] == ("t", "dataflow")
+
+
+def test_a_site_without_a_partner_stands_between() -> None:
+    """What is behind a quantize that only the converted model has reads other codes."""
+    mine, theirs = chain("x", "a"), chain("x")
+    theirs.add("extra", "conv2d", "x")
+    theirs.add("t", "linear", "extra")
+    assert found(mine, theirs) == {"x": ("x", "name")}
+
+
 def test_reasons_of_what_has_no_partner() -> None:
     mine, theirs = chain("x", "gone"), chain("x")
     mine.add("ids", "input", used=None, source="placeholder for torch.float32")
