@@ -17,7 +17,7 @@ from fxqfix.flows import compare
 from fxqfix.measure import tensors_of
 from fxqfix.passes import Pass, PassResult
 from fxqfix.report import ALLOWED, Certificate, Report
-from fxqfix.routes import certify
+from fxqfix.routes import Deployer, Route, certify
 
 __all__ = ["assert_deployed", "check_pass"]
 
@@ -25,7 +25,7 @@ __all__ = ["assert_deployed", "check_pass"]
 @entry
 def assert_deployed(
     prepared: nn.Module,
-    route: str | nn.Module,
+    route: str | nn.Module | Deployer | Route,
     data: Iterable[Any],
     *,
     allow: Collection[str] | None = None,
@@ -36,7 +36,7 @@ def assert_deployed(
 
     Args:
         prepared: The prepared model; it is not changed.
-        route: Name of a route, as for `certify`; or the converted model itself, as for `compare`.
+        route: As for `certify`, a name or your own; or the converted model, as for `compare`.
         data: Batches, as for both.
         allow: The causes that codes may differ by, and no others; None for those that leave a
             certificate or a report ok (`fxqfix.report.ALLOWED`). What is inherited (upstream) is

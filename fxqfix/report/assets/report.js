@@ -7,7 +7,7 @@ function start() {
   const $ = (id) => document.getElementById(id);
   const canvas = $("canvas");
   const NS = canvas.querySelector("svg").namespaceURI;
-  const names = new Map(rows.map((row, i) => [row.name, i]));
+  const READABLE = 0.7; // of the drawing's own size
 
   // ------------------------------------------------------------------ making elements
 
@@ -255,11 +255,16 @@ function start() {
     svg.setAttribute("height", state.size[1] * state.zoom);
   }
 
-  function fit() {
+  /** All of the drawing into the window, but no smaller than that; the first node in sight. */
+  function fit(least) {
     const room = (canvas.clientWidth - 4) / state.size[0];
     const tall = (canvas.clientHeight - 4) / state.size[1];
-    state.zoom = Math.min(1, Math.max(Math.min(room, tall), Math.min(room, 0.75)));
+    state.zoom = Math.min(1, Math.max(Math.min(room, tall), least));
     scale();
+    const first = canvas.querySelector(".node");
+    if (!first) return;
+    const a = first.getBoundingClientRect(), b = canvas.getBoundingClientRect();
+    canvas.scrollTo(canvas.scrollLeft + a.left + a.width / 2 - b.left - b.width / 2, 0);
   }
 
   function fold(path, on) {
@@ -639,12 +644,12 @@ function start() {
   on("fold", "click", () => {
     for (const path of modules.keys()) state.folded.add(path);
     render();
-    fit();
+    fit(READABLE);
   });
   on("unfold", "click", () => { state.folded.clear(); render(); });
   on("in", "click", () => { state.zoom = Math.min(3, state.zoom * 1.25); scale(); });
   on("out", "click", () => { state.zoom = Math.max(0.1, state.zoom / 1.25); scale(); });
-  on("fit", "click", fit);
+  on("fit", "click", () => fit(0));
   on("theme", "click", () => {
     const root = document.documentElement;
     const dark = root.dataset.theme
@@ -659,7 +664,7 @@ function start() {
   sort("local", false);
   filter();
   render();
-  fit();
+  fit(READABLE);
 }
 
 // Behind the first paint, so that a reader of a large report waits for nothing.
