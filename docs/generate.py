@@ -187,12 +187,14 @@ def verdicts_page() -> str:
             "`Judgement`) has `verdict`, `ok`, `exact`, and `reasons`, which says why the verdict "
             "is not *ok*.",
             "- **exact**: everything that the model returns and everything that it quantizes was "
-            "looked at, and every code and every output is equal, as `torch.equal` compares.\n"
+            "looked at, and every code and every output is equal, as `torch.equal` compares; "
+            "NaN is equal to NaN.\n"
             "- **ok**: everything was looked at, nothing is out of range, and every difference has "
             "a named cause that this kind of record allows. An output that differs only by what "
             "such codes set off is ok where feeding the right codes there makes it equal.\n"
-            "- **not ok**: a code is out of range, a cause is not allowed, or none was found "
-            "(`faults`).\n"
+            "- **not ok**: a code is out of range, a cause is not allowed, or none was found; "
+            "values lie on another grid (a scale that is not the prepared one, be codes equal or "
+            "not); codes are shifted (another zero point, be values equal or not) (`faults`).\n"
             "- **not judged**: nothing wrong was seen, but something was left out (`left_out`): a "
             "site without a partner, a module or a nested graph that no reader opens, an output, "
             "codes whose cause was not asked for. 0 of 0 is not judged.",
@@ -200,9 +202,12 @@ def verdicts_page() -> str:
             "error. `compare --fail-on-difference` asks for exact; `--allow CAUSE` accepts a "
             "cause, as `report.check(allow=...)` does.",
             "An `Int8Certificate` is made without data, so it is never exact; its faults are "
-            "ranges that are not held, weights that differ, and kernels that are known to be "
-            "wrong. A `Repair` and a `Migration` take the verdict of the comparison and the "
-            "certificate that they hold.",
+            "ranges that are not held, weights that differ, kernels that are known to be wrong, "
+            "and ops that can't run on what they get. An output that training returns in float "
+            "and the deployed model as codes: a `Report` has looked at it (`requantization`, "
+            "allowed); an `Int8Certificate` has no data to look with, so it is not judged there. "
+            "A `Repair` and a `Migration` take the verdict of the comparison and the certificate "
+            "that they hold.",
             f"A `Judgement` of a device allows the [deviations](deviations.md) {allowed}.",
             "## Causes that each kind of record allows",
             "A cause is allowed where it moves codes by a rounding that every healthy deployment "

@@ -6,7 +6,8 @@ The order matters, because a code counts for the first cause that explains it:
    folding, an op that stays in float, the fractions of zero points, a bias that the kernel rounds,
    ties;
 2. other qparams: no rule at all (`uncalibrated`), another site's or the kernel's own, an older
-   range's, another rule's for the same range, what an observer moved from there; and last, on all
+   range's, another rule's for the same range, what an observer moved from there, none that the
+   prepared model gives; and last, on all
    of these qparams, other values of weights and biases. These add up: each corrects what those
    before it do too (`not-lowered` included), and what two of them need together goes to the later
    one;
@@ -32,6 +33,7 @@ from fxqfix.causes import (
     moving_observer,
     not_lowered,
     observer_only,
+    other_qparams,
     other_weights,
     range_lost,
     requantization,
@@ -82,6 +84,7 @@ _ORDER = (
     stale_qparams,
     scale_formula,
     moving_observer,
+    other_qparams,
     other_weights,
     int16_saturation,
     kernel_defect,

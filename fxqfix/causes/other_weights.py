@@ -18,7 +18,8 @@ class OtherWeights(Cause):
     """The values differ, not the grid: another checkpoint, a lost bias, a channel set to zero.
 
     Looks for weight codes that are no rounding of the prepared weight on the converted grid, and
-    for another bias. Counterfactual: the prepared op with the converted weights and biases; the
+    for another bias, and for float constants and layers of other values. Counterfactual: the
+    prepared op with the converted weights and biases; the
     codes that then agree, within float32 rounding, and did not with the converted qparams alone,
     are explained.
     """
@@ -49,7 +50,8 @@ class OtherWeights(Cause):
                 found.append(
                     f"bias of {path!r}: {what} up to {apart:.3g} ({apart / step:.3g} codes)"
                 )
-        return found
+        others = view.recompute.own_others if view.recompute is not None else ()
+        return [*found, *(f"{name} has other values" for name in others)]
 
 
 def _codes(pair: WeightPair) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from fxqfix import _torch
 from fxqfix.checks._base import Check, Finding, Subject
-from fxqfix.dialects import parents
+from fxqfix.dialects import Tap, parents
+from fxqfix.dialects._propagate import scalar_qparams
 from fxqfix.dialects.prepared import shared_calls
 from fxqfix.dialects.site import qparams_text
-from fxqfix.qparams import FLOOR
+from fxqfix.qparams import FLOOR, QParams
 
 __all__ = ["CHECKS"]
 
@@ -50,6 +52,7 @@ def _shared(subject: Subject) -> Iterator[Finding]:
     if subject.exported:  # each op requantizes to its own site's grid
         return
     yield from _shared_modules(subject)
+    yield from _with_numbers(subject)
     # prepare_fx shares the observer wherever convert_fx keeps the grid, but for dropout, whose
     # kernel takes a scale and ignores it; eager mode leaves it to the user.
     is_eager = _torch.observed_attributes(subject.graph_module) is None
@@ -101,6 +104,37 @@ def _shared_modules(subject: Subject) -> Iterator[Finding]:
                     f"{qparams_text(last.used)}",
                     "fxqfix.freeze, which gives each call a module of its own",
                 )
+
+
+def _with_numbers(subject: Subject) -> Iterator[Finding]:
+    """``x * 2``, ``x + 1``: int8 kernels keep the codes and work the grid out of their input's."""
+    picked: dict[Tap, QParams] = {}  # the grids that such kernels have
+    for tap in subject.reading.activations:
+        node, used = tap.producer, tap.site.used
+        match = subject.matches.get(node)
+        relu = match is not None and match.key == "relu" and len(node.all_input_nodes) == 1
+        if relu and len(node.all_input_nodes[0].users) == 1:
+            node = node.all_input_nodes[0]
+            match = subject.matches.get(node)
+        numbers = [a for a in node.args[:2] if isinstance(a, int | float)]
+        ups = list(parents(node.all_input_nodes, subject.taps))
+        if match is None or match.key not in ("add", "mul") or used is None or len(ups) != 1:
+            continue
+        source = picked.get(ups[0], ups[0].site.used)
+        if not numbers or source is None or source.axis is not None or source.bits > 8:
+            continue
+        key = f"{match.key}_relu" if node is not tap.producer else match.key
+        theirs = picked[tap] = scalar_qparams(key, numbers[0], source)
+        close = math.isclose(theirs.scales[0], used.scales[0], rel_tol=2.0**-22)  # float32
+        if not close or theirs.zero_points != used.zero_points:
+            yield Finding(
+                "shared-qparams",
+                "warning",
+                tap.site.name,
+                f"it quantizes to {qparams_text(used)}; the int8 kernel of {match.key} with a "
+                f"number keeps its input's codes, on {qparams_text(theirs)}",
+                "convert with fxqfix.to_int8 or fxqfix.to_decomposed, which keep this grid",
+            )
 
 
 def _degenerate(subject: Subject) -> Iterator[Finding]:

@@ -64,7 +64,19 @@ def _held(reading: Reading, tap: Tap) -> Held | None:
         observing=own and state.observing,  # a PTQ weight's observer is made anew each time
         calibrated=state.calibrated,
         observed=hasattr(observer, "min_val"),
+        seen=_seen(observer),
     )
+
+
+def _seen(observer: Any) -> tuple[float, float] | None:
+    """The range of an observer whose range only grows; None for others, and for channels."""
+    kinds: list[Any] = [
+        _torch.resolve(f"torch.ao.quantization.{name}")
+        for name in ("MinMaxObserver", "HistogramObserver")
+    ]
+    if type(observer) not in kinds or observer.min_val.numel() != 1:
+        return None
+    return float(observer.min_val), float(observer.max_val)
 
 
 def picked(reading: Reading) -> Callable[[Tap], str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from fxqfix.causes import NOT_ATTRIBUTED, Attribution, Recompute
 from fxqfix.causes.half_dequantize import in_half
 from fxqfix.dialects import Reading
+from fxqfix.dialects._code import CODE
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines import Call, Defect
 from fxqfix.measure import OutputProbe, Returned, differing
@@ -135,7 +136,11 @@ class Outputs:
             said = "the codes behind it are dequantized in half precision"
             masks = {"half-dequantize": (found_so, said), **masks}
         converted = exact if _same(mine, theirs) else tail.exact(local, theirs)
-        if converted is not exact:
+        if foreign := _foreign(tail, value):
+            converted = tail.exact(local, theirs, others=True)
+            said = f"{', '.join(foreign)}: other values: these may be two checkpoints"
+            masks["other-weights"] = near(converted), said
+        elif converted is not exact:
             names = ", ".join(theirs)
             masks["upstream"] = near(converted), f"the codes of the weight of {names} differ"
         if tail.own_floats:
@@ -154,6 +159,13 @@ class Outputs:
         if wrong is not None:  # what no other cause explains
             masks["kernel-defect"] = torch.ones_like(found, dtype=torch.bool), str(wrong)
         return masks
+
+
+def _foreign(tail: Recompute, value: Tensor) -> list[str]:
+    """Weights, biases, constants and float layers of other values that a tail computes with."""
+    step = float(value.abs().max()) / 128 if value.numel() else 0.0  # of an 8-bit grid
+    found = [path for path, pair in tail.own_weights.items() if pair.differs(step)]
+    return [*found, *tail.own_others]
 
 
 def float_kernels(
@@ -188,7 +200,17 @@ def unseen(prepared: Reading, region: Recompute) -> tuple[str, ...]:
     """
     names = {t.node.name for t in prepared.taps if t.site.used is None}
     names |= {site.name.partition(".")[0] for site, _ in prepared.unsupported}
+    paths = tuple(site.name for site, _ in prepared.unsupported if site.source == CODE)
+    names |= {n.name for n in prepared.graph_module.graph.nodes if _calls(n, paths)}
     return tuple(sorted(names & region.names))
+
+
+def _calls(node: fx.Node, paths: Collection[str]) -> bool:
+    """Whether a node calls one of these modules, or one that holds it."""
+    target = str(node.target)
+    return node.op == "call_module" and any(
+        path == target or path.startswith(f"{target}.") for path in paths
+    )
 
 
 def _clipped(values: Tensor, grid: QParams) -> Tensor:

@@ -14,6 +14,7 @@ from fxqfix._devices import CPU, device_of
 from fxqfix.causes import Emulated, Recompute, WeightPair
 from fxqfix.comparison.away import Away
 from fxqfix.comparison.holdings import blocks, floats, picked, weight_node
+from fxqfix.comparison.others import others
 from fxqfix.dialects import Reading, Site, Tap, decomposed, int8
 from fxqfix.dialects.weights import WeightView
 from fxqfix.pairing import Pair, Pairing, pair
@@ -197,7 +198,12 @@ class Plan:
         native = self.converted.dialect != decomposed.NAME
         wide = self.weights, self.frozen, self.inner, native, self.floats
         blocks = self.blocks if site is not None else {}
-        return Recompute(self.cutter, end, site, *wide, draws, blocks)
+        return Recompute(self.cutter, end, site, *wide, draws, blocks, self.others)
+
+    @cached_property
+    def others(self) -> dict[str, Any]:
+        """Float constants and layers of other values; see `others.others`."""
+        return others(self.folded, self.converted.graph_module)
 
     @cached_property
     def weights(self) -> dict[str, WeightPair]:

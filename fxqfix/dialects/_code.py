@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import fx, nn
 
 from fxqfix.dialects.site import Site
 
-__all__ = ["CODE", "around"]
+__all__ = ["CODE", "around", "keep_hooks"]
 
 CODE = "code around the module"  # source of a site that stands for it
 # Hooks of torch's own flows: observers of eager mode, input checks of exported programs.
@@ -23,7 +24,7 @@ def _own_code(module: nn.Module) -> str:
     graph, and parametrizations. Observer hooks of eager quantization are known.
     """
     for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-        if not str(getattr(hook, "__module__", "")).startswith(_HOOKS_OF_TORCH):
+        if not _is_torchs(hook):
             return f"a forward hook ({getattr(hook, '__name__', type(hook).__name__)})"
     if "forward" in vars(module) and not type(module).__module__.startswith(_HOOKS_OF_TORCH):
         return "a forward of its own, put on the instance"
@@ -46,3 +47,26 @@ def around(model: nn.Module) -> Iterator[tuple[Site, str]]:
         if what := _own_code(module):
             place = path or "the model", type(module).__name__
             yield Site(place[0], "activation", *place, source=CODE), f"{what}: no reader opens it"
+
+
+def keep_hooks(source: Any, result: nn.Module) -> None:
+    """Put the hooks of a model on what a pass made of it: copies of FX graphs lose them.
+
+    Args:
+        source: The user's model.
+        result: What takes its place; it has the same inputs and outputs.
+    """
+    if result is source or not isinstance(source, fx.GraphModule):
+        return
+    for kind in ("_forward_hooks", "_forward_pre_hooks"):
+        for key, hook in getattr(source, kind).items():
+            if _is_torchs(hook):
+                continue
+            getattr(result, kind)[key] = hook
+            for flags in (f"{kind}_with_kwargs", f"{kind}_always_called"):
+                if key in getattr(source, flags, ()):
+                    getattr(result, flags)[key] = True
+
+
+def _is_torchs(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith(_HOOKS_OF_TORCH)

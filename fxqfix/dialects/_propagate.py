@@ -17,7 +17,7 @@ from fxqfix.dialects.weights import tensor_weight
 from fxqfix.inserted import FloatIsland
 from fxqfix.qparams import QParams, container_range
 
-__all__ = ["ROUNDS_SCALE", "misplaced", "propagate", "scalar", "unread"]
+__all__ = ["ROUNDS_SCALE", "misplaced", "propagate", "scalar", "scalar_qparams", "unread"]
 
 ROUNDS_SCALE = "gelu"  # its kernel hands on the input's qparams with the scale in float32
 
@@ -116,7 +116,7 @@ def _output(
         return QParams(scale, point + low, low, high, source.dtype)
     number = scalar(node, found)
     if number is not None:
-        return _scalar_qparams(found, number, source)
+        return scalar_qparams(found.key, number, source)
     out = bound(node).get("out")  # written to a tensor that has its qparams already
     if isinstance(out, fx.Node):
         return known[out] if out in known else tensor_weight(fetch(graph_module, out)).qparams
@@ -192,14 +192,19 @@ def scalar(node: fx.Node, found: ops.Match | None) -> float | None:
     return number if isinstance(number, (int, float)) else None
 
 
-def _scalar_qparams(found: ops.Match, scalar: float, source: QParams) -> QParams:
+def scalar_qparams(key: str, scalar: float, source: QParams) -> QParams:
     """A kernel that adds or multiplies with a number keeps the codes and moves the grid.
 
     The kernels' rule depends on the scalar; rather than copy it, run the kernel on one value.
+
+    Args:
+        key: The kernel's name, "add" or "mul", with "_relu" behind it or not.
+        scalar: The number.
+        source: The grid of the other value.
     """
     scale, point = source.scales[0], int(source.zero_points[0])
     probe = torch.quantize_per_tensor(torch.zeros(1), scale, point, source.dtype)
-    value = getattr(torch.ops.quantized, found.key)(probe, scalar)
+    value = getattr(torch.ops.quantized, key)(probe, scalar)
     return qparams_of(value.q_scale(), value.q_zero_point(), *source.container, source.dtype)
 
 

@@ -92,9 +92,10 @@ def copied(model: M, where: str, kind: type[FxqfixError] = TraceError) -> M:
             raise kind(
                 f"{name} can't be copied: a tensor that it keeps tracks gradients",
                 where=where,
-                found=found,
-                remedy="run what made it (calibration, conversion) under torch.no_grad(), or put "
-                "its detach() there",
+                found=found[0],
+                remedy=_permanent(found[1])
+                or "run what made it (calibration, conversion) under torch.no_grad(), or put its "
+                "detach() there",
             ) from error
         raise kind(
             f"{name} can't be copied: {error}",
@@ -103,13 +104,31 @@ def copied(model: M, where: str, kind: type[FxqfixError] = TraceError) -> M:
         ) from error
 
 
-def _tracked(model: nn.Module) -> Iterator[str]:
+def _permanent(module: nn.Module) -> str:
+    """How to make weights permanent that a hook of torch.nn.utils computes; "" without one."""
+    for hook in module._forward_pre_hooks.values():
+        home, kind = type(hook).__module__, type(hook).__name__
+        if home == "torch.nn.utils.prune":
+            return (
+                "call torch.nn.utils.prune.remove(module, name) first: it makes pruning permanent"
+            )
+        if home.startswith("torch.nn.utils."):
+            call = {"WeightNorm": "remove_weight_norm", "SpectralNorm": "remove_spectral_norm"}
+            return (
+                f"a hook ({kind}) computes it before each forward: torch.nn.utils."
+                f"{call.get(kind, 'parametrize.remove_parametrizations')}(module) makes it a "
+                "parameter again: call it first"
+            )
+    return ""
+
+
+def _tracked(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Where modules keep tensors that track gradients and are no leaves; deepcopy refuses them."""
     for path, module in model.named_modules():
         for name, value in (vars(module) | module._buffers).items():
             kept = value if isinstance(value, list | tuple) else [value]
             if any(isinstance(v, Tensor) and not v.is_leaf for v in kept):
-                yield f"{name!r} of {type(module).__name__} at {path!r}"
+                yield f"{name!r} of {type(module).__name__} at {path!r}", module
 
 
 def check_tool(model: nn.Module, where: str) -> None:

@@ -110,6 +110,8 @@ def trace(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
     root = copied(model, "trace")
     modes = {path: module.training for path, module in root.named_modules(remove_duplicate=False)}
     tracer = _Tracer()
+    # Else the integer weights of a decomposed graph inside would be dequantized once and for all.
+    tracer.proxy_buffer_attributes = any(isinstance(m, fx.GraphModule) for m in root.modules())
     tracer.take_hooks(root)
     try:
         graph = tracer.trace(root)

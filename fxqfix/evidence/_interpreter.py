@@ -79,7 +79,8 @@ class Interpreter(Replaying):
         """Run a node, or take the bias in its place; round its value where a grid is given."""
         bias = self._biases.get(n.name)
         value = super().run_node(n) if bias is None else bias.detach().double()
-        value = widened(value) if self._is_wide and self._drew(n) else value
+        if self._is_wide:  # what the graph makes itself, or casts: a state of zeros, for one
+            value = _torch.tree_map_tensors(_wide, value)
         if n.name not in self._grids:
             return value
         grid = self._grids[n.name]  # of each part, where the op gives several
@@ -158,3 +159,7 @@ def _rounded(x: Tensor, qparams: QParams, native: bool) -> Tensor:
 
 def _narrow(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor

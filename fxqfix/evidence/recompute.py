@@ -55,6 +55,7 @@ class Recompute:
         blocks: Node name of a weight that the prepared model leaves in float since its grids are by
             block -> the converted values.
         draws: What the converted model drew, which the region draws again.
+        others: Node name of a float constant, or layer, -> the converted one, with other values.
         native: Whether those values are rounded by kernels, which add the zero point before they
             round (an odd one flips the parity of a tie), or by decomposed ops, which add it after.
     """
@@ -69,6 +70,7 @@ class Recompute:
     floats: Mapping[str, tuple[str, Tensor | None]] = field(default_factory=dict)
     draws: Draws | None = None
     blocks: Mapping[str, Tensor] = field(default_factory=dict)
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def _region(self) -> Region:
@@ -124,6 +126,14 @@ class Recompute:
         """Those of `blocks` that this site's region reads."""
         names = {n.name for n in self._region.graph.nodes if n.op != "placeholder"}
         return {name: value for name, value in self.blocks.items() if name in names}
+
+    @cached_property
+    def own_others(self) -> dict[str, Any]:
+        """Those of `others` that this site's region reads, which are no bias of a weight."""
+        biases = set(self._bias_nodes.values())
+        nodes = [n for n in self._region.graph.nodes if n.op != "placeholder"]
+        names = {n.name for n in nodes if str(n.target) not in self.own_weights} - biases
+        return {name: value for name, value in self.others.items() if name in names}
 
     @cached_property
     def own_overwrites(self) -> tuple[Overwrite, ...]:
@@ -212,6 +222,7 @@ class Recompute:
         inner: bool = False,
         floats: bool = False,
         blocks: bool = False,
+        others: bool = False,
         reads: Reads = (),
     ) -> Tensor:
         """The site's value in float64 and eval mode, with the given weights.
@@ -222,6 +233,7 @@ class Recompute:
             inner: Whether to quantize in between where only the converted model does.
             floats: Whether to compute in float where only the prepared model quantizes.
             blocks: Whether weights by block have the converted values.
+            others: Whether float constants and layers have the converted values.
             reads: Some of `before` or of `behind`: what the readers read there.
         """
         inputs = [
@@ -231,8 +243,13 @@ class Recompute:
         grids = {n: (q, self.native) for n, q in self.own_inner.items()} if inner else {}
         biases = {node: weights[path].bias for path, node in self._bias_nodes.items()}
         biases |= self.own_blocks if blocks else {}
+        own = self.own_others if others else {}
+        biases |= {n: v for n, v in own.items() if isinstance(v, Tensor)}
         run = self._reading(reads) if reads else self._interpreter
         with self._modules(weights, floats) as modules:
+            for node in self._region.graph.find_nodes(op="call_module") if own else ():
+                if node.name in own:
+                    modules[str(node.target)] = own[node.name]
             return run.compute(inputs, modules, grids, wide=True, biases=biases)
 
     @contextmanager

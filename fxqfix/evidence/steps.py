@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from fxqfix.qparams import QParams
 
-__all__ = ["Held", "Step", "explain"]
+__all__ = ["Held", "Step", "explain", "relabelled"]
 
 # Scales that went through float32, or through a product of two of them, on the way.
 _CLOSE = 2.0**-22
@@ -34,6 +34,7 @@ class Held:
         observed: Whether there is an observer to follow at all; fixed qparams have none.
         picked: Why this quantizer has no say in the converted grid (a kernel works it out of its
             input's, two calls of a module have one); "" where it has.
+        seen: The lowest and highest value that its observer saw, where its range only grows.
     """
 
     used: QParams
@@ -45,6 +46,7 @@ class Held:
     calibrated: bool
     observed: bool
     picked: str = ""
+    seen: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,28 @@ def _otherwise(held: Held, target: QParams, inputs: Sequence[QParams]) -> Step:
         return Step("shared-qparams", target, "the grid of one of its inputs")
     if _alike(target, held.buffers):
         return Step("stale-qparams", target, "its buffers, which its min/max left behind")
+    if held.seen is not None and _beyond(target, held.used, held.seen):
+        low, high = held.seen
+        why = f"its observer has seen values from {low:.6g} to {high:.6g} only"
+        return Step("other-qparams", target, why)
     if held.observing:
         return Step("moving-observer", target, "its observer is on and has moved since")
     if held.observed:
         why = f"its observer gives {held.given} by now"
         return Step("stale-qparams", target, why)
-    return Step("scale-formula", target, f"{held.source} holds others")
+    return Step("other-qparams", target, f"{held.source} is fixed")
+
+
+def _beyond(target: QParams, used: QParams, seen: tuple[float, float]) -> bool:
+    """Whether a grid reaches further than values did, give or take a code; all grids hold zero."""
+    if target.axis is not None or target.storage != used.storage or math.inf in map(abs, seen):
+        return False
+    scale, point = target.scales[0], target.zero_points[0]
+    low, high = (scale * (q - point) for q in (used.quant_min, used.quant_max))
+    apart = max(map(abs, seen))
+    symmetric = abs(low + high) <= 2 * scale  # reaches as far on both sides
+    reach = (-apart, apart) if symmetric else (min(seen[0], 0.0), max(seen[1], 0.0))
+    return low < reach[0] - scale or high > reach[1] + scale
 
 
 def _alike(a: QParams, b: QParams | None) -> bool:
@@ -115,3 +133,12 @@ def _alike(a: QParams, b: QParams | None) -> bool:
         return False
     pairs = zip(a.scales, b.scales, strict=True)
     return all(math.isclose(x, y, rel_tol=_CLOSE) for x, y in pairs)
+
+
+def relabelled(target: QParams) -> tuple[Step, ...]:
+    """The step of a weight whose prepared codes stand under other scales.
+
+    Args:
+        target: What the converted model holds.
+    """
+    return (Step("other-qparams", target, "the prepared codes stand on another grid"),)

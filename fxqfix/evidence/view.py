@@ -24,7 +24,7 @@ from fxqfix.evidence.emulated import Emulated
 from fxqfix.evidence.found import BEYOND, MOST, Found, roundings
 from fxqfix.evidence.places import Places
 from fxqfix.evidence.recompute import Reads, Recompute
-from fxqfix.evidence.steps import Held, Step, explain
+from fxqfix.evidence.steps import Held, Step, explain, relabelled
 from fxqfix.evidence.weights import WeightPair
 from fxqfix.pairing import Pair
 from fxqfix.passes._shadow_modules import Local
@@ -267,7 +267,8 @@ class View:
         own = self._steps_of("", self.grid, self.target, inputs)
         found = [(self.pair.prepared.site.name, self.grid, own)]
         for path, p in self.weights.items():
-            steps = self._steps_of(path, p.mine.qparams, p.theirs.qparams, ())
+            grids = p.mine.qparams, p.theirs.qparams
+            steps = relabelled(grids[1]) if p.relabelled else self._steps_of(path, *grids, ())
             found.append((f"{path}.weight", p.mine.qparams, steps))
         return tuple(found)
 
@@ -284,9 +285,8 @@ class View:
     ) -> tuple[Step, ...]:
         if mine.same_grid(theirs):
             return ()
-        found = self.held(path)
-        if found is None:
-            found = Held(mine, None, None, None, "the prepared model", False, True, False)
+        nothing = Held(mine, None, None, None, "the prepared model", False, True, False)
+        found = self.held(path) or nothing
         picked = "" if path else self.picked
         return explain(replace(found, used=mine, picked=picked), theirs, inputs)
 
@@ -332,8 +332,8 @@ class View:
             weights[path] = p.settled(grid, step, self._corrected)
         done = self._done(own)
         grid = self.grid if not done else done[-1].reached
-        left = "not-lowered" in self._corrected
-        value = self.recomputed(weights, floats=left, blocks=blocks)
+        left, theirs = (name in self._corrected for name in ("not-lowered", "other-weights"))
+        value = self.recomputed(weights, floats=left, blocks=blocks, others=theirs)
         return value, self.target if len(done) == len(own) else grid
 
     def _done(self, steps: Sequence[Step]) -> list[Step]:

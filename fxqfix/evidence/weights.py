@@ -29,11 +29,19 @@ def near(mine: WeightView, theirs: WeightView) -> Tensor:
     """Mask of the converted codes that are a rounding of the prepared values on their grid."""
     if mine.values is None or mine.values.shape != theirs.codes.shape:
         return torch.ones_like(theirs.codes, dtype=torch.bool)
+    found = _rounds(mine.values, theirs)
+    same = not mine.qparams.same_grid(theirs.qparams) and not bool(found.all())
+    if same and torch.equal(mine.codes.int(), theirs.codes.int()):  # under another scale
+        return torch.ones_like(found)
+    return found
+
+
+def _rounds(values: Tensor, theirs: WeightView) -> Tensor:
     # The float32 rounding is one that the width allows: float64 is for the others alone.
-    found = quantize(mine.values, theirs.qparams) == theirs.codes
+    found = quantize(values, theirs.qparams) == theirs.codes
     places = Places(found.shape, found.device, (~found).flatten().nonzero().squeeze(1))
     if len(places):
-        found.view(-1)[places.at] = _near(mine.values, theirs, places)
+        found.view(-1)[places.at] = _near(values, theirs, places)
     return found
 
 
@@ -104,6 +112,16 @@ class WeightPair:
     def near(self) -> Tensor:
         """See `near`."""
         return near(self.mine, self.theirs)
+
+    @cached_property
+    def relabelled(self) -> bool:
+        """Whether the prepared codes stand on another grid, and are no rounding of values there."""
+        mine, theirs = self.mine, self.theirs
+        if mine.values is None or mine.values.shape != theirs.codes.shape or self.same_grid:
+            return False
+        if not torch.equal(mine.codes.int(), theirs.codes.int()):
+            return False
+        return not bool(_rounds(mine.values, theirs).all())
 
     @cached_property
     def own(self) -> int:

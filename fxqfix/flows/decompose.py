@@ -13,6 +13,7 @@ from fxqfix._devices import device_of
 from fxqfix._settings import entry
 from fxqfix.dialects import Reading, decomposed, int8, pt2e
 from fxqfix.dialects._base import modules_of, scope
+from fxqfix.dialects._code import keep_hooks
 from fxqfix.dialects._dtypes import HALVES, check_floats
 from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.dialects.qconfig import qconfig_range
@@ -86,6 +87,7 @@ def to_decomposed(
     # Tracing an eager model copies it, and torch's conversion is of a copy.
     owned = isinstance(model, nn.Module) and source is not dialects.unwrapped(model)
     result: fx.GraphModule = chain(source, *passes, owned=owned).graph_module
+    keep_hooks(dialects.unwrapped(model), result)
     return result
 
 

@@ -11,6 +11,7 @@ from fxqfix._devices import device_of
 from fxqfix._settings import entry
 from fxqfix.dialects import check_kind, check_tool, nothing_prepared, unwrapped
 from fxqfix.dialects import prepared as fx_prepared
+from fxqfix.dialects._code import keep_hooks
 from fxqfix.dialects._wrappers import copied, held_graphs
 from fxqfix.errors import DialectError, UnsupportedError
 from fxqfix.passes import (
@@ -95,6 +96,7 @@ def frozen_by(prepared: M, *, quantized: bool = False) -> M:
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, own)
     frozen: M = chain(model, *passes, owned=bool(held)).graph_module
+    keep_hooks(model, frozen)
     return frozen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from fxqfix._devices import CPU, device_of, on_cpu
 from fxqfix._settings import entry
 from fxqfix.checks import Subject
 from fxqfix.dialects import Reading, prepared
+from fxqfix.dialects._code import keep_hooks
 from fxqfix.dialects._dtypes import check_floats
 from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.dialects.weights import holder
@@ -28,6 +30,7 @@ from fxqfix.report import Int8Certificate
 
 __all__ = ["certificate_of", "convert_with_islands", "to_int8"]
 
+_STATE = "certified state"
 _KEY = "certificate"  # in meta, as 0.1 had it; stays readable there until 0.3
 
 _CHOICES = {"saturation": ("warn", "island"), "averages": ("exact", "kernel")}
@@ -103,7 +106,7 @@ def certificate_of(model: nn.Module) -> Int8Certificate:
         model: That model, or a copy of it.
 
     Raises:
-        DialectError: The model carries no certificate.
+        DialectError: The model carries no certificate, or was edited since.
 
     Example:
         >>> import torch
@@ -119,6 +122,15 @@ def certificate_of(model: nn.Module) -> Int8Certificate:
             found=type(model).__name__,
             expected="what fxqfix.to_int8 returned, or a copy.deepcopy of it",
             remedy="a pass, a trace or a file does not keep it: ask before, and keep to_json()",
+        )
+    known = getattr(model, "meta", {}).get(_STATE)
+    if known is not None and isinstance(model, fx.GraphModule) and known != _state(model):
+        raise DialectError(
+            "the model was edited after its certificate was made",
+            where="certificate_of",
+            found="another graph, other modules or other qparams",
+            expected="what fxqfix.to_int8 returned, or a copy.deepcopy of it",
+            remedy="convert anew with to_int8, or ask fxqfix.certify, which runs the model",
         )
     return found
 
@@ -150,8 +162,18 @@ def _certified(
 ) -> fx.GraphModule:
     ranges = declared_ranges(dialects.read(routed), frozen)
     result: fx.GraphModule = RestoreRange(ranges)(routed).graph_module
+    keep_hooks(frozen, result)
     result.meta[_KEY] = replace(certify(own, dialects.read(result), engine), notes=notes)
+    result.meta[_STATE] = _state(result)
     return result.eval()
+
+
+def _state(model: fx.GraphModule) -> str:
+    """What tells an edited model: a digest of its graph, its modules and their qparams."""
+    text = f"{model.graph}{model}".encode()
+    plain = {k: v for k, v in model.named_buffers() if not v.is_quantized}
+    values = "".join(f"{name}{value.tolist()}" for name, value in sorted(plain.items()))
+    return hashlib.sha256(text + values.encode()).hexdigest()
 
 
 def convert_with_islands(

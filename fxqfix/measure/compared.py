@@ -147,6 +147,8 @@ def _pairs(reference: Tensor, actual: Tensor) -> Tensor:
 def differing(reference: Tensor, actual: Tensor) -> Tensor:
     """Mask of the values that are not equal; all of them where the dtypes differ.
 
+    NaN is equal to NaN: a model that gives it where it is due is right.
+
     Args:
         reference: Any shape and dtype.
         actual: Of the same shape.
@@ -157,7 +159,11 @@ def differing(reference: Tensor, actual: Tensor) -> Tensor:
     """
     if reference.dtype != actual.dtype:
         return torch.ones_like(reference, dtype=torch.bool)
-    return reference != actual
+    return (reference != actual) & ~_both_nan(reference, actual)
+
+
+def _both_nan(reference: Tensor, actual: Tensor) -> Tensor:
+    return (reference != reference) & (actual != actual)  # of any dtype
 
 
 def float_discrepancy(reference: Tensor, actual: Tensor) -> Discrepancy:
@@ -175,8 +181,9 @@ def float_discrepancy(reference: Tensor, actual: Tensor) -> Discrepancy:
         >>> d.differing, d.max_abs
         (1, 0.5)
     """
-    a, b = reference.double(), actual.double()
-    error = torch.where(reference == actual, 0.0, (a - b).abs())  # inf - inf is NaN
+    due = _both_nan(reference, actual)
+    a, b = reference.double().masked_fill(due, 0.0), actual.double().masked_fill(due, 0.0)
+    error = torch.where(a == b, 0.0, (a - b).abs())  # inf - inf is NaN
     return Discrepancy(
         elements=a.numel(),
         differing=int(differing(reference, actual).sum()),

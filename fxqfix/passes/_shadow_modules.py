@@ -62,19 +62,19 @@ class Snapshot(nn.Module):
     Attributes:
         qparams: The grid of the codes. A quantized tensor tells its own: where the kernel's output
             has another one than the graph let expect, the tensor is right.
-        layout: Memory format of the last value seen.
+        strides: How the last value seen lay in memory; () where it had gaps.
         floats: Its dtype, where it was a float; a fake-quant gives back what it gets.
     """
 
     def __init__(self, qparams: QParams) -> None:
         super().__init__()
         self.qparams = qparams
-        self.layout = torch.contiguous_format
+        self.strides: tuple[int, ...] = ()
         self.floats = torch.float32
 
     def forward(self, value: Tensor) -> Tensor:
         """Take the codes of a float, integer or quantized tensor."""
-        self.layout = _layout(value)
+        self.strides = _strides(value)
         if value.is_quantized:
             if self.qparams.axis is None:
                 scale, point = value.q_scale(), value.q_zero_point()
@@ -90,17 +90,25 @@ class Snapshot(nn.Module):
 Source = tuple[Snapshot, Snapshot]
 
 
-def _layout(value: Tensor) -> torch.memory_format:
-    if value.is_contiguous():
-        return torch.contiguous_format
-    for dim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if value.dim() == dim and value.is_contiguous(memory_format=layout):
-            return layout
-    return torch.contiguous_format
+def _strides(value: Tensor) -> tuple[int, ...]:
+    """The strides of a value that fills its memory; () of one that doesn't."""
+    found, due = value.stride(), 1
+    for stride, size in sorted(zip(found, value.shape, strict=True)):
+        if size > 1 and stride != due:
+            return ()
+        due *= size
+    return found
 
 
 def _as_laid_out(codes: Tensor, prepared: Snapshot) -> Tensor:
-    return codes.contiguous(memory_format=prepared.layout)
+    if len(prepared.strides) != codes.dim():
+        return codes.contiguous()
+    if codes.stride() == prepared.strides:
+        return codes
+    found = torch.empty_strided(
+        codes.shape, prepared.strides, dtype=codes.dtype, device=codes.device
+    )
+    return found.copy_(codes)
 
 
 class _Part(nn.Module):

@@ -18,7 +18,7 @@ from fxqfix.errors import CheckError, DataError, UnknownNameError, counting
 from fxqfix.measure.culprits import Culprit
 from fxqfix.report._files import save
 from fxqfix.report.exports import Exports
-from fxqfix.report.rows import Coverage, Row
+from fxqfix.report.rows import GRIDS, Coverage, Row, names_own_grid
 from fxqfix.report.verdict import Judged, disallowed
 
 if TYPE_CHECKING:
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from fxqfix.report.diff import Diff
 
 __all__ = ["Report"]
-
-
-# Causes of another grid: who accepts one accepts grids that differ where no code shows it.
-_GRIDS = {"scale-formula", "stale-qparams", "moving-observer", "shared-qparams"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,16 +95,17 @@ class Report(Exports, Judged):
 
     def _faults(self, allow: Collection[str]) -> tuple[str, ...]:
         outside = [row for row in self.rows if _out_of_range(row)]
-        shifted = [row for row in self.rows if row.shift and not row.differing]
+        shifted = [row for row in self.rows if row.shift and not names_own_grid(row)]
         off_grid = [row for row in self.rows if row.off_grid or row.rescaled]
         bad = disallowed("Report", self.causes)
         found = [f"{name}: {count} codes" for name, count in bad.items() if name not in allow]
         if outside and "range-lost" not in allow:
             found.append(f"{sum(map(_out_of_range, outside))} codes out of range{_at(outside)}")
-        if off_grid and not _GRIDS & set(allow):
+        if off_grid and not GRIDS & set(allow):
             found.append(f"values on another grid{_at(off_grid)}")
         if shifted:
-            found.append(f"values equal, codes shifted by {shifted[0].shift}{_at(shifted)}")
+            equal = "values equal, " if not any(row.differing for row in shifted) else ""
+            found.append(f"{equal}codes shifted by {shifted[0].shift}{_at(shifted)}")
         return tuple(found)
 
     def check(self, allow: Collection[str] = (), max_local_share: float | None = None) -> None:

@@ -14,7 +14,7 @@ from fxqfix.measure.discrepancy import Discrepancy, decibels
 from fxqfix.measure.histogram import Histogram
 from fxqfix.qparams import QParams
 
-__all__ = ["Coverage", "Row", "Uncovered"]
+__all__ = ["GRIDS", "Coverage", "Row", "Uncovered", "names_own_grid"]
 
 
 @dataclass(frozen=True)
@@ -226,3 +226,19 @@ def _float32(scale: float) -> float:
 
 def _share(found: Discrepancy) -> float:
     return found.differing / max(found.elements, 1)
+
+
+# Causes of another grid: who accepts one accepts grids that differ where no code shows it.
+GRIDS = frozenset(
+    {"scale-formula", "stale-qparams", "moving-observer", "shared-qparams", "other-qparams"}
+)
+
+
+def names_own_grid(row: Row) -> bool:
+    """Whether a cause of another grid stands in a row for the row's own, not for its weight's.
+
+    Args:
+        row: A row with causes.
+    """
+    said = (row.evidence.get(cause, "") for cause in GRIDS & row.causes.keys())
+    return any(text.startswith(f"{row.name}: ") for text in said)

@@ -40,7 +40,10 @@ FIXED = replace(FUSED, given=USED, moved=USED, buffers=USED, source="buffers", o
         (FUSED, OTHER, (GIVEN, OTHER), ["shared-qparams"]),
         (FUSED, GIVEN, (GIVEN,), ["scale-formula"]),  # its own observer gives it
         (replace(FUSED, calibrated=False), grid(1.0), (), ["uncalibrated"]),
-        (FIXED, OTHER, (), ["scale-formula"]),
+        (FIXED, OTHER, (), ["other-qparams"]),
+        (replace(ON, seen=(0.0, 0.7 * 127)), OTHER, (), ["moving-observer"]),
+        (replace(ON, seen=(0.0, 0.6 * 127)), OTHER, (), ["other-qparams"]),  # nothing was so large
+        (replace(ON, seen=(0.0, 0.7 * 127)), grid(0.3, 5), (), ["other-qparams"]),  # or so small
         (FIXED, OTHER, (OTHER,), ["shared-qparams"]),
     ],
 )

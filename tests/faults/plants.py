@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -221,6 +221,27 @@ def scale_formula(plot: Plot, place: int) -> None:
     mine.weight_fake_quant = fused
     theirs.weight_fake_quant = FrozenFakeQuantize(_baked(fused))
     plot.name("scale-formula", {tap.site.name, f"{node}.weight"}, f"{node}.weight")
+
+
+def other_qparams(plot: Plot, place: int) -> None:
+    """A grid that was edited in the converted model."""
+    taps = plot.base.groups[place]
+    q = _used(taps[0])
+    plot.swap(taps, None, replace(q, scale=q.scales[0] * 0.8))
+    plot.name("other-qparams", _names(taps))
+
+
+def edited_weight_scale(plot: Plot, place: int) -> None:
+    """The codes of a weight under other scales."""
+    path, node, tap = plot.base.weighted[place]
+    theirs: Any = plot.baked.get_submodule(path)
+    q = theirs.weight_fake_quant.qparams
+    with torch.no_grad():
+        theirs.weight.mul_(1.25)
+    scales = tuple(s * 1.25 for s in q.scales)
+    other = replace(q, scale=scales if q.axis is not None else scales[0])
+    theirs.weight_fake_quant = FrozenFakeQuantize(other)
+    plot.name("other-qparams", {tap.site.name, f"{node}.weight"}, f"{node}.weight")
 
 
 def shared_qparams(plot: Plot, place: int) -> None:
@@ -483,6 +504,8 @@ PLANTS = {
     "moving-observer": Plant("moving-observer", moving_observer, _sites, _ALL),
     "moving-weight": Plant("moving-observer", moving_weight, _weights),
     "scale-formula": Plant("scale-formula", scale_formula, _weights, _ALL),
+    "other-qparams": Plant("other-qparams", other_qparams, _sites, _ALL),
+    "edited-weight-scale": Plant("other-qparams", edited_weight_scale, _weights),
     "other-weights": Plant("other-weights", other_weights, _weights, _ALL),
     "other-bias": Plant("other-weights", other_bias, _weights, _ALL),
     "shared-qparams": Plant(
