@@ -89,7 +89,7 @@ def device(name: str, weights: str = "channel") -> Device:
     with quantized_engine("qnnpack"):
         prepared = prepare_fx(_shifted(NETS[name]()).eval(), mapping, (x,))
         prepared(x)
-        parameters = extract_parameters(convert_fx(prepared), isa="vnni", threads=1)
+        parameters = extract_parameters(convert_fx(prepared))
     return Device(parameters, x)
 
 
