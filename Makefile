@@ -35,8 +35,9 @@ levels: .venv/test.stamp
 PY ?= $(BIN)/python
 
 gpu:
-	PYTHONPATH=. $(PY) -m pytest -m gpu -p no:cacheprovider tests/test_devices.py tests/routes/test_inductor.py
+	PYTHONPATH=. $(PY) -m pytest -m gpu -p no:cacheprovider tests/test_devices.py tests/routes/test_inductor.py tests/test_as_deployed.py
 	PYTHONPATH=.:benchmarks $(PY) benchmarks/gpu.py
+	PYTHONPATH=.:benchmarks $(PY) benchmarks/gpu_speed.py
 
 SECONDS ?= 600
 fuzz: .venv/test.stamp

@@ -14,7 +14,15 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["as_given", "default_cpu", "direct_sums", "entry", "exact", "read_as_given"]
+__all__ = [
+    "as_given",
+    "default_cpu",
+    "direct_sums",
+    "entry",
+    "exact",
+    "read_as_given",
+    "tensor_float32",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -149,6 +157,29 @@ def direct_sums() -> Iterator[None]:
             yield
     finally:
         cudnn.enabled = enabled
+
+
+@contextmanager
+def tensor_float32() -> Iterator[None]:
+    """Products of float32 on a GPU in TF32, whatever is switched on."""
+    backends = torch.backends
+    places: list[Any] = [getattr(backends.cudnn, "conv", None), backends.cuda.matmul]
+    name, wanted = "fp32_precision", "tf32"
+    if not all(_has(place, name) for place in places):  # torch before 2.9
+        places, name = [backends.cudnn, backends.cuda.matmul], "allow_tf32"
+    before = []
+    for place in places:
+        value = getattr(place, name)
+        if name == "fp32_precision":
+            place.fp32_precision = "none"
+            value = "none" if place.fp32_precision == value else value  # from the general switch
+        before.append(value)
+        setattr(place, name, wanted if name == "fp32_precision" else True)
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
 @contextmanager

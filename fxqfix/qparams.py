@@ -341,7 +341,8 @@ def fused_sum(a: Tensor, b: Tensor) -> Tensor:
     found = total.float()
     ties = (total.view(torch.int64) & _LAST_29) == _MIDDLE
     small = total.abs() < _SUBNORMAL
-    looks = total.device.type == "cpu"  # elsewhere, a look at a value waits for the device
+    # Elsewhere a look at a value waits for the device; what is compiled can't branch on one.
+    looks = total.device.type == "cpu" and not torch.compiler.is_compiling()
     if not looks or bool(small.any()):
         ties |= small & (total != 0)
     if looks and not bool(ties.any()):

@@ -441,3 +441,72 @@ def test_a_batch_norm_that_can_not_be_folded_is_refused() -> None:
     prepared(x)
     with pytest.raises(UnsupportedError, match="no form without BatchNorm"):
         as_deployed(prepared, engine="fbgemm")
+
+
+# --------------------------------------------------------------- compiled, distributed, moved
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's
+def test_compiled_it_is_the_same() -> None:
+    model, x = _model()
+    wanted = model(x)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    found = compiled(x)
+    assert torch.equal(found, wanted)
+    loss_of(found).backward()
+    torch.optim.SGD(model.parameters(), lr=0.05).step()
+    assert equal(compiled(x), deployed_outputs(model, "fbgemm", x))
+    torch.compiler.reset()
+
+
+@pytest.mark.gpu
+def test_on_a_device_it_is_the_same(device: str) -> None:
+    model, x = _model()
+    wanted = model(x)
+    loss_of(wanted).backward()
+    there = copy.deepcopy(model).to(device)
+    there.zero_grad()
+    found = there(x.to(device))
+    assert torch.equal(found.cpu(), wanted)
+    (found * torch.linspace(-1, 1, found.numel()).reshape(found.shape).to(device)).sum().backward()
+    grads = zip(model.named_parameters(), there.parameters(), strict=True)
+    for (name, p), q in grads:
+        assert p.grad is not None
+        assert q.grad is not None
+        # reason: sums of float32 products in the order of another device
+        assert torch.allclose(p.grad, q.grad.cpu(), rtol=1e-3, atol=1e-3), name
+    with pytest.raises(DeviceError):
+        there(x)
+
+
+def _train_apart(rank: int, world: int, store: str, results: Any) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    prepared, x = prepared_net("MLP", qat=True)
+    model = nn.parallel.DistributedDataParallel(as_deployed(prepared, engine="fbgemm"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x.chunk(world)[rank]).square().mean().backward()
+        optimizer.step()
+    same = equal(model(x), deployed_outputs(model, "fbgemm", x))
+    results.put((rank, same, [p.detach().double().sum().item() for p in model.parameters()]))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
+def test_two_processes_train_one_model(tmp_path: Any) -> None:
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.Queue()
+    arguments = [(rank, 2, str(tmp_path / "store"), results) for rank in (0, 1)]
+    workers = [context.Process(target=_train_apart, args=a) for a in arguments]
+    for worker in workers:
+        worker.start()
+    found = sorted(results.get(timeout=300) for _ in workers)
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert [same for _, same, _ in found] == [True, True]
+    assert found[0][2] == found[1][2]

@@ -72,6 +72,14 @@ PROMISES = {
         "to_decomposed(prepared)    exact: True ",
         "trace: FX can't trace DataDependent",
     ],
+    "train_as_deployed": [
+        "prepared:            accuracy 0.9",
+        "deployed:            accuracy 0.9",
+        "trained as deployed: accuracy 0.9",
+        "isa=avx2",
+        "outputs that differ from to_int8's: 0",
+        "moved: ",
+    ],
     "deploy": [
         "export       plain   ok: True   0 int8 kernels, 0 lost",
         "export       pinned  ok: True   0 int8 kernels, 0 lost",

@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxqfix._settings import direct_sums
 from fxqfix.engines._base import Exact
 from fxqfix.engines._layout import channels_last
+from fxqfix.engines._paths import sums_of
 from fxqfix.qparams import QParams
 
 __all__ = ["EXACT", "Accumulator", "by_output", "largest_sum"]
@@ -73,6 +73,8 @@ class Accumulator(Exact):
     ) -> None:
         super().__init__()
         self.function, self.point = function, int(source.zero_points[0])
+        low, high = source.container
+        self.reach = low - self.point, high - self.point
         self.channels, self.input_axis = (0 if transposed else 1), input_axis
         rows = by_output(weight, groups) if transposed else weight
         self.bound = largest_sum(rows, source)
@@ -88,22 +90,22 @@ class Accumulator(Exact):
         layout = channels_last(codes) if self.input_axis == 1 else torch.preserve_format
         x = codes.to(self.weight.dtype, memory_format=layout)
         x = x.sub_(self.point) if self.point else x
-        with direct_sums():
-            if len(self.sizes) < 2:
-                return self.function(x, self.weight)
-            parts = zip(
-                torch.split(x, self.sizes, self.input_axis),
-                torch.split(self.weight, self.sizes, self.channels),
-                strict=True,
-            )
-            return torch.stack([self.function(a, w).double() for a, w in parts]).sum(0)
+        if len(self.sizes) < 2:
+            return sums_of(self.function, x, self.weight, self.reach)
+        parts = zip(
+            torch.split(x, self.sizes, self.input_axis),
+            torch.split(self.weight, self.sizes, self.channels),
+            strict=True,
+        )
+        sums = [sums_of(self.function, a, w, self.reach).double() for a, w in parts]
+        return torch.stack(sums).sum(0)
 
     def in_tiles(self, codes: Tensor) -> Tensor:
         """``f(f(sum q * w) - f(f(sum w) * zx))``, both sums over the taps inside the image."""
         weight = self.weight.double()
-        with direct_sums():
-            raw = self.function(codes.double(), weight)
-            inside = self.function(torch.ones_like(codes, dtype=torch.float64), weight)
+        raw = sums_of(self.function, codes.double(), weight, self.reach)
+        ones = torch.ones_like(codes, dtype=torch.float64)
+        inside = sums_of(self.function, ones, weight, self.reach)
         return raw.float() - inside.float() * float(self.point)
 
 

@@ -35,11 +35,14 @@ def real(codes: Tensor, qparams: QParams) -> Tensor:
 
 
 def to_codes(rounded: Tensor, qparams: QParams, *, relu: bool = False) -> Tensor:
-    """Clamp whole numbers to the container (with a relu, from the zero point up) and store."""
+    """Clamp whole numbers to the container (with a relu, from the zero point up) and store.
+
+    Floats are used up.
+    """
     low, high = qparams.container
     if relu:
         low = max(low, int(qparams.zero_points[0]))
-    held = rounded.clamp(low, high)
+    held = (rounded.clamp_ if rounded.is_floating_point() else rounded.clamp)(low, high)
     if held.is_floating_point() and held.device.type == "cpu":
         held = held.to(torch.int32)  # a cast from floats to 8 bits runs element by element there
     return held.to(qparams.storage)

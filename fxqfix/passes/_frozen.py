@@ -70,8 +70,10 @@ class FrozenFakeQuantize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize x with the fixed qparams."""
-        if not self.fake_quant_enabled[0]:
-            return x
+        return self.quantized(x) if self.fake_quant_enabled[0] else x
+
+    def quantized(self, x: Tensor) -> Tensor:
+        """The same, switched on or not: no branch depends on a tensor."""
         if self.is_per_channel:
             value = torch.fake_quantize_per_channel_affine(
                 x, self.scale, self.zero_point, self.ch_axis, self.quant_min, self.quant_max

@@ -218,12 +218,10 @@ class LiveOp(nn.Module):
     Args:
         template: A module of the op without BatchNorm; its own parameters are not used.
         live: What is.
-        quantizer: The weight's fake-quant, where the template has none of its own.
+        quantizer: The weight's frozen fake-quant.
     """
 
-    def __init__(
-        self, template: nn.Module, live: LiveWeight, quantizer: nn.Module | None = None
-    ) -> None:
+    def __init__(self, template: nn.Module, live: LiveWeight, quantizer: Any) -> None:
         super().__init__()
         self.template, self.live, self.quantizer = template, live, quantizer
         inner = holder(template)
@@ -235,9 +233,7 @@ class LiveOp(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The op."""
         weight, bias = self.live.values()
-        if self.quantizer is not None:
-            weight = self.quantizer(weight)
-        given = {f"{self.place}weight": weight}
+        given = {f"{self.place}weight": self.quantizer.quantized(weight)}
         if bias is not None:
             given[f"{self.place}bias"] = bias
         return torch.func.functional_call(self.template, given, args, kwargs)
@@ -275,7 +271,7 @@ class LiveClosed(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module, on quantized weights."""
         given = {
-            name: quantizer(attribute(self.bare, name))
+            name: quantizer.quantized(attribute(self.bare, name))  # type: ignore[operator]  # frozen
             for name, quantizer in zip(self.names, self.quantizers, strict=True)
         }
         return torch.func.functional_call(self.bare, given, args, kwargs)

@@ -81,13 +81,12 @@ class Sources:
     def op(self, tap: Tap, template: nn.Module) -> LiveOp:
         """A float op that runs on the parameters of a weight's tap."""
         live = self.weights[tap]
-        own = getattr(live.owner, "weight_fake_quant", None)
-        if isinstance(own, nn.Module) and hasattr(template, "weight_fake_quant"):
-            template.weight_fake_quant = own
-            return LiveOp(template, live)
+        quantizer: Any = getattr(live.owner, "weight_fake_quant", None)
         if tap.quantizer is not None:
-            return LiveOp(template, live, self.module(path_of(tap.quantizer)))
-        return LiveOp(template, live, own or weight_quantizer(live.owner))
+            quantizer = self.module(path_of(tap.quantizer))
+        if hasattr(template, "weight_fake_quant"):
+            template.weight_fake_quant = nn.Identity()
+        return LiveOp(template, live, quantizer or weight_quantizer(live.owner))
 
 
 def path_of(node: fx.Node) -> str:
