@@ -482,7 +482,8 @@ def test_on_a_device_it_is_the_same(device: str) -> None:
 
 def _train_apart(rank: int, world: int, store: str, results: Any) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
+    shared = torch.distributed.FileStore(store, world)
+    torch.distributed.init_process_group("gloo", store=shared, rank=rank, world_size=world)
     torch.manual_seed(0)
     prepared, x = prepared_net("MLP", qat=True)
     model = nn.parallel.DistributedDataParallel(as_deployed(prepared, engine="fbgemm"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -55,7 +54,7 @@ class Geometry:
         """Several groups, each of a multiple of 4 channels."""
         return self.groups > 1 and not (self.inputs % 4 or self.outputs % 4)
 
-    @cached_property
+    @property
     def extent(self) -> tuple[int, ...]:
         """What the kernel spans, per axis."""
         return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
@@ -137,7 +136,7 @@ class Job:
         size = (n + 2 * b for n, b in zip(codes.shape[2:], shape.border, strict=True))
         return cls(shape, signed, call.threads, codes.shape[0], tuple(size))
 
-    @cached_property
+    @property
     def out(self) -> tuple[int, ...]:
         """The output's size per axis."""
         return self.shape.size_of(self.size)
