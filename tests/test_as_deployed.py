@@ -447,6 +447,7 @@ def test_a_batch_norm_that_can_not_be_folded_is_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's
+@pytest.mark.filterwarnings("ignore::UserWarning")  # dynamo's too
 def test_compiled_it_is_the_same() -> None:
     model, x = _model()
     wanted = model(x)
