@@ -52,6 +52,20 @@ def test_an_edited_scale_is_other_qparams(frozen: bool) -> None:
     assert report.verdict == "not ok"
 
 
+def test_an_edited_grid_is_no_observer_that_moved() -> None:
+    model = prepared(qat=True)
+    edited = converted(model)
+    getattr(edited, "0").scale *= 1.1
+    report = compare(model, edited, [X], engine="fbgemm")
+    assert report.row("_0").causes["other-qparams"] > 0
+    assert not {"moving-observer", "unexplained"} & report.causes.keys()
+    edited = converted(model)
+    model(2 * X)  # its observers are on, in eval mode too
+    moved = compare(model, edited, [X], engine="fbgemm").causes
+    assert moved["moving-observer"] > 0
+    assert "other-qparams" not in moved
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_an_edited_zero_point_is_a_fault(frozen: bool) -> None:
     model = freeze(prepared()) if frozen else prepared()

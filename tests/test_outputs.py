@@ -237,3 +237,50 @@ def test_an_output_that_only_the_deployed_model_quantizes() -> None:
     assert row.causes == {"requantization": row.differing}  # values beyond the range included
     assert row.differing > 0
     assert "'act' is rounded to" in row.evidence["requantization"]
+
+
+class Keyed(nn.Module):
+    """Two values under keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"u": self.a(x), "v": self.b(x)}
+
+
+@pytest.mark.parametrize(
+    ("edit", "verdict", "exact", "said"),
+    [
+        (lambda a: {"v": a["v"], "u": a["u"]}, "ok", True, ""),  # another order
+        (lambda a: {"v": a["u"], "u": a["v"]}, "not ok", False, ""),  # each under the other's key
+        (lambda a: {"w": a["u"], "v": a["v"]}, "not judged", False, "returns {'w': a value"),
+        (lambda a: {**a, "n": 3}, "not judged", False, "'n': 3}"),
+    ],
+)
+def test_values_under_keys_are_compared_key_by_key(
+    edit: Any, verdict: str, exact: bool, said: str
+) -> None:
+    frozen = fxqfix.freeze(prepared(Keyed()))
+    deployed = fxqfix.to_int8(frozen, engine="fbgemm")
+    output = next(n for n in deployed.graph.nodes if n.op == "output")
+    output.args = (edit(output.args[0]),)
+    deployed.recompile()
+    report = fxqfix.compare(frozen, deployed, [X], engine="fbgemm")
+    assert (report.verdict, report.exact) == (verdict, exact)
+    assert said in " ".join(report.left_out).replace("the converted one {", "returns {")
+    if not said:
+        assert [row.inputs for row in outputs(report)] == [("a",), ("b",)]
+
+
+def test_another_constant_that_is_returned_is_told() -> None:
+    frozen = fxqfix.freeze(prepared(Keyed()))
+    deployed = fxqfix.to_int8(frozen, engine="fbgemm")
+    for model, value in ((frozen, 3), (deployed, 4)):
+        output = next(n for n in model.graph.nodes if n.op == "output")
+        output.args = ({**output.args[0], "n": value},)
+        model.recompile()
+    report = fxqfix.compare(frozen, deployed, [X], engine="fbgemm")
+    assert not report.ok
+    assert any("'n': 3}, the converted one" in why for why in report.left_out)

@@ -15,8 +15,9 @@ class MovingObserver(OtherQParams):
 
     Activations: the converted qparams are of an earlier range. Weights: conversion shows a QAT
     module's observer the weight once more. Only the move counts here; another formula for the range
-    before it is `scale-formula`. Counterfactual: the prepared op with the converted qparams; the
-    codes that then agree, within float32 rounding, are explained.
+    before it is `scale-formula`. Where most observers that are on still give what was converted, or
+    the scale is the same, nothing moved: `other-qparams`. Counterfactual: the prepared op with the
+    converted qparams; the codes that then agree, within float32 rounding, are explained.
     """
 
 

@@ -18,7 +18,8 @@ class ForeignQParams(OtherQParams):
     """A scale or zero point that was edited, or that comes from another state of the model.
 
     Looks for converted qparams where the prepared quantizer is fixed (frozen) at others, where they
-    reach beyond all that its observer has seen, and for a weight whose codes are the prepared ones
+    reach beyond all that its observer has seen, where the model's observers are on and have not
+    moved since the conversion, and for a weight whose codes are the prepared ones
     under another scale. Counterfactual: the prepared op with the converted qparams; the codes that
     then agree, within float32 rounding, are explained.
     """

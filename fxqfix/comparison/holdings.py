@@ -17,9 +17,10 @@ from fxqfix.dialects._constants import constant, constants, reader
 from fxqfix.dialects.prepared import shared_calls
 from fxqfix.dialects.quantizer import buffers_of, read_quantizer
 from fxqfix.dialects.weights import weight_quantizer
-from fxqfix.pairing import Pairing
+from fxqfix.evidence.steps import alike
+from fxqfix.pairing import Pair, Pairing
 
-__all__ = ["blocks", "floats", "holdings", "picked", "weight_node"]
+__all__ = ["blocks", "floats", "holdings", "picked", "unmoved", "weight_node"]
 
 
 def weight_node(tap: Tap) -> fx.Node:
@@ -27,24 +28,25 @@ def weight_node(tap: Tap) -> fx.Node:
     return tap.quantizer or tap.node
 
 
-def holdings(reading: Reading, tap: Tap) -> Callable[[str], Held | None]:
+def holdings(reading: Reading, tap: Tap, still: bool = False) -> Callable[[str], Held | None]:
     """A function from "" or the path of a weight's module to what that quantizer holds.
 
     Args:
         reading: The prepared model.
         tap: The site that "" stands for.
+        still: Whether no observer moved since the conversion; see `unmoved`.
     """
     weights = {str(weight_node(t).target): t for t in reading.weights}
 
     @functools.cache
     def held(path: str) -> Held | None:
         found = weights.get(path) if path else tap
-        return _held(reading, found) if found is not None else None
+        return _held(reading, found, still) if found is not None else None
 
     return held
 
 
-def _held(reading: Reading, tap: Tap) -> Held | None:
+def _held(reading: Reading, tap: Tap, still: bool) -> Held | None:
     weight = tap.site.kind == "weight"
     path = str((weight_node(tap) if weight else tap.node).target)
     quantizer: Any = reading.graph_module.get_submodule(path)
@@ -65,7 +67,24 @@ def _held(reading: Reading, tap: Tap) -> Held | None:
         calibrated=state.calibrated,
         observed=hasattr(observer, "min_val"),
         seen=_seen(observer),
+        still=still,
     )
+
+
+def unmoved(reading: Reading, pairs: list[Pair]) -> bool:
+    """Whether at least half of the observers of values that are on give what was converted.
+
+    Args:
+        reading: The prepared model.
+        pairs: Its activation sites and the converted ones.
+    """
+    found = []
+    for p in pairs:
+        held = _held(reading, p.prepared, still=False)
+        if held is not None and held.observing and held.calibrated:
+            used = p.converted.site.used
+            found.append(used is not None and alike(used, held.given))
+    return bool(found) and 2 * sum(found) >= len(found)
 
 
 def _seen(observer: Any) -> tuple[float, float] | None:

@@ -40,6 +40,7 @@ class Outputs:
         kernels: Of each value the converted ops behind the last sites that give floats from
             integers of their own (dynamic ones, embeddings): the prepared model has no such step.
         wrong: Of each value the known-wrong kernel that runs behind the last sites, or None.
+        problem: How the models differ in the keys and constants that they return, or "".
     """
 
     tails: tuple[Recompute, ...]
@@ -49,12 +50,13 @@ class Outputs:
     sites: frozenset[fx.Node] = frozenset()
     kernels: tuple[tuple[str, ...], ...] = ()
     wrong: tuple[Defect | None, ...] = ()
+    problem: str = ""
     shares: dict[str, Attribution] = field(default_factory=dict)
 
     @cached_property
     def probe(self) -> OutputProbe:
         """The probe, one for all outputs."""
-        return OutputProbe(self._attribute if self.most else None, self.most)
+        return OutputProbe(self._attribute if self.most else None, self.most, self.problem)
 
     def rows(self) -> list[Row]:
         """A row per tensor that the models return."""
@@ -169,7 +171,7 @@ def _foreign(tail: Recompute, value: Tensor) -> list[str]:
 
 
 def float_kernels(
-    converted: Reading, sites: Container[fx.Node], calls: Mapping[str, Call]
+    converted: Reading, sites: Container[fx.Node], calls: Mapping[str, Call], like: fx.Graph
 ) -> tuple[tuple[str, ...], ...]:
     """Of each value that an int8 model returns: kernels behind the last sites that give floats.
 
@@ -177,9 +179,10 @@ def float_kernels(
         converted: The model.
         sites: Its paired sites.
         calls: Its int8 ops, by node name.
+        like: The prepared graph: its order of values.
     """
     found = []
-    for end in returned(converted.graph_module.graph):
+    for end in returned(converted.graph_module.graph, like):
         queue, seen = [end], dict[fx.Node, None]()
         while queue:
             node = queue.pop()

@@ -13,7 +13,7 @@ from fxqfix import dialects, engines
 from fxqfix._devices import CPU, device_of
 from fxqfix.causes import Emulated, Recompute, WeightPair
 from fxqfix.comparison.away import Away
-from fxqfix.comparison.holdings import blocks, floats, picked, weight_node
+from fxqfix.comparison.holdings import blocks, floats, picked, unmoved, weight_node
 from fxqfix.comparison.others import others
 from fxqfix.dialects import Reading, Site, Tap, decomposed, int8
 from fxqfix.dialects.weights import WeightView
@@ -124,6 +124,11 @@ class Plan:
     def picked(self) -> Any:
         """Why no quantizer chose a converted grid; see `holdings.picked`."""
         return picked(self.converted)
+
+    @cached_property
+    def still(self) -> bool:
+        """Whether no observer moved since the conversion; see `holdings.unmoved`."""
+        return unmoved(self.prepared, self.pairs)
 
     @cached_property
     def blocks(self) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from fxqfix.dialects import Site, Tap
 from fxqfix.measure import Corrector, Probe, Run, discrepancy, histogram, run
 from fxqfix.pairing import Pair
 from fxqfix.passes import InsertShadows
-from fxqfix.passes._ends import returned, rounded_outputs, without
+from fxqfix.passes._ends import other_structure, returned, rounded_outputs, without
 from fxqfix.passes.insert_shadows import Probing
 from fxqfix.qparams import QParams
 from fxqfix.report import Coverage, Report, Row, Uncovered
@@ -50,18 +50,18 @@ class Session:
 
     def _outputs(self) -> Outputs:
         """What is known of the values that the models return."""
-        plan = self.plan
+        plan, like = self.plan, self.plan.prepared.graph_module.graph
         tails = [plan.recompute(n, None) for n in returned(plan.folded.graph)]
         rounded = rounded_outputs(plan.prepared, plan.converted, plan.pairing)
         kernels = tuple(unseen(plan.prepared, tail) for tail in tails)
         wrong: tuple[engines.Defect | None, ...] = ()
         if plan.isa is not None:
             sites, calls = plan.converted_sites, plan.calls
-            own = float_kernels(plan.converted, sites, calls)
+            own = float_kernels(plan.converted, sites, calls, like)
             kernels = tuple(a + b for a, b in zip(own, kernels, strict=False))
-            ends = returned(plan.converted.graph_module.graph)
+            ends = returned(plan.converted.graph_module.graph, like)
             wrong = tuple(wrong_before(end, sites, calls) for end in ends)
-        mine = returned(plan.prepared.graph_module.graph)
+        mine = returned(like)
         return Outputs(
             tails=tuple(tails),
             grids=tuple(
@@ -75,6 +75,7 @@ class Session:
             sites=plan.converted_sites,
             kernels=kernels,
             wrong=wrong,
+            problem=other_structure(like, plan.converted.graph_module.graph),
         )
 
     def weave(self, noise_floor: bool) -> fx.GraphModule:
@@ -140,7 +141,7 @@ class Session:
             "steps": {},
             "unseen": unseen(self.plan.prepared, recompute),
         }
-        held = holdings(self.plan.prepared, p.prepared)
+        held = holdings(self.plan.prepared, p.prepared, self.plan.still)
         inherited = bool(loose or recompute.behind)
 
         # Of the converted model's own graph: the pair is of the copy that the twin is woven into.
@@ -243,7 +244,7 @@ class Session:
             pair = WeightPair(own, other)
             codes = pair.mine.codes
             found = Found(own.qparams, other.qparams, own.values, codes, other.codes, codes)
-            held = holdings(self.plan.prepared, p.prepared)
+            held = holdings(self.plan.prepared, p.prepared, self.plan.still)
             defect = self.plan.defect(p.converted.node.name)
             known: dict[str, Any] = {"defect": defect, "garbled": other.garbled}
             view = View.of(p, found, weight=pair, held=held, **known)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from fxqfix.qparams import QParams
 
-__all__ = ["Held", "Step", "explain", "relabelled"]
+__all__ = ["Held", "Step", "alike", "explain", "relabelled"]
 
 # Scales that went through float32, or through a product of two of them, on the way.
 _CLOSE = 2.0**-22
@@ -35,6 +35,8 @@ class Held:
         picked: Why this quantizer has no say in the converted grid (a kernel works it out of its
             input's, two calls of a module have one); "" where it has.
         seen: The lowest and highest value that its observer saw, where its range only grows.
+        still: Whether most of the model's observers that are on still give what was converted: no
+            batch came since, so this one did not move either.
     """
 
     used: QParams
@@ -47,6 +49,7 @@ class Held:
     observed: bool
     picked: str = ""
     seen: tuple[float, float] | None = None
+    still: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,13 @@ def explain(held: Held, target: QParams, inputs: Sequence[QParams] = ()) -> tupl
         return ()
     if not held.calibrated:
         return (Step("uncalibrated", target, "its observer never saw data (min=inf, max=-inf)"),)
-    if held.picked and not _alike(target, held.given):
+    if held.picked and not alike(target, held.given):
         return (Step("shared-qparams", target, held.picked),)
-    if held.source.startswith("buffers") and _alike(target, held.given):
+    if held.source.startswith("buffers") and alike(target, held.given):
         return (Step("stale-qparams", target, f"{held.source} don't follow its min/max any more"),)
-    if _alike(target, held.given):
+    if alike(target, held.given):
         return (Step("scale-formula", target, f"{held.source} against its observer's formula"),)
-    if _alike(target, held.moved) and held.given is not None:
+    if alike(target, held.moved) and held.given is not None:
         first = () if held.used.same_grid(held.given) else explain(held, held.given)
         return (*first, Step("moving-observer", target, "conversion moves an observer that is on"))
     return (_otherwise(held, target, inputs),)
@@ -101,14 +104,20 @@ def _otherwise(held: Held, target: QParams, inputs: Sequence[QParams]) -> Step:
     """A grid that the prepared quantizer's observer gives neither now nor when it moves."""
     if any(target.same_grid(other) for other in inputs):
         return Step("shared-qparams", target, "the grid of one of its inputs")
-    if _alike(target, held.buffers):
+    if alike(target, held.buffers):
         return Step("stale-qparams", target, "its buffers, which its min/max left behind")
     if held.seen is not None and _beyond(target, held.used, held.seen):
         low, high = held.seen
         why = f"its observer has seen values from {low:.6g} to {high:.6g} only"
         return Step("other-qparams", target, why)
     if held.observing:
-        return Step("moving-observer", target, "its observer is on and has moved since")
+        why = f"its observer is on and gives {held.given} by now"
+        if held.still:
+            said = "and most others that are on still give what was converted"
+            return Step("other-qparams", target, f"{why}, {said}")
+        if target.scales == held.used.scales:
+            return Step("other-qparams", target, f"{why}, and a range that moves changes its scale")
+        return Step("moving-observer", target, why)
     if held.observed:
         why = f"its observer gives {held.given} by now"
         return Step("stale-qparams", target, why)
@@ -127,8 +136,13 @@ def _beyond(target: QParams, used: QParams, seen: tuple[float, float]) -> bool:
     return low < reach[0] - scale or high > reach[1] + scale
 
 
-def _alike(a: QParams, b: QParams | None) -> bool:
-    """Whether two grids are one, give or take float32 rounding of the scale."""
+def alike(a: QParams, b: QParams | None) -> bool:
+    """Whether two grids are one, give or take float32 rounding of the scale.
+
+    Args:
+        a: A grid.
+        b: Another, or None, which is none.
+    """
     if b is None or a.zero_points != b.zero_points or len(a.scales) != len(b.scales):
         return False
     pairs = zip(a.scales, b.scales, strict=True)

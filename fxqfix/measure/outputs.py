@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,17 +48,20 @@ class OutputProbe(nn.Module):
     Args:
         attribute: Called for each output of a batch that differs; None to skip causes.
         most: For how many batches it is called.
+        problem: Why outputs can't be compared, "" where they can.
 
     Attributes:
         found: One record per tensor that is returned.
         problem: Why outputs could not be compared, "" where all were.
     """
 
-    def __init__(self, attribute: Attribute | None, most: float = math.inf) -> None:
+    def __init__(
+        self, attribute: Attribute | None, most: float = math.inf, problem: str = ""
+    ) -> None:
         super().__init__()
         self._attribute, self._most, self._batches = attribute, most, 0
         self.found: list[Returned] = []
-        self.problem = ""
+        self.problem = problem
 
     def forward(
         self,
@@ -69,6 +72,9 @@ class OutputProbe(nn.Module):
     ) -> None:
         """Take what the models return for one batch."""
         self._batches += 1
+        if self.problem:
+            return
+        converted = _like(converted, prepared)
         theirs, mine = list(_tensors(converted)), list(_tensors(prepared))
         floors = list(_tensors(nudged or []))
         if len(theirs) != len(mine):
@@ -118,6 +124,16 @@ class OutputProbe(nn.Module):
             sums.not_attributed += count
         else:
             self._attribute(name, sums, record, converted, prepared)
+
+
+def _like(found: Any, like: Any) -> Any:
+    """What a module returned, its dicts in the order of another's where their keys are the same."""
+    if isinstance(found, Mapping) and isinstance(like, Mapping) and found.keys() == like.keys():
+        return {key: _like(found[key], like[key]) for key in like}
+    both = isinstance(found, (tuple, list)) and isinstance(like, (tuple, list))
+    if both and len(found) == len(like):
+        return [_like(a, b) for a, b in zip(found, like, strict=True)]
+    return found
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -285,7 +285,8 @@ class Weaver:
         given = [branch.finish(self) for branch in self.branches]
         ends = returned(self.frozen.graph)
         tails = {end: self._tail(end) for end in dict.fromkeys(ends)}
-        args = (returned(self.rewriter.graph), given[0], [tails[n] for n in ends], *given[1:])
+        found = returned(self.rewriter.graph, self.frozen.graph)
+        args = (found, given[0], [tails[n] for n in ends], *given[1:])
         self.module("probe_outputs", factory(), args, "shadow")
 
     def _tail(self, end: fx.Node) -> fx.Node | None:

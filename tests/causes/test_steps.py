@@ -35,6 +35,8 @@ FIXED = replace(FUSED, given=USED, moved=USED, buffers=USED, source="buffers", o
         (PLAIN, GIVEN, (), ["stale-qparams"]),
         (ON, GIVEN, (), ["scale-formula"]),
         (ON, OTHER, (), ["moving-observer"]),
+        (replace(ON, still=True), OTHER, (), ["other-qparams"]),  # the others did not move
+        (ON, grid(0.5, 1), (), ["other-qparams"]),  # a range that moves changes its scale
         (replace(ON, moved=MOVED), MOVED, (), ["scale-formula", "moving-observer"]),
         (replace(ON, given=USED, moved=MOVED), MOVED, (), ["moving-observer"]),
         (FUSED, OTHER, (GIVEN, OTHER), ["shared-qparams"]),
