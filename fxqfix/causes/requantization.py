@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
+from fxqfix.causes._structure import added, narrowed
 from fxqfix.evidence.view import View
 
 __all__ = ["CAUSE", "Requantization"]
@@ -27,12 +28,14 @@ class Requantization(Cause):
 
     In its own arithmetic: an average of codes, a fixed-point sum, a table. Counterfactual: the
     engine's integers give exactly the codes found; float64 on the same converted integers gives
-    the prepared model's, and is at most one code away from the codes found.
+    the prepared model's, and is at most one code away from the codes found. Another op, or a range
+    that cuts codes off, is no arithmetic: codes that it moves stay unexplained.
     """
 
     def explains(self, view: View) -> Tensor | None:
         """Codes that rounding in between, or the engine's own arithmetic, makes."""
-        found = view.owed_to() if _same_bias(view) else None
+        same = _same_bias(view) and not added(view)
+        found = view.owed_to() if same else None
         if found is not None and view.requantized is None:
             found = found & _near(view)
             if not view.weights_differ:
@@ -67,7 +70,10 @@ def _near(view: View) -> Tensor:
     """Codes found that are at most one away from float64 on the converted integers."""
     scale, point = view.places.grid(view.target)
     wanted = (view.converted / scale + point).clamp(view.target.quant_min, view.target.quant_max)
-    return (view.raw.double() - wanted).abs() <= _REACH
+    near = (view.raw.double() - wanted).abs() <= _REACH
+    if narrowed(view):
+        near &= (view.raw > view.target.quant_min) & (view.raw < view.target.quant_max)
+    return near
 
 
 CAUSE = Requantization(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
+from fxqfix.causes._structure import added, narrowed
 from fxqfix.evidence.view import View
 
 __all__ = ["CAUSE", "Unexplained"]
@@ -28,9 +29,16 @@ class Unexplained(Cause):
         return torch.ones_like(view.differs)
 
     def evidence(self, view: View) -> str:
-        """Why a recomputation failed, or the largest difference."""
+        """Why a recomputation failed, or what only the converted model does; how far apart."""
+        if view.problem:
+            return view.problem
         largest = int((view.actual - view.expected).abs().max())
-        return view.problem or f"up to {largest} codes apart on the same inputs"
+        parts = [f"up to {largest} codes apart on the same inputs"]
+        if ops := added(view):
+            parts.append(f"only the converted model computes {ops} here")
+        if held := narrowed(view):
+            parts.append(f"only the converted model holds its codes in {held}")
+        return "; ".join(parts)
 
 
 CAUSE = Unexplained(

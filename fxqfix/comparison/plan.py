@@ -273,7 +273,8 @@ class Plan:
             return None
         cutter, nodes, names = self.emulation
         left = cutter.graph_module.meta.get(LEFT, {})
-        return Emulated(cutter, nodes[p.converted.node.name], names, recompute.inputs, call, left)
+        end, inputs = nodes[p.converted.node.name], recompute.inputs
+        return Emulated(cutter, end, names, inputs, call, left, calls=self.calls)
 
     def _garbled(self, calls: Mapping[fx.Node, engines.Call]) -> dict[str, engines.Call]:
         """The calls whose weight can't be unpacked, with the codes that conversion packed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from torch import Tensor, fx
 
 from fxqfix.engines import Call, Weighted
 from fxqfix.errors import UnsupportedError
+from fxqfix.evidence._ops import computing
 from fxqfix.passes._region import Cutter, Region, interprets
 from fxqfix.passes._shadow_modules import Local
 
@@ -31,6 +33,7 @@ class Emulated:
         call: The converted op.
         left: Why nodes of the emulated model stand in it as they were, by name.
         late: Why inputs of some sizes have no arithmetic, as they come.
+        calls: The converted ops by the names of their nodes in the converted graph.
     """
 
     cutter: Cutter
@@ -40,10 +43,16 @@ class Emulated:
     call: Call
     left: Mapping[str, str] = field(default_factory=dict)
     late: list[str] = field(default_factory=list)
+    calls: Mapping[str, Call] = field(default_factory=dict)
 
     @cached_property
     def _region(self) -> Region:
         return self.cutter.region(self.end, self.end)
+
+    @cached_property
+    def ops(self) -> Counter[str]:
+        """How often the site's region has which op; see `computing`."""
+        return computing(self._region.graph, self.cutter.graph_module, self.calls)
 
     @cached_property
     def _order(self) -> list[int] | None:

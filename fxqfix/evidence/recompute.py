@@ -6,6 +6,7 @@ compiled, so compiling anew for every batch would make memory grow.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from fxqfix.dialects._modes import drops
 from fxqfix.dialects._writes import Overwrite
 from fxqfix.dialects.weights import WeightView
 from fxqfix.evidence._interpreter import AtPlaces, Interpreter
+from fxqfix.evidence._ops import computing
 from fxqfix.evidence._shell import Shell, dequantize_wide, widened
 from fxqfix.evidence._tail import Tail
 from fxqfix.evidence.places import Places
@@ -91,6 +93,11 @@ class Recompute:
         """Paths of the modules that the region calls."""
         nodes = self._region.graph.nodes
         return tuple(str(n.target) for n in nodes if n.op == "call_module")
+
+    @cached_property
+    def ops(self) -> Counter[str]:
+        """How often the region has which op; see `computing`."""
+        return computing(self._region.graph, self.cutter.graph_module)
 
     @cached_property
     def own_weights(self) -> dict[str, WeightPair]:
