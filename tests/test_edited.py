@@ -192,3 +192,21 @@ def test_other_values_in_a_float_layer_are_other_weights() -> None:
         getattr(edited, "2").bias.add_(0.5)
     report = compare(freeze(model), edited, [X], engine="fbgemm")
     assert report.row("output 0").causes == {"other-weights": 32}
+
+
+def test_a_loud_channel_does_not_hide_another_bias() -> None:
+    model = net()
+    with torch.no_grad():
+        model[2].weight[0] *= 1e5
+        model[2].weight[1] *= 0.01
+        model[2].bias[1] = 1e-3
+    mapping = get_default_qconfig_mapping("fbgemm").set_module_name("2", None)
+    with quiet():
+        made = prepare_fx(model.eval(), mapping, (X,))
+        made(X)
+    edited = converted(freeze(made))
+    with torch.no_grad():
+        getattr(edited, "2").bias[1] *= 2
+    report = compare(freeze(made), edited, [X], engine="fbgemm")
+    assert report.row("output 0").causes == {"other-weights": 8}
+    assert report.verdict == "not ok"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import fxqfix
 from fxqfix import validate
@@ -111,6 +112,28 @@ def test_a_metric_gives_a_number_or_one_per_sample() -> None:
         validate(model, data, lambda y, _: y[:2])
     with pytest.raises(OptionError, match=r"Found: str\."):
         validate(model, data, lambda y, _: "good")
+
+
+@pytest.mark.parametrize(
+    "targets", [torch.zeros(3, 1), torch.tensor(0), torch.zeros(5), torch.zeros(3, 2), [0, 1, 1]]
+)
+def test_accuracy_refuses_targets_of_another_shape(targets: Any) -> None:
+    with pytest.raises(DataError, match=r"class numbers.*Expected: targets \[3\]"):
+        validate(nn.Identity(), [(torch.zeros(3, 2), targets)], "accuracy")
+
+
+def test_a_batch_without_samples_counts_nothing() -> None:
+    good = torch.eye(2), torch.tensor([0, 0])
+    data = [good, (torch.zeros(0, 2), torch.zeros(0, dtype=torch.long))]
+    assert validate(nn.Identity(), data, "accuracy").value == 0.5
+
+
+def test_a_shuffled_loader_leaves_the_random_state() -> None:
+    samples = TensorDataset(torch.eye(4), torch.arange(4))
+    before = torch.get_rng_state()
+    found = validate(nn.Identity(), DataLoader(samples, batch_size=2, shuffle=True), "accuracy")
+    assert found.value == 1.0
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_bar_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

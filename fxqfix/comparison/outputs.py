@@ -142,6 +142,8 @@ class Outputs:
             converted = tail.exact(local, theirs, others=True)
             said = f"{', '.join(foreign)}: other values: these may be two checkpoints"
             masks["other-weights"] = near(converted), said
+            rounded, why = masks["rounding"]  # no order of sums tells other values apart
+            masks["rounding"] = rounded & (converted == exact), why
         elif converted is not exact:
             names = ", ".join(theirs)
             masks["upstream"] = near(converted), f"the codes of the weight of {names} differ"

@@ -81,7 +81,7 @@ def repair(
             found=type(data).__name__,
             expected="a list of batches or a DataLoader",
         )
-    with _torch.quantized_engine(engine) as name:
+    with _torch.quantized_engine(engine) as name, _rng.same_rng():
         return _rounds(
             partial(Bench, prepared, engine=name, backend_config=backend_config), converted, data
         )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxqfix import _torch
+from fxqfix import _rng, _torch
 from fxqfix._devices import device_of
 from fxqfix._notebook import Shown
 from fxqfix._settings import entry, read_as_given
@@ -70,10 +70,23 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     Returns:
         A float tensor without axes, in [0, 1].
 
+    Raises:
+        DataError: The targets are no class numbers of these outputs' shape.
+
     Example:
         >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1])).item()
         0.5
     """
+    shape = [len(outputs), *outputs.shape[2:]] if isinstance(outputs, Tensor) else None
+    found = list(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
+    if shape is None or found != shape:
+        raise DataError(
+            "accuracy compares class numbers with outputs",
+            where=_WHERE,
+            found=f"targets {found}",
+            expected="outputs (N, classes, ...)" if shape is None else f"targets {shape}",
+            remedy="targets of another form: a function of (outputs, targets) as metric",
+        )
     return (outputs.argmax(1) == targets).double().mean()
 
 
@@ -117,7 +130,7 @@ def validate(
     seen: Any = metric if keeps else _Mean(metric)
     samples = batches = 0
     seconds = 0.0
-    with torch.no_grad():
+    with torch.no_grad(), _rng.same_rng():
         model.eval()
         try:
             for batch in read_as_given(progress_bar(batches_of(data, _WHERE), _WHERE, progress)):
@@ -168,6 +181,8 @@ class _Mean:
     def update(self, outputs: Any, targets: Any) -> None:
         """Take a batch."""
         count = _count(outputs)
+        if not count:  # a batch of no samples
+            return
         value = self.function(outputs, targets)
         tensor = torch.as_tensor(value, dtype=torch.float64) if _counts(value) else None
         if tensor is None or tensor.numel() not in (1, count):
