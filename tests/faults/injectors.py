@@ -366,6 +366,7 @@ INJECTORS: dict[str, Callable[[], Fault]] = {
             "fake-quant-off",
             "observer-only",
             "other-weights",
+            "other-qparams",
         )
     },
 }
