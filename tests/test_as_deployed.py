@@ -301,6 +301,21 @@ def test_a_state_dict_goes_from_one_to_another() -> None:
         other.load_state_dict(state)
 
 
+def test_a_refused_state_dict_changes_nothing() -> None:
+    model, x = _model()
+    state = {name: value * 2 for name, value in model.state_dict().items()}
+    inner = {name.removeprefix("prepared."): value for name, value in state.items()}
+    for held in (model, copy.deepcopy(model)):
+        before = {name: value.clone() for name, value in held.state_dict().items()}
+        for part, given in ((held, state), (held.prepared, inner)):
+            for assign in (False, True):
+                with pytest.raises(OptionError, match="other grids"):
+                    part.load_state_dict(given, assign=assign)
+        now = held.state_dict()
+        assert all(torch.equal(value, now[name]) for name, value in before.items())
+        assert equal(held(x), deployed_outputs(held, "fbgemm", x))
+
+
 def test_train_switches_dropout_and_nothing_else() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
     net = nn.Sequential(net, nn.Flatten(), nn.Linear(8 * 36, 5)).train()

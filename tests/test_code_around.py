@@ -13,7 +13,8 @@ from torch.ao import quantization as tq
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import fxqfix
-from fxqfix._torch import quiet
+from fxqfix._torch import quantized_engine, quiet
+from fxqfix.errors import UnsupportedError
 
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
 
@@ -83,6 +84,27 @@ def test_hooks_of_the_trained_model(path: str) -> None:
     assert fxqfix.compare(model, None, [X], engine="fbgemm").verdict != "ok"
     if path:
         assert fxqfix.certificate_of(fxqfix.to_int8(model, engine="fbgemm")).verdict != "ok"
+
+
+@pytest.mark.parametrize("plant", [_hook, _pre_hook])
+@pytest.mark.parametrize("path", ["", "b"])
+def test_what_is_made_of_the_graph_refuses_hooks(plant: Callable[[Any], None], path: str) -> None:
+    trained = prepared()
+    converted = fxqfix.to_int8(trained, engine="fbgemm")
+    flows: tuple[tuple[Callable[[Any], Any], nn.Module], ...] = (
+        (lambda m: fxqfix.emulate(m, engine="fbgemm"), converted),
+        (fxqfix.extract_parameters, converted),
+        (lambda m: fxqfix.golden_vectors(m, X), converted),
+        (lambda m: fxqfix.as_deployed(m, engine="fbgemm"), trained),
+    )
+    for flow, model in flows:
+        with quantized_engine("fbgemm"):
+            flow(model)
+            hooked = copy.deepcopy(model)
+            plant(hooked.get_submodule(path))
+            place = f", {path or 'the model'}: .*a forward hook"
+            with pytest.raises(UnsupportedError, match=place):
+                flow(hooked)
 
 
 def test_hooks_of_torch_are_no_code_of_the_users() -> None:

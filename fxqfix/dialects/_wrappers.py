@@ -9,9 +9,10 @@ from torch import Tensor, fx, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fxqfix import _torch
-from fxqfix.errors import DialectError, FxqfixError, TraceError
+from fxqfix.dialects._code import around
+from fxqfix.errors import DialectError, FxqfixError, TraceError, UnsupportedError
 
-__all__ = ["check_tool", "copied", "held_graphs", "unwrapped"]
+__all__ = ["check_tool", "copied", "held_graphs", "refuse_code", "unwrapped"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -156,6 +157,29 @@ def check_tool(model: nn.Module, where: str) -> None:
         remedy="start from the float model with prepare_fx, prepare_pt2e or eager prepare; this "
         "one can be checked against its float model's outputs only",
     )
+
+
+def refuse_code(model: Any, where: str) -> None:
+    """Refuse code of the user's that no graph shows: what is made of the graph would leave it out.
+
+    Args:
+        model: A model, wrapped or not.
+        where: Who asks, for messages.
+
+    Raises:
+        UnsupportedError: A module has a forward hook, a forward put on, or parametrized weights.
+    """
+    model = unwrapped(model)
+    for site, what in around(model):
+        module = model if site.module == "the model" else model.get_submodule(site.module)
+        raise UnsupportedError(
+            "code that runs around a module would be left out of what is made here",
+            where=f"{where}, {site.name}",
+            found=f"{type(module).__name__} with {what}",
+            remedy=_permanent(module)
+            or "remove it (handle.remove() for a hook), or put what it does into the model's "
+            "forward, so that it is traced",
+        )
 
 
 def _strange(model: nn.Module) -> Iterator[tuple[str, type]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, fx, nn
 from fxqfix import _torch, dialects
 from fxqfix._devices import device_of, on_cpu
 from fxqfix._settings import entry
-from fxqfix.dialects._wrappers import unwrapped
+from fxqfix.dialects._wrappers import refuse_code, unwrapped
 from fxqfix.engines import ENGINES, Isa, isa_of, threads_of
 from fxqfix.engines._base import check_name
 from fxqfix.errors import DeviceError, OptionError, UnsupportedError
@@ -71,10 +72,11 @@ class Deployed(nn.Module):
         super().__init__()
         self.prepared, self.emulation = prepared, emulation
         self._graphs = graphs  # not registered: they hold the same parameters once more
-        self._grids = [(name, b.clone()) for name, b in _grids(prepared)]
         self._warned = False
-        hooks: Any = self
-        hooks.register_load_state_dict_post_hook(_check_grids)
+        # On the inner model: it runs before anything is loaded, also by way of the outer one.
+        grids = {name: b.clone() for name, b in _grids(prepared)}
+        hooks: Any = prepared
+        hooks.register_load_state_dict_pre_hook(partial(_check_grids, grids))
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -173,16 +175,19 @@ def _grids(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((n, b) for n, b in model.named_buffers() if n.rpartition(".")[2] in names)
 
 
-def _check_grids(module: Any, _: Any) -> None:
+def _check_grids(
+    grids: dict[str, Tensor], _: nn.Module, state: Mapping[str, Any], prefix: str, *rest: Any
+) -> None:
     """Grids are built in: a state_dict of other ones belongs to another model."""
-    for (name, before), (_, now) in zip(module._grids, _grids(module.prepared), strict=True):
-        if not torch.equal(before, now.cpu()):
+    for name, before in grids.items():
+        now = state.get(f"{prefix}{name}")
+        if isinstance(now, Tensor) and not torch.equal(before, now.cpu().to(before.dtype)):
             raise OptionError(
                 "this state_dict has other grids than the model that was deployed",
                 where="load_state_dict",
                 found=f"{name} = {now.flatten()[:3].tolist()}",
                 expected=f"{before.flatten()[:3].tolist()}",
-                remedy="load it into the prepared model, and call as_deployed on that",
+                remedy="load it into a prepared model, and call as_deployed on that",
             )
 
 
@@ -248,7 +253,8 @@ def as_deployed(
         UncalibratedError, NonFiniteError: It never saw data; it holds NaN or inf qparams.
         DeviceError: Its parts lie on several devices.
         UnsupportedError: An op has no exact arithmetic on this engine, a parameter can't be
-            trained so, a BatchNorm can't be folded, or the model isn't float32.
+            trained so, a BatchNorm can't be folded, a module has a hook of the user's, or the model
+            isn't float32.
 
     Example:
         >>> import torch, fxqfix
@@ -270,6 +276,7 @@ def as_deployed(
     home = device_of(prepared, _WHERE)
     _check_float32(prepared)
     model = unwrapped(on_cpu(prepared, _WHERE))
+    refuse_code(model, _WHERE)
     return _made(model, chosen, *options, backend_config).to(home)
 
 

@@ -8,6 +8,7 @@ from torch import fx, nn
 from fxqfix import _torch, dialects, engines
 from fxqfix._devices import check_int8
 from fxqfix._settings import entry
+from fxqfix.dialects._wrappers import refuse_code
 from fxqfix.engines import ENGINES, Isa, isa_of, threads_of
 from fxqfix.engines._base import check_name
 from fxqfix.engines.dispatch import check_packed
@@ -49,8 +50,8 @@ def emulate(
         UnknownNameError: There is no such engine or isa.
         OptionError: `isa` or `threads` has a value that it can't have.
         DialectError: The model is not an int8 model.
-        UnsupportedError: An op has no exact arithmetic on this engine, or a weight is packed for
-            another one.
+        UnsupportedError: An op has no exact arithmetic on this engine, a weight is packed for
+            another one, or a module has a hook of the user's.
 
     Example:
         >>> import torch
@@ -70,6 +71,7 @@ def emulate(
     with _torch.quantized_engine(chosen):
         model = dialects.read(converted, "emulate").graph_module
         check_int8(model, "emulate")
+        refuse_code(converted, "emulate")
         # Asked of the user's own model: a copy is packed anew, for the engine of the moment.
         for call in engines.calls(model, *options, strict=False).values():
             check_packed(call, chosen)

@@ -15,6 +15,7 @@ from fxqfix._devices import check_int8, device_of
 from fxqfix._settings import as_given, entry
 from fxqfix.dialects import decomposed, int8
 from fxqfix.dialects._finite import refuse_non_finite
+from fxqfix.dialects._wrappers import refuse_code
 from fxqfix.engines import Isa
 from fxqfix.engines.dispatch import check_packed
 from fxqfix.errors import DataError, FxqfixError, OptionError, UnsupportedError
@@ -66,7 +67,7 @@ def extract_parameters(
         OptionError: `isa` or `threads` has a value that it can't have, or one of the three is given
             for a model that runs on no engine.
         UnsupportedError: An op's parameters can't be read (LSTM, dynamic qparams, unknown ops), or
-            its weight is packed for another engine.
+            its weight is packed for another engine, or a module has a hook of the user's.
 
     Example:
         >>> import torch
@@ -140,6 +141,7 @@ def golden_vectors(model: nn.Module, inputs: Any, *, ranges_from: Any = None) ->
         DataError: The inputs are not those of the model.
         NonFiniteError: NaN or inf in the inputs.
         DeviceError: The inputs are on another device than the model.
+        UnsupportedError: A module has a hook of the user's.
         ModelRunError: The model raised.
 
     Example:
@@ -176,6 +178,7 @@ def golden_vectors(model: nn.Module, inputs: Any, *, ranges_from: Any = None) ->
 def _program(model: nn.Module, ranges_from: Any, where: str) -> Program:
     refuse_non_finite(model, where)
     reading = dialects.read(model, where)
+    refuse_code(model, where)
     if reading.dialect == int8.NAME:
         ranges = None if ranges_from is None else declared_ranges(reading, ranges_from)
         return steps(reading, ranges)
