@@ -253,8 +253,7 @@ def as_deployed(
         UncalibratedError, NonFiniteError: It never saw data; it holds NaN or inf qparams.
         DeviceError: Its parts lie on several devices.
         UnsupportedError: An op has no exact arithmetic on this engine, a parameter can't be
-            trained so, a BatchNorm can't be folded, a module has a hook of the user's, or the model
-            isn't float32.
+            trained so, a BatchNorm can't be folded, a module has a hook, or it isn't float32.
 
     Example:
         >>> import torch, fxqfix
@@ -276,11 +275,11 @@ def as_deployed(
     home = device_of(prepared, _WHERE)
     _check_float32(prepared)
     model = unwrapped(on_cpu(prepared, _WHERE))
-    refuse_code(model, _WHERE)
     return _made(model, chosen, *options, backend_config).to(home)
 
 
 def _made(model: nn.Module, engine: str, isa: Isa, threads: int, backend_config: Any) -> Deployed:
+    refuse_code(model, _WHERE)
     own: nn.Module = chain(model, FreezeQParams()).graph_module.eval()
     frozen = dialects.read(frozen_by(own, quantized=True))
     with torch.no_grad(), _torch.quantized_engine(engine), _torch.quiet():
