@@ -15,6 +15,16 @@ from fxqfix.engines import Call
 __all__ = ["computing"]
 
 _EMULATED = "emulated_"
+# One op in several spellings, and ops that a kernel fuses.
+_PARTS = {
+    "add_scalar": ("add",),
+    "mul_scalar": ("mul",),
+    "relu6": ("clamp",),
+    "hardtanh": ("clamp",),
+    "linear_leaky_relu": ("leaky_relu",),
+    "linear_tanh": ("tanh",),
+    "conv2d_add": ("add",),
+}
 _ASIDE = frozenset({"boundary", "shape"})  # families that leave values as they are, or the grid's
 
 
@@ -41,6 +51,8 @@ def computing(
         else:
             continue
         spec = next((spec for spec in ops.TABLE if spec.key == key), None)
+        if key not in _PARTS and spec is not None and spec.family == "weighted":
+            continue  # a site of its own: where a region begins before it, the ops are not its own
         if key != "relu" and (spec is None or spec.family not in _ASIDE):
-            found[key] += 1
+            found.update(_PARTS.get(key, (key,)))
     return found
