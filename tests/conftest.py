@@ -28,6 +28,7 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 
 # Two xdist workers on two cores; one thread also fixes the order of float sums.
 torch.set_num_threads(1)
+_ENGINE = torch.backends.quantized.engine
 
 if platform.libc_ver()[0] == "glibc":
     # Tensors of some megabytes are made and freed all the time: glibc gives each back to the
@@ -116,12 +117,12 @@ def onnx_functions() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def seed() -> Iterator[int]:
-    """Every test starts from one seed, and leaves the quantized engine that it found."""
+    """Every test starts from one seed and from torch's own engine, whatever ran before it."""
     # torch.manual_seed also queues a stack trace for each kind of device that is not there.
     torch.default_generator.manual_seed(SEED)
-    engine = torch.backends.quantized.engine
+    torch.backends.quantized.engine = _ENGINE
     yield SEED
-    torch.backends.quantized.engine = engine
+    torch.backends.quantized.engine = _ENGINE
 
 
 @pytest.fixture

@@ -408,6 +408,9 @@ def test_the_way_back_is_exact(engine: str) -> None:
     wanted = fxqfix.extract_parameters(fxqfix.to_decomposed(prepared))["up"]
     assert wanted.weight is not None
     assert torch.equal(ops["up"].weight, wanted.weight)
+    with fxqfix._torch.quantized_engine("qnnpack"):  # whatever engine is current
+        found = fxqfix.extract_parameters(model).arithmetic
+    assert found.engine == {"onednn": "x86"}.get(engine, engine)  # x86 runs its kernels
     emulated = fxqfix.emulate(model, engine=engine)
     with fxqfix._torch.quantized_engine(engine):
         assert torch.equal(emulated(3 * x), model(3 * x))

@@ -14,6 +14,8 @@ __all__ = ["CODE", "around", "keep_hooks"]
 CODE = "code around the module"  # source of a site that stands for it
 # Hooks of torch's own flows: observers of eager mode, input checks of exported programs.
 _HOOKS_OF_TORCH = ("torch.ao.", "torch.export.", "torchao.")
+# torch.compile puts its forward on the instance.
+_FORWARDS_OF_TORCH = (*_HOOKS_OF_TORCH, "torch._dynamo.")
 _FORWARDS_OF_FX = ("eval_with_key", "torch/fx/")
 
 
@@ -26,7 +28,7 @@ def _own_code(module: nn.Module) -> str:
     for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
         if not _is_torchs(hook):
             return f"a forward hook ({getattr(hook, '__name__', type(hook).__name__)})"
-    if "forward" in vars(module) and not type(module).__module__.startswith(_HOOKS_OF_TORCH):
+    if "forward" in vars(module) and not type(module).__module__.startswith(_FORWARDS_OF_TORCH):
         return "a forward of its own, put on the instance"
     if isinstance(module, fx.GraphModule):
         code = getattr(type(module).forward, "__code__", None)

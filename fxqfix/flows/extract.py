@@ -108,16 +108,17 @@ def _arithmetic(
     arithmetic = Arithmetic.of(engine or torch.backends.quantized.engine, isa, threads)
     calls = engines.calls(program.graph_module, "qnnpack", strict=False).values()
     names = [arithmetic.engine] if engine else [arithmetic.engine, *engines.ENGINES]
+    refused: UnsupportedError | None = None
     for name in names:
         try:
             for call in calls:
                 check_packed(call, name)
-        except UnsupportedError:
-            if name == names[-1]:
-                raise
+        except UnsupportedError as error:
+            refused = refused or error
             continue
         return dataclasses.replace(arithmetic, engine=name)
-    return arithmetic
+    assert refused is not None  # there is a name, and each was refused
+    raise refused
 
 
 @entry
