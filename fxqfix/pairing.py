@@ -114,6 +114,13 @@ def _takes_number(node: fx.Node) -> bool:
     return node.op != "call_module" and known and bool(numbers) and len(node.all_input_nodes) == 1
 
 
+def _numbered(tap: Tap) -> bool:
+    """The same of a site; a prepared graph has the relu behind the op, an int8 kernel inside."""
+    node, ups = tap.producer, tap.producer.all_input_nodes
+    fused = tap.site.op.endswith("_relu") and len(ups) == 1
+    return _takes_number(node) or (fused and _takes_number(ups[0]))
+
+
 def _is_lowered(node: fx.Node) -> bool:
     """Whether a node calls a kernel that conversion put in an operator's place, newly named."""
     kernels = "quantized.add", "quantized.mul", "quantized.matmul"
@@ -147,7 +154,7 @@ def _by_dataflow(prepared: Reading, converted: Reading, found: _Found) -> None:
     matched = {c for c, _ in found.values()}
     # A converted value that merely keeps its input's qparams is a site only if it was paired.
     # So does what adds or multiplies by a number: where training observes that, it is a site.
-    scalar = any(_takes_number(t.producer) for t in prepared.activations)
+    scalar = any(map(_numbered, prepared.activations))
     theirs = {
         t.node: t
         for t in converted.activations
@@ -184,8 +191,8 @@ def _fitting(
         and (not tap.inherited or _base(p) == _base(tap))
         and any(up <= found.keys() and {found[u][0] for u in up} == wanted for up in ways)
     ]
-    number = _takes_number(tap.producer)
-    alike = [p for p in fits if _takes_number(p.producer) == number]
+    number = _numbered(tap)
+    alike = [p for p in fits if _numbered(p) == number]
     return tuple(alike or fits)
 
 

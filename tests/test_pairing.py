@@ -316,10 +316,12 @@ class Scalars(nn.Module):
         y = self.conv(x)
         if self.twice == "add":
             return (y + 1) + y
+        if self.twice in ("relu", "gain relu"):  # fused with the operator on a number
+            return torch.relu(y + 1) + y if self.twice == "relu" else torch.relu(y * 2) * self.gain
         return (y * 2) * self.gain if self.twice == "gain" else y * 2 + y * y
 
 
-@pytest.mark.parametrize("twice", ["add", "gain", "both"])
+@pytest.mark.parametrize("twice", ["add", "gain", "both", "relu", "gain relu"])
 def test_operators_on_numbers(twice: str) -> None:
     prepared = fx_qat(Scalars(twice))
     found = paired(prepared, int8(prepared))

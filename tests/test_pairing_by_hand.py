@@ -249,6 +249,27 @@ def test_a_number_tells_two_that_are_fed_alike() -> None:
     }
 
 
+@pytest.mark.parametrize("fused", ["one", "two"])
+def test_a_number_in_front_of_a_relu_tells_two_that_are_fed_alike(fused: str) -> None:
+    """The prepared graph has the relu apart, the int8 kernel inside."""
+    mine, theirs = Model(), Model()
+    for model in (mine, theirs):
+        model.add("x", "input")
+    for name, other in (("p", 1), ("q", "x")):
+        inner = mine.graph.call_function(
+            operator.add, (mine.nodes["x"], 1 if other == 1 else mine.nodes["x"])
+        )
+        mine.nodes["inner"] = inner
+        mine.add(name, "add_relu", "inner")
+    both = [("s", (1,)), ("t", ("x", 0.5, 3))]
+    for name, rest in both if fused == "one" else reversed(both):
+        theirs.add(
+            name, "add_relu", "x", *rest, target=torch.ops.quantized.add_relu, inherited=name == "s"
+        )
+    pairs = found(mine, theirs)
+    assert (pairs["p"], pairs["q"]) == (("s", "dataflow"), ("t", "dataflow"))
+
+
 def test_two_that_are_fed_alike_are_not_guessed() -> None:
     mine, theirs = chain("x", "p"), chain("x", "s")
     mine.add("q", "linear", "x")
