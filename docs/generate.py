@@ -194,7 +194,8 @@ def verdicts_page() -> str:
             "such codes set off is ok where feeding the right codes there makes it equal.\n"
             "- **not ok**: a code is out of range, a cause is not allowed, or none was found; "
             "values lie on another grid (a scale that is not the prepared one, be codes equal or "
-            "not); codes are shifted (another zero point, be values equal or not) (`faults`).\n"
+            "not); codes are shifted (another zero point, be values equal or not); an output is "
+            "lacking, or another constant stands in its place (`faults`).\n"
             "- **not judged**: nothing wrong was seen, but something was left out (`left_out`): a "
             "site without a partner, a module or a nested graph that no reader opens, an output, "
             "codes whose cause was not asked for. 0 of 0 is not judged.",

@@ -13,6 +13,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qa
 
 import fxqfix
 from fxqfix._torch import quiet
+from fxqfix.errors import PairingError
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
 
@@ -92,7 +93,7 @@ def test_outputs_behind_differing_codes_are_inherited(attribute: bool) -> None:
     assert report.verdict == "not ok"
 
 
-def test_another_number_of_outputs_is_left_out() -> None:
+def test_an_output_less_is_a_fault() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -108,8 +109,35 @@ def test_another_number_of_outputs_is_left_out() -> None:
     output.args = (output.args[0][0],)
     deployed.recompile()
     report = fxqfix.compare(frozen, deployed, [X], engine="fbgemm")
-    assert any("returns 2 tensors, the converted one 1" in why for why in report.left_out)
-    assert not report.ok
+    assert any("the converted model does not return it" in why for why in report.faults)
+    assert report.faults[0].startswith("output [1]: ")
+    assert report.verdict == "not ok"
+    output.args = ((output.args[0], output.args[0], output.args[0]),)  # one more is none less
+    deployed.recompile()
+    more = fxqfix.compare(frozen, deployed, [X], engine="fbgemm")
+    assert any("returns 2 tensors, the converted one 3" in why for why in more.left_out)
+    assert (more.verdict, more.coverage.lacking) == ("not judged", ())
+
+
+def test_a_tensor_less_in_what_one_op_returns_is_a_fault() -> None:
+    """The graph has one value, at run time a tuple of tensors."""
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.fc(x).split(2, -1)
+
+    frozen = fxqfix.freeze(prepared(Parts()))
+    deployed = fxqfix.to_int8(frozen, engine="fbgemm")
+    split = next(n for n in deployed.graph.nodes if n.target == "split")
+    split.args = (split.args[0], 4, -1)
+    deployed.recompile()
+    report = fxqfix.compare(frozen, deployed, [X], engine="fbgemm")
+    assert report.verdict == "not ok"
+    assert "outputs: the prepared model returns 2 tensors, the converted one 1" in report.faults
 
 
 @pytest.mark.parametrize(
@@ -255,7 +283,8 @@ class Keyed(nn.Module):
     [
         (lambda a: {"v": a["v"], "u": a["u"]}, "ok", True, ""),  # another order
         (lambda a: {"v": a["u"], "u": a["v"]}, "not ok", False, ""),  # each under the other's key
-        (lambda a: {"w": a["u"], "v": a["v"]}, "not judged", False, "returns {'w': a value"),
+        (lambda a: {"w": a["u"], "v": a["v"]}, "not ok", False, "returns {'w': a value"),
+        (lambda a: {"v": a["v"]}, "not ok", False, "output ['u']: the converted model does not"),
         (lambda a: {**a, "n": 3}, "not judged", False, "'n': 3}"),
     ],
 )
@@ -269,7 +298,11 @@ def test_values_under_keys_are_compared_key_by_key(
     deployed.recompile()
     report = fxqfix.compare(frozen, deployed, [X], engine="fbgemm")
     assert (report.verdict, report.exact) == (verdict, exact)
-    assert said in " ".join(report.left_out).replace("the converted one {", "returns {")
+    reasons = " ".join(report.reasons).replace("the converted one {", "returns {")
+    assert said in reasons
+    assert bool(report.coverage.lacking) == ("does not return it" in reasons)
+    assert fxqfix.Report.from_json(report.to_json()).faults == report.faults
+    assert report.merge(report).coverage == report.coverage
     if not said:
         assert [row.inputs for row in outputs(report)] == [("a",), ("b",)]
 
@@ -282,5 +315,29 @@ def test_another_constant_that_is_returned_is_told() -> None:
         output.args = ({**output.args[0], "n": value},)
         model.recompile()
     report = fxqfix.compare(frozen, deployed, [X], engine="fbgemm")
-    assert not report.ok
+    assert report.faults == ("output ['n']: the converted model returns 4, 3 is due",)
     assert any("'n': 3}, the converted one" in why for why in report.left_out)
+
+
+class Wide(nn.Module):
+    """Values of two shapes, in containers in containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"u": self.a(x), "more": (self.b(x), {"v": self.a(x)})}
+
+
+def test_the_places_of_outputs_of_other_shapes_are_named() -> None:
+    frozen = fxqfix.freeze(prepared(Wide()))
+    deployed = fxqfix.to_int8(frozen, engine="fbgemm")
+    output = next(n for n in deployed.graph.nodes if n.op == "output")
+    found = output.args[0]
+    output.args = ({**found, "more": (found["u"], {"v": found["more"][0]})},)
+    deployed.recompile()
+    with pytest.raises(PairingError, match="different shapes") as info:
+        fxqfix.compare(frozen, deployed, [X], engine="fbgemm")
+    assert "output 1, returned at ['more'][0]" in str(info.value)
+    assert "compared by key, else by position: are two of them swapped?" in str(info.value)

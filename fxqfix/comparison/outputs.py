@@ -19,7 +19,7 @@ from fxqfix.measure import OutputProbe, Returned, differing
 from fxqfix.passes._ends import returned
 from fxqfix.passes._shadow_modules import Local
 from fxqfix.qparams import QParams
-from fxqfix.report import Row
+from fxqfix.report import Row, Uncovered
 
 __all__ = ["Outputs", "float_kernels", "unseen"]
 
@@ -41,6 +41,8 @@ class Outputs:
             integers of their own (dynamic ones, embeddings): the prepared model has no such step.
         wrong: Of each value the known-wrong kernel that runs behind the last sites, or None.
         problem: How the models differ in the keys and constants that they return, or "".
+        places: Where each value stands in what the prepared model returns.
+        gone: Of what the prepared model returns, what the converted one does not, and why.
     """
 
     tails: tuple[Recompute, ...]
@@ -51,12 +53,22 @@ class Outputs:
     kernels: tuple[tuple[str, ...], ...] = ()
     wrong: tuple[Defect | None, ...] = ()
     problem: str = ""
+    places: tuple[str, ...] = ()
+    gone: tuple[tuple[str, str], ...] = ()
     shares: dict[str, Attribution] = field(default_factory=dict)
 
     @cached_property
     def probe(self) -> OutputProbe:
         """The probe, one for all outputs."""
-        return OutputProbe(self._attribute if self.most else None, self.most, self.problem)
+        attribute = self._attribute if self.most else None
+        return OutputProbe(attribute, self.most, self.problem, self.places)
+
+    def lacking(self) -> tuple[Uncovered, ...]:
+        """What the prepared model returns and the converted one does not."""
+        gone = [Uncovered(f"output {place}".rstrip(), "converted", why) for place, why in self.gone]
+        if not gone and self.probe.lacking:
+            gone = [Uncovered("outputs", "converted", self.probe.problem)]
+        return tuple(gone)
 
     def rows(self) -> list[Row]:
         """A row per tensor that the models return."""

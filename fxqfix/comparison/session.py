@@ -20,7 +20,14 @@ from fxqfix.dialects import Site, Tap
 from fxqfix.measure import Corrector, Probe, Run, discrepancy, histogram, run
 from fxqfix.pairing import Pair
 from fxqfix.passes import InsertShadows
-from fxqfix.passes._ends import other_structure, returned, rounded_outputs, without
+from fxqfix.passes._ends import (
+    not_returned,
+    other_structure,
+    places_of,
+    returned,
+    rounded_outputs,
+    without,
+)
 from fxqfix.passes.insert_shadows import Probing
 from fxqfix.qparams import QParams
 from fxqfix.report import Coverage, Report, Row, Uncovered
@@ -76,6 +83,8 @@ class Session:
             kernels=kernels,
             wrong=wrong,
             problem=other_structure(like, plan.converted.graph_module.graph),
+            places=tuple(places_of(like)),
+            gone=tuple(not_returned(like, plan.converted.graph_module.graph)),
         )
 
     def weave(self, noise_floor: bool) -> fx.GraphModule:
@@ -293,6 +302,7 @@ class Session:
             paired=tuple((p.prepared.site.name, p.converted.site.name, p.how) for p in paired),
             unpaired=tuple(Uncovered(t.site.name, side, r) for t, side, r in unpaired),
             unsupported=tuple(unsupported),
+            lacking=self.outputs.lacking(),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,16 +49,23 @@ class OutputProbe(nn.Module):
         attribute: Called for each output of a batch that differs; None to skip causes.
         most: For how many batches it is called.
         problem: Why outputs can't be compared, "" where they can.
+        places: Where each value stands in what the prepared model returns.
 
     Attributes:
         found: One record per tensor that is returned.
         problem: Why outputs could not be compared, "" where all were.
+        lacking: How many tensors less than the prepared model the converted one returns.
     """
 
     def __init__(
-        self, attribute: Attribute | None, most: float = math.inf, problem: str = ""
+        self,
+        attribute: Attribute | None,
+        most: float = math.inf,
+        problem: str = "",
+        places: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self._where, self.lacking = places, 0
         self._attribute, self._most, self._batches = attribute, most, 0
         self.found: list[Returned] = []
         self.problem = problem
@@ -80,6 +87,7 @@ class OutputProbe(nn.Module):
         if len(theirs) != len(mine):
             self.problem = f"the prepared model returns {len(mine)} tensors, the converted one "
             self.problem += str(len(theirs))
+            self.lacking = max(len(mine) - len(theirs), 0)
             return
         places = list(self._places(prepared, local))
         if not self.found:
@@ -105,7 +113,9 @@ class OutputProbe(nn.Module):
         prepared: Tensor,
         nudged: Tensor | None,
     ) -> None:
-        check_shape(name, prepared, converted)
+        where = self._where[sums.end] if sums.end < len(self._where) else ""
+        order = "; values are compared by key, else by position: are two of them swapped?"
+        check_shape(f"{name}, returned at {where}" if where else name, prepared, converted, order)
         now = float_discrepancy(prepared, converted)
         sums.cumulative += now
         differs = differing(prepared, converted)

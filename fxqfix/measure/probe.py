@@ -110,7 +110,7 @@ class Probe(nn.Module):
         expected = local.expected if local is not None else None
         for codes in (expected, prepared):
             if codes is not None:
-                check_shape(self.name, codes, converted)
+                check_shape(f"site {self.name!r}", codes, converted)
         self.kept = prepared if self.keep else None
         target = self.converted_qparams
         take = self._count if countable(self.grid, target) else self._sum

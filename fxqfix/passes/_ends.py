@@ -10,7 +10,15 @@ from torch import fx
 from fxqfix.dialects import Reading
 from fxqfix.pairing import Pair, Pairing
 
-__all__ = ["TAG", "other_structure", "returned", "rounded_outputs", "without"]
+__all__ = [
+    "TAG",
+    "not_returned",
+    "other_structure",
+    "places_of",
+    "returned",
+    "rounded_outputs",
+    "without",
+]
 
 TAG = "fxqfix_stream"  # in node.meta of every node that insert-shadows adds
 
@@ -38,17 +46,58 @@ def other_structure(prepared: fx.Graph, converted: fx.Graph) -> str:
         converted: The converted graph; an exported one has no keys, they are in its code.
     """
     mine, theirs = (dict(_leaves(_end(g))) for g in (prepared, converted))
-    keyed = all(any(isinstance(k, _Key) for path in side for k in path) for side in (mine, theirs))
-    fixed = [
-        {path: repr(v) for path, v in side.items() if not isinstance(v, fx.Node)}
-        for side in (mine, theirs)
-    ]
-    if (not keyed or mine.keys() == theirs.keys()) and all(
-        fixed[1].get(path, said) == said for path, said in fixed[0].items()
-    ):
+    same = not _keyed(mine, theirs) or mine.keys() == theirs.keys()
+    if same and not _other_constants(mine, theirs):
         return ""
     shown = [_shown(_end(g)) for g in (prepared, converted)]
     return f"the prepared model returns {shown[0]}, the converted one {shown[1]}"
+
+
+def not_returned(prepared: fx.Graph, converted: fx.Graph) -> list[tuple[str, str]]:
+    """Of what the prepared model returns, what the converted one does not: (place, why).
+
+    Args:
+        prepared: The prepared graph.
+        converted: The converted graph.
+    """
+    mine, theirs = (dict(_leaves(_end(g))) for g in (prepared, converted))
+    if _keyed(mine, theirs):
+        gone = [path for path in mine if path not in theirs]
+    else:  # positions are all that tells
+        gone = list(mine)[len(theirs) :]
+    due, found = (_shown(_end(g)) for g in (prepared, converted))
+    said = f"the converted model does not return it: it returns {found}, {due} is due"
+    others = [
+        (_place(path), f"the converted model returns {theirs[path]!r}, {mine[path]!r} is due")
+        for path in _other_constants(mine, theirs)
+    ]
+    return [*((_place(path), said) for path in gone), *others]
+
+
+def places_of(graph: fx.Graph) -> list[str]:
+    """Where each value that a graph returns stands in its containers, e.g. "['part'][0]"."""
+    return [_place(path) for path, v in _leaves(_end(graph)) if isinstance(v, fx.Node)]
+
+
+def _keyed(*sides: Mapping[tuple[Any, ...], Any]) -> bool:
+    return all(any(isinstance(k, _Key) for path in side for k in path) for side in sides)
+
+
+def _other_constants(
+    mine: Mapping[tuple[Any, ...], Any], theirs: Mapping[tuple[Any, ...], Any]
+) -> list[tuple[Any, ...]]:
+    """Where both return a constant, and not the same."""
+    return [
+        path
+        for path, value in mine.items()
+        if path in theirs
+        and not any(isinstance(v, fx.Node) for v in (value, theirs[path]))
+        and repr(value) != repr(theirs[path])
+    ]
+
+
+def _place(path: tuple[Any, ...]) -> str:
+    return "".join(f"[{key}]" for key in path)
 
 
 class _Key(str):

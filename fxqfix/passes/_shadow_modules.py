@@ -284,13 +284,13 @@ def _clone(x: Any) -> Any:
     return _torch.tree_map_tensors(Tensor.clone, x)
 
 
-def check_shape(site: str, expected: Tensor, actual: Tensor) -> None:
+def check_shape(where: str, expected: Tensor, actual: Tensor, order: str = "") -> None:
     """Raise where two values that should be compared have different shapes."""
     if expected.shape != actual.shape:
         raise PairingError(
             "the two models give values of different shapes here",
-            where=f"site {site!r}",
+            where=where,
             found=f"converted {tuple(actual.shape)}",
             expected=f"prepared {tuple(expected.shape)}",
-            remedy="pass the prepared model and what was converted from it",
+            remedy=f"pass the prepared model and what was converted from it{order}",
         )

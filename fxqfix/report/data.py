@@ -90,7 +90,7 @@ class Report(Exports, Judged):
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Codes out of range, causes that `ALLOWED` does not list, values on another grid."""
+        """Codes out of range, causes that `ALLOWED` does not list, other grids, missing outputs."""
         return self._faults(frozenset())
 
     def _faults(self, allow: Collection[str]) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ class Report(Exports, Judged):
         if shifted:
             equal = "values equal, " if not any(row.differing for row in shifted) else ""
             found.append(f"{equal}codes shifted by {shifted[0].shift}{_at(shifted)}")
-        return tuple(found)
+        return (*found, *(f"{gone.name}: {gone.reason}" for gone in self.coverage.lacking))
 
     def check(self, allow: Collection[str] = (), max_local_share: float | None = None) -> None:
         """Raise unless the report is ok, as a training script or a CI job asks for it.

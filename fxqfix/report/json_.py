@@ -228,6 +228,7 @@ def _report(data: dict[str, Any]) -> Report:
             paired=tuple((str(a), str(b), str(way)) for a, b, way in coverage["paired"]),
             unpaired=tuple(Uncovered(**site) for site in coverage["unpaired"]),
             unsupported=tuple(Uncovered(**site) for site in coverage["unsupported"]),
+            lacking=tuple(Uncovered(**site) for site in coverage.get("lacking", ())),
         ),
         engine=data["engine"],
         isa=str(data.get("isa", "")),

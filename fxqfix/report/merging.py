@@ -125,6 +125,7 @@ def _coverage(a: Coverage, b: Coverage) -> Coverage:
         paired=tuple(pair for pair in sorted(a.paired) if pair in b.paired),
         unpaired=_gone(a.unpaired, b.unpaired),
         unsupported=_gone(a.unsupported, b.unsupported),
+        lacking=_gone(a.lacking, b.lacking),
     )
 
 

@@ -45,6 +45,7 @@ class Coverage(Shown):
         paired: (prepared name, converted name, how it was paired: "name" or "dataflow").
         unpaired: Sites without a partner, with the reason.
         unsupported: Sites that can't be read or compared, with the reason.
+        lacking: What the prepared model returns and the converted one does not: a fault.
 
     Example:
         >>> from fxqfix.report import Coverage
@@ -55,6 +56,7 @@ class Coverage(Shown):
     paired: tuple[tuple[str, str, str], ...] = ()
     unpaired: tuple[Uncovered, ...] = ()
     unsupported: tuple[Uncovered, ...] = ()
+    lacking: tuple[Uncovered, ...] = ()
 
     @property
     def ratio(self) -> float:
