@@ -324,7 +324,7 @@ def routes_page() -> str:
         "# Routes",
         "What `fxqfix.certify(model, route, data)` takes. A route deploys the decomposed "
         "graph; the certificate says what the deployed form computes beside it. A new route is a "
-        "file in `fxqfix/routes/` and a line in its `_registry.py`.",
+        "file in `fxqfix/routes/`.",
         table(("route", "what it is", "extra"), rows),
     ]
     for module in dict.fromkeys(map(_module, routes.registry().values())):

@@ -19,6 +19,7 @@ __all__ = [
     "PairingError",
     "PassError",
     "RangeUnknownError",
+    "RegistryError",
     "RouteError",
     "TraceError",
     "UncalibratedError",
@@ -142,6 +143,18 @@ class RangeUnknownError(FxqfixError, ValueError):
         >>> fxqfix.to_decomposed(torch.nn.Sequential(int8))
         Traceback (most recent call last):
         fxqfix.errors.RangeUnknownError: to_decomposed: a converted model does not hold ...
+    """
+
+
+class RegistryError(FxqfixError, ValueError):
+    """A row of a registry is no good: its name is taken, a part is missing, a key is unknown.
+
+    Example:
+        >>> from fxqfix.passes import Pass
+        >>> class Mine(Pass):
+        ...     name = "pin-ranges"
+        Traceback (most recent call last):
+        fxqfix.errors.RegistryError: ...pass 'pin-ranges': this name is taken. ...
     """
 
 

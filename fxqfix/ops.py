@@ -35,14 +35,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from torch import fx, nn
 
 from fxqfix._torch import decomposed, resolve
 from fxqfix.inserted import FloatIsland, Functional, InMemoryOrder
+from fxqfix.registry import Registry
 
-__all__ = ["TABLE", "Match", "OpSpec", "match", "match_node", "spellings"]
+__all__ = ["OPS", "TABLE", "Match", "OpSpec", "match", "match_node", "spellings"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class OpSpec:
         refuses: Whether its float spellings have no kernel on quantized tensors.
 
     Example:
-        >>> from fxqfix.ops import TABLE
-        >>> next(row for row in TABLE if row.key == "sigmoid").fixed
+        >>> from fxqfix.ops import OPS
+        >>> OPS["sigmoid"].fixed
         (0.00390625, 0)
     """
 
@@ -860,7 +862,22 @@ TABLE: tuple[OpSpec, ...] = (
     ),
 )
 
+_FAMILIES = (
+    *("boundary", "weighted", "embedding", "element-wise", "pool", "activation"),
+    *("normalization", "shape", "recurrent", "attention"),
+)
+_OUTPUTS = ("own", "input", "shape", "fixed", "scalar", "tuple", "float", "none")
+_VALUES = ("", "picked", "between", "to-zero")
 _COLUMNS = ("spelled", "spelled_relu", "int8", "int8_relu", "dynamic")
+
+
+def _problem(row: OpSpec) -> str | None:
+    for name, known in (("family", _FAMILIES), ("output", _OUTPUTS), ("values", _VALUES)):
+        if (found := getattr(row, name)) not in known:
+            return f"there is no {name} {found!r}"
+    if (row.output == "fixed") != (row.fixed is not None):
+        return "a fixed output, and no other, has its scale and zero point"
+    return None if any(spellings(row)) else "it has no spelling"
 
 
 def spellings(spec: OpSpec) -> Iterator[tuple[str, str]]:
@@ -868,6 +885,10 @@ def spellings(spec: OpSpec) -> Iterator[tuple[str, str]]:
     for column in _COLUMNS:
         for spelling in getattr(spec, column):
             yield column, spelling
+
+
+OPS: Registry[str, OpSpec] = Registry("op", key=attrgetter("key"), check=_problem)
+OPS.add(*TABLE, module=__name__)
 
 
 @functools.cache

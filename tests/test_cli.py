@@ -386,7 +386,7 @@ def test_what_migrate_and_certify_refuse(
         (("my_models:broken_in_torch",), "(at my_models.py:"),
         (("my_models:pair", "--format", "grit"), "no table format is named 'grit'"),
         (("my_models:pair", "--sort", "locl"), "use 'local' or another"),
-        (("my_models:pair", "--output", "x.xml"), "Found: .xml. Expected: one of .csv, .json"),
+        (("my_models:pair", "--output", "x.xml"), "Found: .xml. Expected: one of .csv, .dot"),
         (("my_models:pair", "--output", "x"), "Found: no suffix"),
         (("my_models:pair", "--output", "no/x.csv"), "there is no folder no."),
     ],

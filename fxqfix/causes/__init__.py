@@ -1,4 +1,4 @@
-"""Why codes differ: one cause per file, asked in this order; a new cause is a line here.
+"""Why codes differ: one cause per file, asked in the order of their `PLACE`.
 
 The order matters, because a code counts for the first cause that explains it:
 
@@ -19,33 +19,6 @@ The order matters, because a code counts for the first cause that explains it:
 
 from __future__ import annotations
 
-from fxqfix.causes import (
-    bias_int32,
-    bn_folding,
-    bn_training,
-    degenerate_scale,
-    dropout_training,
-    fake_quant_off,
-    half_dequantize,
-    inplace_lost,
-    int16_saturation,
-    kernel_defect,
-    moving_observer,
-    not_lowered,
-    observer_only,
-    other_qparams,
-    other_weights,
-    range_lost,
-    requantization,
-    rounding,
-    scale_formula,
-    shared_qparams,
-    stale_qparams,
-    uncalibrated,
-    unexplained,
-    upstream,
-    zero_point_cut,
-)
 from fxqfix.causes._base import NOT_ATTRIBUTED, Attribution, Cause, attribute
 from fxqfix.evidence.emulated import Emulated
 from fxqfix.evidence.found import Found
@@ -53,6 +26,7 @@ from fxqfix.evidence.recompute import Recompute
 from fxqfix.evidence.steps import Held
 from fxqfix.evidence.view import View
 from fxqfix.evidence.weights import WeightPair
+from fxqfix.registry import Registry
 
 __all__ = [
     "NOT_ATTRIBUTED",
@@ -68,33 +42,8 @@ __all__ = [
     "registry",
 ]
 
-_ORDER = (
-    range_lost,
-    inplace_lost,
-    bn_training,
-    dropout_training,
-    bn_folding,
-    not_lowered,
-    half_dequantize,
-    zero_point_cut,
-    bias_int32,
-    rounding,
-    uncalibrated,
-    shared_qparams,
-    stale_qparams,
-    scale_formula,
-    moving_observer,
-    other_qparams,
-    other_weights,
-    int16_saturation,
-    kernel_defect,
-    requantization,
-    degenerate_scale,
-    fake_quant_off,
-    observer_only,
-    upstream,
-    unexplained,
-)
+CAUSES: Registry[str, Cause] = Registry("cause", parts=("summary", "advice"))
+CAUSES.discover(__name__, "CAUSE")
 
 
 def registry() -> tuple[Cause, ...]:
@@ -105,4 +54,4 @@ def registry() -> tuple[Cause, ...]:
         >>> [cause.name for cause in registry()][-2:]
         ['upstream', 'unexplained']
     """
-    return tuple(module.CAUSE for module in _ORDER)
+    return tuple(CAUSES.values())

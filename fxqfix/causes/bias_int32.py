@@ -35,6 +35,7 @@ class BiasInt32(Cause):
         return f"the rounded bias moves values by up to {max(moved, default=0.0):.2g} codes"
 
 
+PLACE = 90
 CAUSE = BiasInt32(
     name="bias-int32",
     summary="qnnpack rounds the bias to an int32 of the accumulator's scale",

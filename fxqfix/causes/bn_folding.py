@@ -51,6 +51,7 @@ class BatchNormFolding(Cause):
         return f"folding moves {moved} of {view.expected.numel()} codes{sample} (first batch)"
 
 
+PLACE = 50
 CAUSE = BatchNormFolding(
     name="bn-folding",
     summary="BatchNorm folded into the weight rounds differently than QAT's unfolded forward",

@@ -7,6 +7,7 @@ from fxqfix.causes._train_mode import TrainMode
 
 __all__ = ["CAUSE"]
 
+PLACE = 30
 CAUSE = TrainMode(
     name="bn-training",
     summary="the prepared model's BatchNorm is in train mode; conversion uses running statistics",

@@ -37,6 +37,7 @@ class DegenerateScale(Cause):
         return f"scale {max(view.grid.scales):.3g}: the value that was observed is a constant"
 
 
+PLACE = 210
 CAUSE = DegenerateScale(
     name="degenerate-scale",
     summary="a constant was observed: the scale is so small that codes count float32's rounding",

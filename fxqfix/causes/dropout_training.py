@@ -7,6 +7,7 @@ from fxqfix.causes._train_mode import TrainMode
 
 __all__ = ["CAUSE"]
 
+PLACE = 40
 CAUSE = TrainMode(
     name="dropout-training",
     summary="the prepared model's dropout is in train mode; quantized dropout passes values on",

@@ -24,6 +24,7 @@ class FakeQuantOff(InFloat):
         return site.source if site.calibrated and "switched off" in site.source else ""
 
 
+PLACE = 220
 CAUSE = FakeQuantOff(
     name="fake-quant-off",
     summary="a fake-quant is switched off: the prepared model computes in float, conversion not",

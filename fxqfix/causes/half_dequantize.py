@@ -60,6 +60,7 @@ def in_half(local: Local) -> tuple[object, ...] | None:
     return tuple(found) if moved else None
 
 
+PLACE = 70
 CAUSE = HalfDequantize(
     name="half-dequantize",
     summary="the conversion dequantizes in half precision, which 16-bit codes don't fit",

@@ -49,6 +49,7 @@ def _sentence(use: Overwrite) -> str:
     return f"{op} writes {use.value.name} in place, {use.reader.name} reads it later"
 
 
+PLACE = 20
 CAUSE = InplaceLost(
     name="inplace-lost",
     summary="a value is read after an in-place op wrote over it; converted, what was there before",

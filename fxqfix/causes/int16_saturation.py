@@ -38,6 +38,7 @@ class Int16Saturation(Cause):
         )
 
 
+PLACE = 180
 CAUSE = Int16Saturation(
     name="int16-saturation",
     summary="pairs of u8 x s8 products saturate in int16 on CPUs without VNNI",

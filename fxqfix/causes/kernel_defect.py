@@ -48,6 +48,7 @@ class KernelDefect(Cause):
         return str(view.defect)
 
 
+PLACE = 190
 CAUSE = KernelDefect(
     name="kernel-defect",
     summary="the engine's kernel is wrong for this op and these options",

@@ -21,6 +21,7 @@ class MovingObserver(OtherQParams):
     """
 
 
+PLACE = 150
 CAUSE = MovingObserver(
     name="moving-observer",
     summary="an observer is on: the qparams move with every batch, and did since the conversion",

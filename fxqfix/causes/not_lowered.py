@@ -35,6 +35,7 @@ class NotLowered(Cause):
         )
 
 
+PLACE = 60
 CAUSE = NotLowered(
     name="not-lowered",
     summary="the converted model computes in float where the prepared one quantizes",

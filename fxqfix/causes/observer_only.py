@@ -44,6 +44,7 @@ class ObserverOnly(InFloat):
         return f"{site.source} quantizes nothing" if alone else ""
 
 
+PLACE = 230
 CAUSE = ObserverOnly(
     name="observer-only",
     summary="the prepared model only observes: this is what quantization itself costs",

@@ -31,6 +31,7 @@ class ForeignQParams(OtherQParams):
         return OtherQParams.explains(self, view)
 
 
+PLACE = 160
 CAUSE = ForeignQParams(
     name="other-qparams",
     summary="the converted model holds qparams that nothing in the prepared model gives",

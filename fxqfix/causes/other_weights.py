@@ -59,6 +59,7 @@ def _codes(pair: WeightPair) -> str:
     return f"{pair.own} of {count} codes are no rounding of the prepared weight"
 
 
+PLACE = 170
 CAUSE = OtherWeights(
     name="other-weights",
     summary="the values of weights or biases are not those of the prepared model",

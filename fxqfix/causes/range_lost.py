@@ -50,6 +50,7 @@ def _wider_weights(view: View) -> list[str]:
     return [path for path, pair in view.weights.items() if pair.widened]
 
 
+PLACE = 10
 CAUSE = RangeLost(
     name="range-lost",
     summary="quant_min / quant_max are lost: the kernel clamps to its dtype's whole range",

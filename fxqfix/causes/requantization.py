@@ -76,6 +76,7 @@ def _near(view: View) -> Tensor:
     return near
 
 
+PLACE = 200
 CAUSE = Requantization(
     name="requantization",
     summary="a kernel rounds in between or in its own arithmetic, where no fake-quant does",

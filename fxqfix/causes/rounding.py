@@ -44,6 +44,7 @@ class Rounding(Cause):
         return f"float32 is up to {float(error):.2g} codes away from float64 here"
 
 
+PLACE = 100
 CAUSE = Rounding(
     name="rounding",
     summary="the exact value is within float32 rounding of a tie; both codes round it",

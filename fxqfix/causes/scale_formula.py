@@ -20,6 +20,7 @@ class ScaleFormula(OtherQParams):
     """
 
 
+PLACE = 140
 CAUSE = ScaleFormula(
     name="scale-formula",
     summary="conversion bakes the observer's qparams, not those that the fused fake-quant used",

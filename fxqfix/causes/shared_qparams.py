@@ -22,6 +22,7 @@ class SharedQParams(OtherQParams):
     """
 
 
+PLACE = 120
 CAUSE = SharedQParams(
     name="shared-qparams",
     summary="the kernel or the conversion picks the grid; the prepared model had another one",

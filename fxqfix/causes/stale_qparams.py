@@ -21,6 +21,7 @@ class StaleQParams(OtherQParams):
     """
 
 
+PLACE = 130
 CAUSE = StaleQParams(
     name="stale-qparams",
     summary="scale and zero point are not those that the observed range gives (any more)",

@@ -45,6 +45,7 @@ class Uncalibrated(OtherQParams, InFloat):
         return "" if site.calibrated else f"never saw data, conversion bakes {site.baked}"
 
 
+PLACE = 110
 CAUSE = Uncalibrated(
     name="uncalibrated",
     summary="an observer never saw data: conversion bakes scale 1, zero point 0",

@@ -41,6 +41,7 @@ class Unexplained(Cause):
         return "; ".join(parts)
 
 
+PLACE = 250
 CAUSE = Unexplained(
     name="unexplained",
     summary="no known cause accounts for these codes",

@@ -31,6 +31,7 @@ class Upstream(Cause):
         return "inherited from earlier layers; see report.origin(name)"
 
 
+PLACE = 240
 CAUSE = Upstream(
     name="upstream",
     summary="the inputs differ already; with the same inputs the op gives the same codes",

@@ -41,6 +41,7 @@ class ZeroPointCut(Cause):
         )
 
 
+PLACE = 80
 CAUSE = ZeroPointCut(
     name="zero-point-cut",
     summary="the conversion cuts the fraction of a float zero point off; the fake-quant rounds it",

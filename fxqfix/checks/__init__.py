@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from fxqfix.checks import kernels, modes, observers, ranges, weights, writes
+from operator import attrgetter
+
 from fxqfix.checks._base import SEVERITIES, Check, Finding, Subject
 from fxqfix.checks._draws import drawing
 from fxqfix.checks.weights import not_finite
+from fxqfix.registry import Registry
 
 __all__ = ["SEVERITIES", "Check", "Finding", "Subject", "drawing", "not_finite", "registry"]
+
+
+CHECKS: Registry[str, Check] = Registry("check", key=attrgetter("code"), parts=("summary",))
+CHECKS.discover(__name__, "CHECK")
 
 
 def registry() -> tuple[Check, ...]:
@@ -18,5 +24,4 @@ def registry() -> tuple[Check, ...]:
         >>> registry()[0].code
         'uncalibrated'
     """
-    files = observers, modes, writes, ranges, weights, kernels
-    return tuple(check for file in files for check in file.CHECKS)
+    return tuple(CHECKS.values())

@@ -131,6 +131,7 @@ def _quantized_weight(subject: Subject, node: fx.Node) -> bool:
     return any(tap.quantizer is weight for tap in subject.reading.weights)
 
 
+PLACE = 60
 CHECKS = (
     Check("engine-mismatch", "an engine that the model or this torch does not fit", _fit),
     Check("int16-saturation", "weights whose products can leave int16", _saturation),

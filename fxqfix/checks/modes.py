@@ -71,6 +71,7 @@ def _random(subject: Subject) -> Iterator[Finding]:
             )
 
 
+PLACE = 20
 CHECKS = (
     Check("bn-training", "BatchNorm in train mode, or traced in train mode", _batch_norm),
     Check("dropout-training", "dropout in train mode, or traced in train mode", _dropout),

@@ -95,6 +95,7 @@ def _only(subject: Subject) -> Iterator[Finding]:
         )
 
 
+PLACE = 10
 CHECKS = (
     Check("uncalibrated", "an observer that never saw data", _uncalibrated),
     Check("moving-observer", "a fake-quant whose observer is on in eval mode", _moving),

@@ -156,6 +156,7 @@ def _degenerate(subject: Subject) -> Iterator[Finding]:
             )
 
 
+PLACE = 40
 CHECKS = (
     Check("range-lost", "a declared range that int8 kernels don't know", _range_lost),
     Check("narrow-range", "ranges of less than 7 bits", _sub_8_bit),

@@ -98,6 +98,7 @@ def _saturated(subject: Subject) -> Iterator[Finding]:
         )
 
 
+PLACE = 50
 CHECKS = (
     Check("non-finite", "parameters that are NaN or inf", _finite),
     Check("dead-channel", "weight channels that are zero", _dead),

@@ -36,4 +36,5 @@ def _quantizes(subject: Subject, op: fx.Node) -> bool:
     return any(user in subject.taps for user in op.users)
 
 
+PLACE = 30
 CHECKS = (Check("inplace-lost", "values that are read after an op overwrote them", _lost),)

@@ -9,25 +9,16 @@ from collections.abc import Callable
 from fxqfix.cli import _output
 from fxqfix.cli._target import models
 from fxqfix.errors import CheckError
-from fxqfix.report import Report, dot, frame, html, json_, plot, text
+from fxqfix.report import Report, text
+from fxqfix.report.renderings import FORMATS
 from fxqfix.report.verdict import exit_code
 
 __all__ = ["compare", "inspect", "lint"]
 
-_REPORT: _output.Writers = {
-    ".csv": frame.to_csv,
-    ".json": json_.to_json,
-    ".md": lambda report: report.to_markdown(),
-    ".html": html.render,
-    ".dot": dot.render,
-    ".graphml": lambda report: report.to_graphml(),
-    ".svg": plot.as_svg,
-}
+_FORMATS = [FORMATS[suffix] for suffix in sorted(FORMATS)]
+_REPORT: _output.Writers = {r.suffix: r.report for r in _FORMATS}
 _INSPECTION: _output.Writers = {
-    ".csv": frame.inspection_to_csv,
-    ".json": json_.inspection_to_json,
-    ".md": lambda inspection: text.render_inspection(inspection, "github") + "\n",
-    ".html": html.render_inspection,
+    r.suffix: r.inspection for r in _FORMATS if r.inspection is not None
 }
 
 

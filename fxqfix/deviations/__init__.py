@@ -1,50 +1,21 @@
 """What an engine of one's own may do otherwise: one row per deviation, tried and counted.
 
-A new deviation is a row in one of the files that are listed here, or a file and its line.
+A new deviation is a row in one of the files, or a file. They are named in the order of `PLACE`.
 """
 
 from __future__ import annotations
 
-import functools
-
-from fxqfix.deviations import (
-    accumulation,
-    averages,
-    bias,
-    boundaries,
-    joins,
-    layout,
-    ranges,
-    requantization,
-    weights,
-    zero_points,
-)
-from fxqfix.deviations._base import Deviation, Recipe, Registry
+from fxqfix.deviations._base import Deviation, Recipe, problem
 from fxqfix.deviations._search import Found, Hypothesis, explain
 from fxqfix.deviations._subject import Context, Counts
+from fxqfix.registry import Registry
 
 __all__ = ["Context", "Counts", "Deviation", "Found", "Hypothesis", "Recipe", "explain", "registry"]
 
-_FILES = (
-    zero_points,
-    ranges,
-    bias,
-    requantization,
-    accumulation,
-    layout,
-    weights,
-    boundaries,
-    averages,
-    joins,
+DEVIATIONS: Registry[str, Deviation] = Registry(
+    "deviation", parts=("summary", "remedy", "variants"), check=problem
 )
-
-
-@functools.cache
-def _registry() -> Registry:
-    found = Registry()
-    for file in _FILES:
-        found.add(*file.DEVIATIONS)
-    return found
+DEVIATIONS.discover(__name__, "DEVIATION")
 
 
 def registry() -> dict[str, Deviation]:
@@ -55,4 +26,4 @@ def registry() -> dict[str, Deviation]:
         >>> registry()["half-up"].summary
         'rounds halves up, floor(v + 0.5)'
     """
-    return _registry().rows()
+    return dict(DEVIATIONS)

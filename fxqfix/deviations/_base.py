@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from fxqfix.errors import FxqfixError, OptionError
-
 if TYPE_CHECKING:
     from fxqfix.deviations._subject import Subject
 
-__all__ = ["DUE", "Change", "Deviation", "Recipe", "Registry"]
+__all__ = ["DUE", "Change", "Deviation", "Recipe", "problem"]
 
 DUE = "due"
 
@@ -132,50 +130,13 @@ def changed(recipe: Recipe, change: Change) -> Recipe | None:
 _PLAIN = Recipe()
 
 
-class Registry:
-    """Deviations by name, in the order in which they are named; mistakes are refused.
-
-    Example:
-        >>> Registry().add(Deviation("Half Up", "rounds", "do", ({"rounding": "up"},)))
-        Traceback (most recent call last):
-        fxqfix.errors.OptionError: Registry.add: a deviation's name is in kebab-case. ...
-    """
-
-    def __init__(self) -> None:
-        self._rows: dict[str, Deviation] = {}
-
-    def add(self, *rows: Deviation) -> None:
-        """Add rows.
-
-        Raises:
-            OptionError: A name is taken or no kebab-case, a sentence is missing, or a variant
-                changes nothing or a field that no recipe has.
-        """
-        for row in rows:
-            self._check(row)
-            self._rows[row.name] = row
-
-    def _check(self, row: Deviation) -> None:
-        if not row.name or row.name != "-".join(row.name.lower().split()):
-            raise self._refuse("a deviation's name is in kebab-case", repr(row.name))
-        if row.name in self._rows:
-            raise self._refuse("this name is taken", row.name)
-        if not row.summary or not row.remedy:
-            raise self._refuse("a deviation says what it is and what to change", row.name)
-        if callable(row.variants):
-            return
-        if not row.variants:
-            raise self._refuse("a deviation has a variant", row.name)
-        for change in row.variants:
-            unknown = sorted(change.keys() - FIELDS)
-            if unknown:
-                raise self._refuse(f"{row.name} changes what no recipe has", ", ".join(unknown))
-            if changed(_PLAIN, change) in (None, _PLAIN):
-                raise self._refuse(f"a variant of {row.name} changes nothing", dict(change))
-
-    def _refuse(self, what: str, found: object) -> FxqfixError:
-        return OptionError(what, where="Registry.add", found=found)
-
-    def rows(self) -> dict[str, Deviation]:
-        """All deviations by name, in order."""
-        return dict(self._rows)
+def problem(row: Deviation) -> str | None:
+    """What is wrong with a row; None where nothing is."""
+    if not row.name or row.name != "-".join(row.name.lower().split()):
+        return "a deviation's name is in kebab-case"
+    for change in () if callable(row.variants) else row.variants:
+        if unknown := sorted(change.keys() - FIELDS):
+            return f"it changes what no recipe has: {', '.join(unknown)}"
+        if changed(_PLAIN, change) in (None, _PLAIN):
+            return f"a variant changes nothing: {dict(change)}"
+    return None

@@ -18,6 +18,7 @@ def _pairs(subject: Subject) -> tuple[Change, ...]:
     return tuple({"pairs": order} for order in orders if order != (own or "none"))
 
 
+PLACE = 50
 DEVIATIONS = (
     Deviation(
         "accumulator-wraps",

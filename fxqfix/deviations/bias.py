@@ -24,6 +24,7 @@ def _cut(subject: Subject) -> Iterator[Change]:
             yield from ({"bias": f"clamp-{bits}"}, {"bias": f"wrap-{bits}"})
 
 
+PLACE = 30
 DEVIATIONS = (
     Deviation(
         "bias-missing",

@@ -22,6 +22,7 @@ def _scales(subject: Subject) -> Iterator[Change]:
     yield {"scale": "one" if subject.op.output is None else "power-of-two"}
 
 
+PLACE = 80
 DEVIATIONS = (
     Deviation(
         "divides-by-scale",

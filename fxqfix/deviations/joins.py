@@ -6,6 +6,7 @@ from fxqfix.deviations._base import Deviation
 
 __all__ = ["DEVIATIONS"]
 
+PLACE = 100
 DEVIATIONS = (
     Deviation(
         "inputs-rounded-first",

@@ -31,6 +31,7 @@ def _images(subject: Subject) -> Iterator[Change]:
         yield from ({"x": "nchw-as-nhwc"}, {"x": "nhwc-as-nchw"})
 
 
+PLACE = 60
 DEVIATIONS = (
     Deviation(
         "weight-layout",

@@ -6,6 +6,7 @@ from fxqfix.deviations._base import Deviation
 
 __all__ = ["DEVIATIONS"]
 
+PLACE = 20
 DEVIATIONS = (
     Deviation(
         "clamps-to-container",

@@ -47,6 +47,7 @@ def _permuted(subject: Subject) -> Iterator[Change]:
 
 _TIES = "a value that lies exactly between two codes"
 
+PLACE = 40
 DEVIATIONS = (
     Deviation(
         "half-even",

@@ -27,6 +27,7 @@ def _solved(subject: Subject) -> Iterator[Change]:
             yield {"w": "solved"}
 
 
+PLACE = 70
 DEVIATIONS = (
     Deviation(
         "weights-of-another-op",

@@ -1,16 +1,17 @@
-"""A reader per flow: each turns a graph into sites. A new flow is a new file and a line here."""
+"""A reader per flow: each turns a graph into sites. A new flow is a new file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 from typing import Protocol
 
 from torch import fx, nn
 
 from fxqfix import _torch, ops
 from fxqfix._settings import entry
-from fxqfix.dialects import decomposed, int8, prepared, pt2e, reference
+from fxqfix.dialects import prepared, pt2e
 from fxqfix.dialects._base import Reading, Tap, modules_of, parents
 from fxqfix.dialects._code import CODE, around
 from fxqfix.dialects._source import source_line
@@ -20,6 +21,7 @@ from fxqfix.dialects.trace import call, check_kind, trace
 from fxqfix.dialects.weights import int8_weight
 from fxqfix.errors import DialectError
 from fxqfix.inserted import FloatIsland, InMemoryOrder
+from fxqfix.registry import Registry
 
 __all__ = [
     "CODE",
@@ -55,9 +57,14 @@ class Dialect(Protocol):
         """Read the graph's sites."""
 
 
-# Asked in this order: a graph can hold what several dialects have, the first is the most telling.
-# PT2E's prepared models are prepared ones too, and decomposed ones where part is converted.
-DIALECTS: tuple[Dialect, ...] = (pt2e, prepared, decomposed, reference, int8)
+_READERS: Registry[str, Dialect] = Registry(
+    "dialect", key=attrgetter("NAME"), parts=("matches", "read", "__doc__")
+)
+_READERS.discover(__name__, but=("qconfig", "quantizer", "site", "trace", "weights"))
+# Asked in the order of `PLACE`: a graph can hold what several dialects have, the first is the most
+# telling. PT2E's prepared models are prepared ones too, and decomposed ones where part is
+# converted.
+DIALECTS = tuple(_READERS.values())
 
 
 def _traced(model: nn.Module, where: str) -> fx.GraphModule:

@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 NAME = "decomposed"
+PLACE = 30
 
 
 _CLAMPS = (torch.clamp, torch.ops.aten.clamp.default)

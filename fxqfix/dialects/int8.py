@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 NAME = "fx-int8"
+PLACE = 50
 _RANGES = "fxqfix_ranges"  # in GraphModule.meta: ranges that need no clamp, which no node shows
 
 

@@ -24,6 +24,7 @@ from fxqfix.qparams import quantize
 __all__ = ["NAME", "matches", "qparams_fields", "read", "refuse_equalized", "shared_calls", "where"]
 
 NAME = "fx-prepared"
+PLACE = 20
 
 
 def matches(graph_module: fx.GraphModule) -> bool:

@@ -35,6 +35,7 @@ from fxqfix.qparams import QParams, quantize
 __all__ = ["NAME", "matches", "read"]
 
 NAME = "pt2e-prepared"
+PLACE = 10
 
 
 def matches(graph_module: fx.GraphModule) -> bool:

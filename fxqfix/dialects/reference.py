@@ -20,6 +20,7 @@ from fxqfix.inserted import FloatIsland
 __all__ = ["NAME", "matches", "read"]
 
 NAME = "fx-reference"
+PLACE = 40
 
 _DYNAMIC = torch.quantize_per_tensor_dynamic
 

@@ -1,27 +1,5 @@
 """What the engines' kernels compute, in integers; one file per family of ops."""
 
-from fxqfix.engines import (  # noqa: F401  # they fill the table
-    activations,
-    adaptive_pools,
-    attention,
-    batch_norm,
-    boundary,
-    dynamic,
-    dynamic_recurrent,
-    elementwise,
-    embedding,
-    listing,
-    norms,
-    onednn_fused,
-    pads,
-    pools,
-    pools_1d_3d,
-    recurrent,
-    resize,
-    slopes,
-    softmax,
-    weighted,
-)
 from fxqfix.engines._base import ENGINES, Call, Kernel, Present, table
 from fxqfix.engines._inner import row_of
 from fxqfix.engines._intervals import Interval, intervals
@@ -34,6 +12,7 @@ from fxqfix.engines.dispatch import dispatch, placed
 from fxqfix.engines.isa import ISAS, Isa, isa_of, threads_of
 from fxqfix.engines.saturation import saturation_possible
 from fxqfix.engines.weighted import accumulator_bound
+from fxqfix.registry import plugins
 
 __all__ = [
     "DEFECTS",
@@ -61,3 +40,5 @@ __all__ = [
     "table",
     "threads_of",
 ]
+
+plugins(__name__)  # kernels register themselves

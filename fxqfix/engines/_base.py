@@ -18,12 +18,15 @@ from fxqfix._settings import exact
 from fxqfix.dialects.weights import WeightView
 from fxqfix.engines._releases import release
 from fxqfix.engines.isa import VNNI, Isa, isa_of
-from fxqfix.errors import UnknownNameError, UnsupportedError
+from fxqfix.errors import UnsupportedError
+from fxqfix.ops import OPS
 from fxqfix.qparams import QParams, zero_point_first
+from fxqfix.registry import Registry
 
-__all__ = ["ENGINES", "Call", "Exact", "Kernel", "Present", "kernel", "table"]
+__all__ = ["ENGINES", "OWN_KERNELS", "Call", "Exact", "Kernel", "Present", "kernel", "table"]
 
-ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
+OWN_KERNELS = ("fbgemm", "onednn", "qnnpack")
+ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")  # x86 runs those of two others
 
 
 class Exact(nn.Module):
@@ -240,28 +243,38 @@ class Kernel:
     native: bool = False
 
 
-_TABLE: dict[tuple[str, str], Kernel] = {}
+def _problem(row: Kernel) -> str | None:
+    if row.engine not in OWN_KERNELS:
+        return f"there is no engine {row.engine!r} with kernels of its own"
+    key = row.key.removesuffix("_dynamic")
+    return None if key in OPS else f"the op table has no row {key!r}"
+
+
+_TABLE: Registry[tuple[str, str], Kernel] = Registry(
+    "kernel", key=lambda row: (row.engine, row.key), check=_problem
+)
 
 
 def kernel(
     *keys: str, engines: tuple[str, ...], native: bool = False
 ) -> Callable[[Builder], Builder]:
-    """Register a builder for ops on engines."""
+    """Register a builder for ops on engines.
+
+    Raises:
+        RegistryError: There is no such engine or op, or it has a builder already.
+    """
 
     def register(build: Builder) -> Builder:
-        for engine in engines:
-            for key in keys:
-                _TABLE[engine, key] = Kernel(engine, key, build, native)
+        rows = (Kernel(engine, key, build, native) for engine in engines for key in keys)
+        _TABLE.add(*rows, module=build.__module__)
         return build
 
     return register
 
 
-def moves_codes(*keys: str, engines: tuple[str, ...]) -> None:
-    """Register ops that only move codes."""
-    for engine in engines:
-        for key in keys:
-            _TABLE[engine, key] = Kernel(engine, key, None)
+def moves_codes(*keys: str, engines: tuple[str, ...], module: str) -> None:
+    """Register ops that only move codes, for the module of that name."""
+    _TABLE.add(*(Kernel(engine, key, None) for engine in engines for key in keys), module=module)
 
 
 def table() -> dict[tuple[str, str], Kernel]:
@@ -273,16 +286,3 @@ def table() -> dict[tuple[str, str], Kernel]:
         False
     """
     return dict(_TABLE)
-
-
-def check_name(kind: str, name: str, known: tuple[str, ...], where: str = "emulate") -> str:
-    """Return a name that is known.
-
-    Raises:
-        UnknownNameError: It is not.
-    """
-    if name not in known:
-        raise UnknownNameError(
-            f"there is no {kind} {name!r}", where=where, found=name, expected=", ".join(known)
-        )
-    return name

@@ -67,4 +67,5 @@ def _dropout(call: Call) -> nn.Module:
 moves_codes(
     *(row.key for row in TABLE if row.output == "shape" and row.key not in ("dropout", "stack")),
     engines=_ALL,
+    module=__name__,
 )

@@ -15,9 +15,11 @@ import torch
 
 from fxqfix import _rng, _torch
 from fxqfix.engines import _probes, _probes_scales, _strikes
-from fxqfix.engines._base import Call
+from fxqfix.engines._base import OWN_KERNELS, Call
 from fxqfix.engines.dispatch import placed
 from fxqfix.engines.isa import ISAS, Isa, isa_of
+from fxqfix.ops import OPS
+from fxqfix.registry import Registry
 
 __all__ = ["DEFECTS", "Defect", "find", "met", "rows"]
 
@@ -155,6 +157,7 @@ def met(call: Call, engine: str) -> dict[Defect, tuple[str, ...]]:
     return {row: levels for row, levels in found.items() if row.present is not False}
 
 
+_CURES = ("island", "contiguous", "memory order", "")
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
@@ -593,3 +596,17 @@ DEFECTS: tuple[Defect, ...] = (
         cure="island",
     ),
 )
+
+
+def _problem(row: Defect) -> str | None:
+    if wrong := [name for name in row.engines if name not in OWN_KERNELS]:
+        return f"there is no engine {wrong[0]!r} with kernels of its own"
+    if wrong := [key for key in row.ops if key.removesuffix("_dynamic") not in OPS]:
+        return f"the op table has no row {wrong[0]!r}"
+    return None if row.cure in _CURES else f"there is no cure {row.cure!r}"
+
+
+TABLE: Registry[str, Defect] = Registry(
+    "defect", parts=("engines", "ops", "condition", "effect", "way_round"), check=_problem
+)
+TABLE.add(*DEFECTS, module=__name__)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from fxqfix.engines._base import table
+from fxqfix.engines._base import OWN_KERNELS, table
 from fxqfix.engines.defects import DEFECTS
 from fxqfix.ops import TABLE
 
 __all__ = ["coverage", "known_wrong"]
-
-_OWN = ("fbgemm", "onednn", "qnnpack")  # x86 has no kernels of its own
 
 
 def coverage() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -22,8 +20,8 @@ def coverage() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         ('linear', 'exact', 'exact', 'exact')
     """
     keys = dict.fromkeys(key for row in TABLE for key in (row.key, f"{row.key}_dynamic"))
-    rows = [(key, *(_cell(engine, key) for engine in _OWN)) for key in keys]
-    return ("op", *_OWN), [row for row in rows if set(row[1:]) != {"-"}]
+    rows = [(key, *(_cell(engine, key) for engine in OWN_KERNELS)) for key in keys]
+    return ("op", *OWN_KERNELS), [row for row in rows if set(row[1:]) != {"-"}]
 
 
 def _cell(engine: str, key: str) -> str:

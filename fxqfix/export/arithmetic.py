@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fxqfix.engines import ENGINES, Isa, isa_of, threads_of
-from fxqfix.engines._base import check_name
 from fxqfix.engines._releases import release
 from fxqfix.qparams import zero_point_first
+from fxqfix.registry import check_name
 
 __all__ = ["DECOMPOSED", "Arithmetic"]
 

@@ -16,7 +16,6 @@ from fxqfix._devices import device_of, on_cpu
 from fxqfix._settings import entry
 from fxqfix.dialects._wrappers import refuse_code, unwrapped
 from fxqfix.engines import ENGINES, Isa, isa_of, threads_of
-from fxqfix.engines._base import check_name
 from fxqfix.errors import DeviceError, OptionError, UnsupportedError
 from fxqfix.flows.freeze import frozen_by
 from fxqfix.flows.to_int8 import to_int8
@@ -25,6 +24,7 @@ from fxqfix.passes._live import DROPOUTS, through
 from fxqfix.passes._live_sources import Sources
 from fxqfix.passes._redraw import draw_once
 from fxqfix.passes._straight import integers, straight
+from fxqfix.registry import check_name
 
 __all__ = ["Deployed", "as_deployed"]
 

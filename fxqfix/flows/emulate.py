@@ -10,9 +10,9 @@ from fxqfix._devices import check_int8
 from fxqfix._settings import entry
 from fxqfix.dialects._wrappers import refuse_code
 from fxqfix.engines import ENGINES, Isa, isa_of, threads_of
-from fxqfix.engines._base import check_name
 from fxqfix.engines.dispatch import check_packed
 from fxqfix.passes import EmulateEngine, chain
+from fxqfix.registry import check_name
 
 __all__ = ["emulate"]
 

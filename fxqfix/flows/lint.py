@@ -8,8 +8,8 @@ from torch import nn
 from fxqfix import _torch, checks, dialects
 from fxqfix._settings import entry
 from fxqfix.engines import ENGINES
-from fxqfix.engines._base import check_name
 from fxqfix.errors import NonFiniteError
+from fxqfix.registry import check_name
 from fxqfix.report.lint import LintReport
 
 __all__ = ["lint"]

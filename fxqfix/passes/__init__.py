@@ -24,6 +24,7 @@ from fxqfix.passes.restore_range import RestoreRange
 from fxqfix.passes.signed_codes import SignedCodes
 from fxqfix.passes.split_shared import SplitShared
 from fxqfix.passes.suit_xnnpack import SuitXnnpack
+from fxqfix.registry import plugins
 
 __all__ = [
     "AvoidDefects",
@@ -59,3 +60,5 @@ __all__ = [
     "registry",
     "round_to_grid",
 ]
+
+plugins(__name__)  # a pass registers itself

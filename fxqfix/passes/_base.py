@@ -19,10 +19,11 @@ from fxqfix import _pt2e, _rng, _torch
 from fxqfix._settings import entry
 from fxqfix.dialects._wrappers import copied
 from fxqfix.errors import DialectError, FxqfixError, PassError, UnsupportedError
+from fxqfix.registry import Registry
 
 __all__ = ["Pass", "PassResult", "Rewriter", "chain", "registry"]
 
-_REGISTRY: dict[str, type[Pass]] = {}
+_REGISTRY: Registry[str, type[Pass]] = Registry("pass")
 
 
 def registry() -> dict[str, type[Pass]]:
@@ -206,10 +207,14 @@ class Pass(ABC):
     name: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
-        """Register the pass under its name; one that only inherits a name doesn't take it away."""
+        """Register the pass under its name; one that only inherits a name has none of its own.
+
+        Raises:
+            RegistryError: Another pass has the name.
+        """
         super().__init_subclass__()
         if cls.__dict__.get("name"):
-            _REGISTRY[cls.name] = cls
+            _REGISTRY.add(cls, module=cls.__module__)
 
     @abstractmethod
     def rewrite(self, rewriter: Rewriter) -> None:

@@ -13,10 +13,10 @@ from torch import nn
 from fxqfix import dialects
 from fxqfix.dialects import Tap, decomposed, reference
 from fxqfix.dialects.decomposed import clamp_bounds, is_pinned, pin_bounds
-from fxqfix.engines._base import check_name
 from fxqfix.errors import PassError
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.qparams import QParams, quantize
+from fxqfix.registry import check_name
 
 __all__ = ["PinRanges"]
 

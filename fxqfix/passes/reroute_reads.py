@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
 
-from fxqfix.engines._base import check_name
 from fxqfix.passes._base import Pass, Rewriter
+from fxqfix.registry import check_name
 
 __all__ = ["RerouteReads"]
 

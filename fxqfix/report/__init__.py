@@ -14,6 +14,7 @@ from fxqfix.report.int8_certificate import (
 from fxqfix.report.judgement import Explanation, JudgedOp, Judgement
 from fxqfix.report.lint import LintReport
 from fxqfix.report.migration import Migration
+from fxqfix.report.renderings import FORMATS
 from fxqfix.report.repair import Mend, Refusal, Repair
 from fxqfix.report.rows import Coverage, Row, Uncovered
 from fxqfix.report.verdict import ALLOWED, Judged, Verdict
@@ -44,3 +45,5 @@ __all__ = [
     "Verdict",
     "save",
 ]
+
+FORMATS.discover(__name__, "RENDERING", but=None)

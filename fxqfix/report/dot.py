@@ -10,6 +10,7 @@ import networkx as nx
 from fxqfix.measure import decibels
 from fxqfix.report.data import Report
 from fxqfix.report.owners import owner
+from fxqfix.report.renderings import Rendering
 from fxqfix.report.rows import Row
 
 if TYPE_CHECKING:
@@ -103,3 +104,9 @@ def _listed(attributes: Mapping[str, object]) -> str:
 def _quoted(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
+
+
+RENDERINGS = (
+    Rendering(".dot", render),
+    Rendering(".graphml", lambda report: report.to_graphml()),
+)

@@ -13,6 +13,7 @@ from fxqfix.dialects.site import Inspection, Site
 from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.qparams import QParams
 from fxqfix.report.data import Report
+from fxqfix.report.renderings import Rendering
 from fxqfix.report.rows import Row
 
 if TYPE_CHECKING:
@@ -172,3 +173,6 @@ def to_pandas(report: Report) -> pandas.DataFrame:
     """
     frame = require("pandas", "pandas", "Report.to_pandas").DataFrame
     return frame(records(report), columns=columns(report))
+
+
+RENDERING = Rendering(".csv", to_csv, inspection_to_csv)

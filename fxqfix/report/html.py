@@ -22,6 +22,7 @@ from fxqfix.report.findings import counted, culprits, kernels, problems
 from fxqfix.report.headline import headline, percent
 from fxqfix.report.palette import colours
 from fxqfix.report.remedies import advice
+from fxqfix.report.renderings import Rendering
 from fxqfix.report.rows import Row
 from fxqfix.report.table import range_cell
 from fxqfix.report.view import state, view
@@ -317,3 +318,6 @@ def _cells(tag: str, texts: Iterable[str]) -> str:
     *short, last = texts
     cells = [f"<{tag}>{escape(cell)}</{tag}>" for cell in short]
     return "".join([*cells, f'<{tag} class="text">{escape(last)}</{tag}>'])
+
+
+RENDERING = Rendering(".html", render, render_inspection)

@@ -23,6 +23,7 @@ from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.measure.histogram import Histogram
 from fxqfix.qparams import QParams
 from fxqfix.report.data import Report
+from fxqfix.report.renderings import Rendering
 from fxqfix.report.rows import Coverage, Row, Uncovered
 
 __all__ = ["FORMAT", "dumps", "from_json", "inspection_to_json", "packed", "record", "to_json"]
@@ -289,3 +290,6 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
     return value
+
+
+RENDERING = Rendering(".json", to_json, inspection_to_json)

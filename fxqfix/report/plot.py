@@ -14,6 +14,7 @@ from fxqfix._extras import require
 from fxqfix.errors import DataError, UnknownNameError
 from fxqfix.report.data import Report
 from fxqfix.report.palette import colours
+from fxqfix.report.renderings import Rendering
 from fxqfix.report.rows import Row
 
 if TYPE_CHECKING:
@@ -306,3 +307,6 @@ KINDS: Mapping[str, Callable[[Report, str | None, Axes], None]] = {
     "sqnr": _against_floor,
     "codes": _codes,
 }
+
+
+RENDERING = Rendering(".svg", as_svg)

@@ -9,6 +9,7 @@ from fxqfix.dialects.site import Inspection
 from fxqfix.measure import decibels
 from fxqfix.report.data import Report
 from fxqfix.report.findings import counted, culprits, kernels, problems
+from fxqfix.report.renderings import Rendering
 from fxqfix.report.rows import Coverage, Row, Uncovered
 from fxqfix.report.table import (
     COLUMNS,
@@ -253,3 +254,10 @@ def render_inspection(inspection: Inspection, fmt: str = "simple") -> str:
     unread = [f"- not read: {name}: {reason}" for name, reason in inspection.unsupported]
     parts = [inspection_table(inspection, fmt), inspection.total]
     return "\n\n".join([*parts, "\n".join(unread)] if unread else parts)
+
+
+RENDERING = Rendering(
+    ".md",
+    lambda report: report.to_markdown(),
+    lambda inspection: render_inspection(inspection, "github") + "\n",
+)

@@ -1,26 +1,28 @@
-"""The registry of routes: a new route is a file and a line here."""
+"""The registry of routes: a new route is a file."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
 
-from fxqfix.engines._base import check_name
 from fxqfix.errors import OptionError
-from fxqfix.routes import executorch, export, float64, inductor, int8, onnxruntime
+from fxqfix.registry import Registry, check_name
 from fxqfix.routes._base import Route
+from fxqfix.routes._lapses import LAPSES
 from fxqfix.routes._own import Deployer, plugin, plugins, route_of
 
 __all__ = ["find", "registry", "with_opset"]
 
-_ROUTES = (
-    export.ROUTE,
-    float64.ROUTE,
-    *inductor.ROUTES,
-    *onnxruntime.ROUTES,
-    executorch.ROUTE,
-    *int8.ROUTES,
-)
+
+def _problem(route: Route) -> str | None:
+    if route.deploy is None and route.certify is None:
+        return "it can neither deploy nor certify"
+    unknown = sorted(set(route.lapses) - LAPSES.keys())
+    return f"there is no lapse {unknown[0]!r}" if unknown else None
+
+
+ROUTES: Registry[str, Route] = Registry("route", parts=("summary",), check=_problem)
+ROUTES.discover("fxqfix.routes", "ROUTE", but=("certify", "migrate"))
 
 
 def registry() -> dict[str, Route]:
@@ -31,7 +33,7 @@ def registry() -> dict[str, Route]:
         >>> "int8:fbgemm" in registry()
         True
     """
-    return {route.name: route for route in _ROUTES}
+    return dict(ROUTES)
 
 
 def find(name: str | Deployer | Route, where: str = "certify") -> Route:

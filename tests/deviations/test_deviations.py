@@ -11,8 +11,8 @@ import torch
 
 from fxqfix import Parameters, extract_parameters, golden_vectors, judge
 from fxqfix._torch import quantized_engine
-from fxqfix.deviations import Deviation, Recipe, Registry, registry
-from fxqfix.errors import OptionError
+from fxqfix.deviations import DEVIATIONS, Deviation, Recipe, registry
+from fxqfix.errors import RegistryError
 from fxqfix.export import Reference
 from tests.deviations import engine
 from tests.deviations.planted import ARCHITECTURES, device, plant, recalled
@@ -29,24 +29,17 @@ def _row(**changed: Any) -> Deviation:
     [
         ({"name": "Half Up"}, "kebab-case"),
         ({"name": ""}, "kebab-case"),
-        ({"summary": ""}, "what it is"),
-        ({"remedy": ""}, "what it is"),
-        ({"variants": ()}, "has a variant"),
+        ({"summary": ""}, "it has no summary"),
+        ({"remedy": ""}, "it has no remedy"),
+        ({"variants": ()}, "it has no variants"),
         ({"variants": ({"no_such_field": 1},)}, "no recipe has"),
         ({"variants": ({"rounding": "due"},)}, "changes nothing"),
         ({"variants": ({},)}, "changes nothing"),
     ],
 )
 def test_the_registry_refuses_mistakes(changed: dict[str, Any], said: str) -> None:
-    with pytest.raises(OptionError, match=said):
-        Registry().add(_row(**changed))
-
-
-def test_the_registry_refuses_a_name_twice() -> None:
-    found = Registry()
-    found.add(_row())
-    with pytest.raises(OptionError, match="taken"):
-        found.add(_row())
+    with pytest.raises(RegistryError, match=said):
+        DEVIATIONS.add(_row(**changed), module="x")
 
 
 def test_every_row_is_a_sentence() -> None:

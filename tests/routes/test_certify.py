@@ -26,7 +26,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
     def plant(deploy: Any, **fields: Any) -> str:
         route = Route("planted", "of a test", deploy=deploy, **fields)
-        monkeypatch.setattr(_registry, "_ROUTES", (*_registry._ROUTES, route))
+        monkeypatch.setattr(_registry, "ROUTES", {**_registry.ROUTES, route.name: route})
         return route.name
 
     return plant

@@ -330,7 +330,7 @@ def test_another_route_starts_from_the_file(tmp_path: Path, monkeypatch) -> None
         return ROUTE.deploy(graph_module, batch, dynamic)  # type: ignore[misc]
 
     planted = replace(ROUTE, name="planted", deploy=deploy)
-    monkeypatch.setattr(_registry, "_ROUTES", (*_registry._ROUTES, planted))
+    monkeypatch.setattr(_registry, "ROUTES", {**_registry.ROUTES, "planted": planted})
     data = [nets.image()]
     done = migrate(nets.prepared("plain"), data, tmp_path / "model.pt2", route="planted")
     assert done.ok

@@ -50,8 +50,8 @@ def test_a_model_without_quantized_activations(monkeypatch: pytest.MonkeyPatch) 
 
     model = pt2e_nets.prepared("weight-only", "residual")
     for factor, cause in ((1 + 2**-23, "rounding"), (1.001, "unexplained")):
-        routes = (*_registry._ROUTES, deploy(factor))
-        monkeypatch.setattr(_registry, "_ROUTES", routes)
+        route = deploy(factor)
+        monkeypatch.setattr(_registry, "ROUTES", {**_registry.ROUTES, route.name: route})
         found = fxqfix.certify(model, "planted", [pt2e_nets.image()])
         assert set(found.causes) == {cause}
         assert found.ok == (cause == "rounding")

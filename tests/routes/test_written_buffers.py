@@ -90,8 +90,8 @@ def test_a_form_that_is_out_of_step_is_not_ok(monkeypatch: pytest.MonkeyPatch) -
 
         return Deployed(run)
 
-    routes = (*_registry._ROUTES, Route("planted", "of a test", deploy=deploy))
-    monkeypatch.setattr(_registry, "_ROUTES", routes)
+    routes = {**_registry.ROUTES, "planted": Route("planted", "of a test", deploy=deploy)}
+    monkeypatch.setattr(_registry, "ROUTES", routes)
     found = fxqfix.certify(prepared("calls"), "planted", DATA)
     assert found.outputs[0].found.differing
     assert not found.ok
