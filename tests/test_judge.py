@@ -446,3 +446,36 @@ def test_neither_inputs_nor_the_random_state_are_touched() -> None:
     assert torch.equal(values["body_0_0"], kept)
     assert all(torch.equal(golden.values[n], v) for n, v in before.items())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        q = torch.quantize_per_tensor(x, 0.5, 3, torch.quint8)
+        return torch.ops.quantized.add(q, q, 1.0, 3).dequantize()  # type: ignore[no-any-return]
+
+
+def test_few_codes_prove_nothing() -> None:
+    """Two codes moved by one or two: what fits them fits by chance, and is said to."""
+    parameters = extract_parameters(Doubled(), engine="qnnpack", isa="vnni")
+    golden = golden_vectors(Doubled(), torch.tensor([0.3, 1.7]))
+    fits = 0
+    for first, second in [(1, 0), (0, 1), (1, 1), (-1, 0), (-3, -3), (2, 1)]:
+        codes = golden.values["add"].int() + torch.tensor([first, second], dtype=torch.int32)
+        found = judge(parameters, {**golden.values, "add": codes})
+        row = found.op("add")
+        assert found.verdict == ("not judged" if row.allowed else "not ok")
+        assert row.few == bool(row.named)
+        assert ("these are few codes" in str(found)) == row.few
+        assert ("too few to tell why" in str(found.reasons)) == row.allowed
+        assert Judgement.from_json(found.to_json()) == found
+        fits += row.few
+    assert fits
+
+
+def test_more_codes_prove_enough() -> None:
+    parameters = extract_parameters(Doubled(), engine="qnnpack", isa="vnni")
+    golden = golden_vectors(Doubled(), torch.linspace(-1, 1, 64))
+    codes = (golden.values["add"].int() - 3).clamp(min=0)
+    row = judge(parameters, {**golden.values, "add": codes}).op("add")
+    assert named(judge(parameters, {**golden.values, "add": codes}), "add")
+    assert not row.few

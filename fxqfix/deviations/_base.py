@@ -31,7 +31,8 @@ class Recipe:
         w: How the weight lies: "ihwo", "flipped", ...; "op:NAME" is another op's,
             "solved" is what the device's own codes follow from.
         w_point: "none": the weight's zero point is not taken off.
-        overflow: "wrap-16", "clamp-24" of sums; with "-bias", of sums with the bias.
+        overflow: "wrap-16", "clamp-24" of sums; with "-bias", of sums with the bias;
+            "steps-16-ohwi": after each product, in the order of such a weight.
         pairs: Which pairs of products saturate at 16 bits: "none", "flat", "channel", "halves".
         bias: "none", "int32", "truncated", ...
         engine: Whose arithmetic it is.

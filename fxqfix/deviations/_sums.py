@@ -188,6 +188,31 @@ class Sums:
         rows = weight.reshape(g, weight.shape[0] // g, -1).transpose(1, 2)
         return torch.bmm(parts, rows).transpose(0, 1).reshape(count, -1)
 
+    def saturated(self, recipe: Recipe, rows: Tensor, top: float, order: str) -> Tensor | None:
+        """The sums where the accumulator is clamped to [-top, top) after each product.
+
+        Args:
+            recipe: The recipe.
+            rows: Which outputs.
+            top: Half of the accumulator's range.
+            order: In which the products are added: "ohwi" or "oihw".
+        """
+        patches, weight = self.patches(recipe.x, rows), self.weight(recipe)
+        if patches is None or weight is None:
+            return None
+        x = torch.where(patches.inside[:, :, None], patches.raw - self.point, 0.0)
+        count, g = len(x), self.groups
+        parts = x.reshape(count, x.shape[1], g, -1).permute(2, 0, 1, 3)
+        columns = weight.reshape(g, weight.shape[0] // g, *weight.shape[1:])
+        if order == "oihw":
+            parts, columns = parts.transpose(2, 3), columns.transpose(2, 3)
+        parts, columns = parts.flatten(2), columns.flatten(2)
+        total = torch.zeros(g, count, columns.shape[1], dtype=torch.float64)
+        for step in range(parts.shape[2]):
+            total += parts[:, :, None, step] * columns[:, None, :, step]
+            total.clamp_(-top, top - 1)
+        return total.transpose(0, 1).reshape(count, -1)
+
     def magnitudes(self, recipe: Recipe, rows: Tensor) -> Tensor | None:
         """Sums of absolute products: what bounds the error of float sums."""
         patches, weight = self.patches(recipe.x, rows), self.weight(recipe)

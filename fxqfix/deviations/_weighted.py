@@ -101,7 +101,12 @@ class WeightedSubject(Subject):
         sums = self._summed(recipe, rows)
         if sums is None:
             return None
-        if recipe.overflow != DUE:
+        if recipe.overflow.startswith("steps-"):
+            stepped = self._stepped(sums, recipe, rows)
+            if stepped is None:
+                return None
+            sums = stepped
+        elif recipe.overflow != DUE:
             sums = self._overflown(sums, recipe)
         return self._requantized(sums, recipe, self._others(rows))
 
@@ -120,6 +125,15 @@ class WeightedSubject(Subject):
     def _others(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Further inputs of fused kernels, in rows."""
         return tuple(self.in_rows(x)[rows] for x in self.seen.inputs[1:] if isinstance(x, Tensor))
+
+    def _stepped(self, sums: Tensor, recipe: Recipe, rows: Tensor) -> Tensor | None:
+        """Sums that saturate after each product, added one by one where one can."""
+        _, bits, order = recipe.overflow.split("-")
+        top = 2.0 ** (int(bits) - 1)
+        most = self.sums.magnitudes(recipe, rows)
+        if most is not None and float(most.max()) < top:
+            return sums
+        return self.sums.saturated(recipe, rows, top, order)
 
     def _overflown(self, sums: Tensor, recipe: Recipe) -> Tensor:
         kind, bits, *more = recipe.overflow.split("-")

@@ -35,6 +35,16 @@ DEVIATIONS = (
         "large sums",
     ),
     Deviation(
+        "adds-saturate",
+        "saturates at 16, 24 or 32 bits after each product",
+        "add in 32 bits or more",
+        tuple(
+            {"overflow": f"steps-{b}-{order}"} for b in (16, 24, 32) for order in ("ohwi", "oihw")
+        ),
+        "large sums of both signs",
+        last=True,
+    ),
+    Deviation(
         "pairs-saturate",
         "adds pairs of products at 16 bits otherwise than the reference (as vpmaddubsw does)",
         "add products in 32 bits, or take weights of 7 bits",

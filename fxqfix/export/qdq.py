@@ -41,6 +41,17 @@ def qdq_model(parameters: Parameters, shapes: dict[str, tuple[int, ...]]) -> Any
         MissingDependencyError: onnx or numpy is not installed.
         DataError: An input's shape is missing.
         UnsupportedError: An op has no form here.
+
+    Example:
+        >>> import fxqfix
+        >>> class Net(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         q = torch.quantize_per_tensor(x, 0.5, 3, torch.quint8)
+        ...         return torch.ops.quantized.add(q, q, 1.0, 3).dequantize()
+        >>> parameters = fxqfix.extract_parameters(Net(), engine="qnnpack", isa="vnni")
+        >>> model = qdq_model(parameters, {"x": (1, 4)})
+        >>> [node.op_type for node in model.graph.node].count("QuantizeLinear")
+        2
     """
     lacking = [name for name in parameters.inputs if name not in shapes]
     if lacking:
@@ -71,6 +82,20 @@ def qdq_grids(model: Any) -> dict[str, QParams]:
 
     Args:
         model: An `onnx.ModelProto`, whoever saved it since.
+
+    Raises:
+        MissingDependencyError: onnx or numpy is not installed.
+
+    Example:
+        >>> import fxqfix
+        >>> class Net(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         q = torch.quantize_per_tensor(x, 0.5, 3, torch.quint8)
+        ...         return torch.ops.quantized.add(q, q, 1.0, 3).dequantize()
+        >>> parameters = fxqfix.extract_parameters(Net(), engine="qnnpack", isa="vnni")
+        >>> grids = qdq_grids(qdq_model(parameters, {"x": (1, 4)}))
+        >>> grids["add"].scale, grids["add"].zero_point
+        (1.0, 3)
     """
     onnx = require("onnx", "onnx", "qdq_grids")
     held = {c.name: onnx.numpy_helper.to_array(c) for c in model.graph.initializer}

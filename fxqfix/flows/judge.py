@@ -201,6 +201,7 @@ class _Judging:
             found.separation,
             seen.through,
             reason,
+            found.tried,
         )
 
     def judgement(self) -> Judgement:

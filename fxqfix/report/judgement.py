@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -16,6 +17,7 @@ from fxqfix.report.verdict import ALLOWED, Judged
 __all__ = ["Explanation", "JudgedOp", "Judgement"]
 
 _KIND = "judgement"
+_SURE = 5  # bits: less than one chance in 32 that one of those tried fits by chance
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class JudgedOp(Shown):
         separation: An input on which those that are named differ.
         through: Ops before it that the device did not give: the reference stands in for them.
         reason: Why nothing can be said, "" where something can.
+        tried: How many hypotheses were computed.
 
     Example:
         >>> JudgedOp("fc", "linear", Discrepancy(elements=8)).equal
@@ -93,6 +96,7 @@ class JudgedOp(Shown):
     separation: str = ""
     through: tuple[str, ...] = ()
     reason: str = ""
+    tried: int = 0
 
     @property
     def equal(self) -> bool:
@@ -104,6 +108,21 @@ class JudgedOp(Shown):
         """Whether what differs is what a healthy deployment does."""
         return self.equal or any(e.allowed for e in self.named)
 
+    @property
+    def few(self) -> bool:
+        """Whether the codes are too few to tell a true explanation from one that fits by chance.
+
+        What differs has about log2(elements choose differing) bits, and a sign and a size for each
+        code. A wrong hypothesis fits all of it with a chance of 2 ** -bits, and `tried` of them had
+        that chance.
+        """
+        if not self.named or self.local is None:
+            return False
+        n, k = self.local.elements, self.local.differing
+        places = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        bits = places / math.log(2) + k * (1 + math.log2(max(1.0, self.local.sum_lsb / k)))
+        return bits < math.log2(max(1, self.tried)) + _SURE
+
     def sentences(self) -> Iterator[str]:
         """What differs and why; nothing where nothing does."""
         if self.local is None or self.equal:
@@ -114,6 +133,11 @@ class JudgedOp(Shown):
         yield from map(str, self.named)
         if self.named and self.separation:
             yield f"equal on these data; {self.separation}"
+        if self.few:
+            yield (
+                f"these are few codes, and {self.tried:,} hypotheses were tried: one may fit by "
+                "chance; give more inputs"
+            )
         if not self.named and self.best is not None:
             left = self.best.differing - self.best.explained + self.best.broken
             yield f"nothing gives all of them; nearest is {self.best}; {left:,} are left"
@@ -202,12 +226,16 @@ class Judgement(Judged):
     @property
     def left_out(self) -> tuple[str, ...]:
         """What was not looked at."""
-        found = tuple(f"{name}: {why}" for name, why in self.unchecked)
-        return (
-            found
-            if any(op.local is not None for op in self.ops)
-            else (*found, "no op was looked at")
-        )
+        found = [f"{name}: {why}" for name, why in self.unchecked]
+        found += [
+            f"{op.name}: {op.local.differing:,} of {op.local.elements:,} codes differ, too few to "
+            "tell why"
+            for op in self.ops
+            if op.local is not None and not op.equal and op.allowed and op.few
+        ]
+        if not any(op.local is not None for op in self.ops):
+            found.append("no op was looked at")
+        return tuple(found)
 
     @property
     def causes(self) -> dict[str, int]:

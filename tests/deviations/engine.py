@@ -28,7 +28,8 @@ WEIGHTED = (
     *("clamps-to-int8", "wraps-around", "relu-added", "relu-missing"),
     *("bias-missing", "bias-truncated", "bias-at-another-scale", "bias-after-requantization"),
     *("bias-cut-to-fewer-bits", "bias-twice", "bias-negative"),
-    *("accumulator-wraps", "accumulator-saturates", "pairs-saturate"),
+    *("accumulator-wraps", "accumulator-saturates", "adds-saturate"),
+    "pairs-saturate",
     *("weight-layout", "kernel-flipped", "kernel-transposed", "linear-transposed"),
     *(
         "output-channels-permuted",
@@ -195,6 +196,11 @@ def sums_of(
         exact = (raw - taken) @ flat.T
         if "pairs-saturate" in faults:
             exact = pair_sums(raw, flat) - taken * flat.sum(1)
+        if "adds-saturate" in faults:
+            exact = np.zeros_like(exact)
+            for tap in range(raw.shape[1]):
+                exact = exact + (raw[:, tap] - taken)[:, None] * flat[:, tap]
+                exact = np.clip(exact, -(2**15), 2**15 - 1)
         found.append(exact)
     return np.concatenate(found, 1), shape
 

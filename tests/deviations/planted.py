@@ -211,7 +211,7 @@ _PLACES = (
     ),
     tuple(f for f in engine.WEIGHTED if f.startswith("bias-")),
     ("per-tensor-multiplier", "permuted-multipliers"),
-    ("accumulator-wraps", "accumulator-saturates"),
+    ("accumulator-wraps", "accumulator-saturates", "adds-saturate"),
     ("clamps-to-int8", "wraps-around"),
     (
         *("weight-layout", "kernel-flipped", "kernel-transposed", "linear-transposed"),
