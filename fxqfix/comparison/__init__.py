@@ -1,6 +1,7 @@
 """Comparisons: the plan of two models, the run over data, and the report."""
 
+from fxqfix.comparison.floats import FloatBeside
 from fxqfix.comparison.plan import Plan
 from fxqfix.comparison.session import First, Session
 
-__all__ = ["First", "Plan", "Session"]
+__all__ = ["First", "FloatBeside", "Plan", "Session"]

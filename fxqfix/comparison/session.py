@@ -13,6 +13,7 @@ from fxqfix import _torch, causes, dialects, engines
 from fxqfix.causes import Attribution, Found, View, WeightPair
 from fxqfix.comparison import notes
 from fxqfix.comparison.between import wrong_before
+from fxqfix.comparison.floats import FloatBeside
 from fxqfix.comparison.holdings import holdings
 from fxqfix.comparison.outputs import Outputs, float_kernels, unseen
 from fxqfix.comparison.plan import Plan
@@ -43,6 +44,7 @@ class Session:
     most: float  # batches to attribute
     culprits: int = 0
     local: bool = True
+    floats: FloatBeside | None = None
     probes: dict[str, Probe] = field(default_factory=dict)
     shares: dict[str, Attribution] = field(default_factory=dict)
 
@@ -114,7 +116,7 @@ class Session:
         floor = First(twin) if noise_floor == "first" else None
 
         def after(args: tuple[Any, ...], kwargs: dict[str, Any], start: Any) -> None:
-            for hook in (self.corrector, floor):
+            for hook in (self.corrector, floor, self.floats):
                 if hook is not None:
                     hook(args, kwargs, start)
 
@@ -174,6 +176,8 @@ class Session:
             if row is not None:
                 rows.append(row)
         rows += self.outputs.rows()
+        beside = self.floats
+        rows = rows if beside is None else beside.into(rows)
         return Report(
             rows=tuple(rows),
             coverage=self._coverage({r.name for r in rows}),
@@ -187,6 +191,7 @@ class Session:
                 *notes.of_weights(rows),
                 *notes.of_roundings(name for _, name in self._between()),
                 *notes.of_parts(result.batches, self.floored, self.most),
+                *(beside.notes if beside is not None else ()),
                 *result.notes,
             ),
             corrected=self.corrector.results() if self.corrector is not None else None,

@@ -97,9 +97,14 @@ class Reading:
         return self.dialect.endswith("-prepared")
 
     @property
+    def exported(self) -> bool:
+        """Whether it is a graph of torch.export."""
+        return self.dialect.startswith("pt2e")
+
+    @property
     def training(self) -> bool:
         """Whether the model is in train mode; an exported one has no mode but in its calls."""
-        if self.dialect.startswith("pt2e"):
+        if self.exported:
             return any(trains(node) for node in self.graph_module.graph.nodes)
         return self.graph_module.training
 

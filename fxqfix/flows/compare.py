@@ -12,7 +12,7 @@ from torch import nn
 from fxqfix import _torch, dialects
 from fxqfix._devices import check_int8, device_of
 from fxqfix._settings import entry
-from fxqfix.comparison import Plan, Session
+from fxqfix.comparison import FloatBeside, Plan, Session
 from fxqfix.dialects import Reading, int8
 from fxqfix.dialects._dtypes import check_floats
 from fxqfix.dialects._finite import refuse_non_finite
@@ -43,13 +43,14 @@ def compare(
     attribute: bool | int = True,
     noise_floor: str | bool = "first",
     culprits: int = 0,
+    float_model: nn.Module | None = None,
     process_group: Any = None,
     progress: bool | None = None,
 ) -> Report:
     """Compare a prepared model with its conversion, site by site, and say why they differ.
 
-    Both models and a shadow of every op run side by side. Local is what an op adds given the same
-    inputs, cumulative the distance to the prepared model's own value. Observers are held still.
+    Both models and a shadow of every op run side by side, observers held still. Local is what an op
+    adds given the same inputs, cumulative the distance to the prepared model's own value.
 
     Args:
         prepared: The prepared model, FX or eager, trained or calibrated.
@@ -62,20 +63,19 @@ def compare(
             is `not-attributed`, and a report with such codes is *not judged*.
         noise_floor: Of which batches, "first" or "all"; False for none.
         culprits: Sites to correct alone, each in a forward of its own: `Report.culprits`.
+        float_model: What was prepared: `Row.quantization` then says what quantization costs.
         process_group: Of torch.distributed: each rank compares its shard, all get the sum.
         progress: Show a bar (needs tqdm); None shows it on a terminal only.
 
     Returns:
-        The report. Models, random state and batches stay as they were.
+        The report. Models, random state, batches stay as they were.
 
     Raises:
         TraceError, DialectError: A model can't be traced, or holds nothing that quantizes.
-        PairingError: The models are swapped or don't belong together.
-        UncalibratedError: The prepared model, or a weight of it, never saw data.
-        UnsupportedError: The prepared model is in floats that torch's conversion does not take.
+        PairingError, UncalibratedError: They don't belong together; the prepared never saw data.
+        UnsupportedError: It is in floats that torch's conversion does not take.
         DataError, NonFiniteError: There is no data, or NaN or inf in it or in qparams.
-        DeviceError, ModelRunError: Models and data are on different devices; a model raised.
-        OptionError: An option has another value than these.
+        DeviceError, ModelRunError, OptionError: Two devices; a model raised; an option's value.
 
     Example:
         >>> import torch
@@ -90,7 +90,7 @@ def compare(
     """
     _check_culprits(culprits, local)
     most, floor = _batches(attribute) if local else 0, _floor(noise_floor)
-    models, asked = (prepared, converted, engine), (most, culprits, local)
+    models, asked = (prepared, converted, engine), (most, culprits, local, float_model)
     work = partial(_compared, models, data, asked, floor, progress)
     return over_ranks(work, process_group)
 
@@ -98,13 +98,15 @@ def compare(
 def _compared(
     models: tuple[nn.Module, nn.Module | None, str | None],
     data: Iterable[Any],
-    asked: tuple[float, int, bool],
+    asked: tuple[float, int, bool, nn.Module | None],
     floor: str,
     progress: bool | None,
 ) -> Report:
     prepared, converted, engine = models
     with _torch.quantized_engine(engine) as name:
-        session = Session(_plan(prepared, converted, name, bool(asked[0])), *asked)
+        plan = _plan(prepared, converted, name, bool(asked[0]))
+        beside = None if asked[3] is None else FloatBeside(asked[3], plan)
+        session = Session(plan, *asked[:3], beside)
         found = session.run(data, floor, progress)
         return with_source(session.report(found), prepared, converted, data)
 

@@ -45,6 +45,7 @@ def columns(report: Report) -> list[str]:
         *(f"{side}_{name}" for side in ("prepared", "converted") for name in _QPARAMS),
         *(f"{side}_{name}" for side in ("local", "cumulative") for name in _DISCREPANCY),
         "noise_floor_db",
+        "quantization_db",
         *map(_cause, report.causes),
     ]
 
@@ -84,6 +85,7 @@ def _record(row: Row) -> dict[str, Any]:
         **_discrepancy("local", row.local),
         **_discrepancy("cumulative", row.cumulative),
         "noise_floor_db": None if row.noise_floor is None else row.noise_floor_db,
+        "quantization_db": None if row.quantization is None else row.quantization.sqnr_db,
         **{_cause(name): count for name, count in row.causes.items()},
     }
 

@@ -120,7 +120,7 @@ def _fields(record: object, *names: str) -> dict[str, Any]:
 
 
 def _row(row: Row) -> dict[str, Any]:
-    streams = _fields(row, "local", "cumulative", "noise_floor")
+    streams = _fields(row, "local", "cumulative", "noise_floor", "quantization")
     return {
         **vars(row),
         **_grids(row, "prepared", "converted"),
@@ -246,7 +246,8 @@ def _read_culprit(data: dict[str, Any]) -> Culprit:
 
 
 def _read_row(data: dict[str, Any]) -> Row:
-    streams = [name for name in ("local", "noise_floor") if data[name] is not None]
+    given = ("local", "noise_floor", "quantization")
+    streams = [name for name in given if data.get(name) is not None]
     return Row(
         **{
             **data,

@@ -98,6 +98,7 @@ def _rows(a: Row, b: Row) -> Row:
         local=_add(a.local, b.local),
         cumulative=a.cumulative + b.cumulative,
         noise_floor=_add(a.noise_floor, b.noise_floor),
+        quantization=_add(a.quantization, b.quantization),
         causes=dict(sorted((Counter(a.causes) + Counter(b.causes)).items())),
         evidence=_evidence(a, b),
         either=a.differing + b.differing,

@@ -82,6 +82,9 @@ class Row(Shown):
         cumulative: Against the prepared model's own value.
         noise_floor: The prepared model against itself, every pre-quantize value scaled by
             (1 + 1e-6); None for weights.
+        quantization: The frozen prepared model's own value against the float model's: what
+            quantization costs up to here; `differing` and LSB are of the float value's code. None
+            without `float_model`, and for weights.
         causes: Cause name -> number of codes; adds up to all codes that differ locally or
             cumulatively.
         evidence: Cause name -> the numbers that it rests on, as a sentence.
@@ -128,6 +131,7 @@ class Row(Shown):
     either: int | None = None
     histogram: Histogram | None = field(default=None, repr=False)
     source: str = ""
+    quantization: Discrepancy | None = None
 
     def __post_init__(self) -> None:
         """Copy the mappings: plain dicts pickle, so that reports come back from workers."""

@@ -22,7 +22,9 @@ __all__ = [
     "Column",
     "cause_text",
     "check",
+    "columns_of",
     "grid_cell",
+    "legend",
     "listing",
     "range_cell",
     "table",
@@ -35,6 +37,8 @@ LEGEND = (
     "cumul., SQNR, out: against the prepared model's own values; out: codes outside its range",
     "floor: SQNR of the prepared model against itself, with all values multiplied by 1.000001",
 )
+
+_QUANTIZATION = "quant. dB: SQNR of the prepared model against the float one"
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,14 @@ def _sqnr_rank(row: Row) -> float:
     return -math.inf if math.isnan(value) else value
 
 
+def _quantization(row: Row) -> str:
+    return "-" if row.quantization is None else decibels(row.quantization.sqnr_db)
+
+
+def _quantization_rank(row: Row) -> float:
+    return math.inf if row.quantization is None else row.quantization.sqnr_db
+
+
 def _kernel(row: Row) -> str:
     usual = "quantize_per_tensor" if row.op == "input" else f"quantized.{row.op}"
     return "=" if row.kernel == usual else row.kernel or "-"
@@ -131,9 +143,22 @@ COLUMNS = (
     _count("max_lsb", "LSB", lambda row: row.local.max_lsb if row.local else None),
     _count("cumulative", "cumul.", lambda row: row.cumulative.differing),
     Column("sqnr", "SQNR dB", _sqnr, _sqnr_rank),
+    Column("quantization", "quant. dB", _quantization, _quantization_rank),
     _count("out_of_range", "out", lambda row: row.cumulative.out_of_range),
     Column("causes", "causes", cause_text, lambda row: -row.differing),
 )
+
+
+def columns_of(report: Report) -> list[Column]:
+    """The columns that a report fills: those of the float model only where there was one."""
+    beside = any(row.quantization is not None for row in report.rows)
+    return [column for column in COLUMNS if beside or column.key != "quantization"]
+
+
+def legend(report: Report) -> list[str]:
+    """What the columns of a report mean."""
+    beside = any(row.quantization is not None for row in report.rows)
+    return [*LEGEND, *([_QUANTIZATION] if beside else ())]
 
 
 def check(fmt: str = "simple", sort: str | None = None) -> None:
@@ -214,10 +239,11 @@ def table(
     rows = list(report.rows)
     if sort is not None:
         rows.sort(key=next(column.rank for column in COLUMNS if column.key == _key(sort)))
+    shown = columns_of(report)
     return tabulate(
-        [[column.cell(row) for column in COLUMNS] for row in rows[:limit]],
-        headers=[column.header for column in COLUMNS],
+        [[column.cell(row) for column in shown] for row in rows[:limit]],
+        headers=[column.header for column in shown],
         tablefmt=fmt,
         disable_numparse=True,
-        colalign=["right" if column.right else "left" for column in COLUMNS],
+        colalign=["right" if column.right else "left" for column in shown],
     )

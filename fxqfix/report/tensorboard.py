@@ -85,6 +85,8 @@ def _figures(row: Row) -> dict[str, float]:
     }
     if row.noise_floor is not None:
         found["noise_floor_db"] = _bounded(row.noise_floor_db)
+    if row.quantization is not None:
+        found["quantization_db"] = _bounded(row.quantization.sqnr_db)
     if row.local is not None:
         found |= {"local_share": row.local_share, "local_max_lsb": row.local.max_lsb}
     return found

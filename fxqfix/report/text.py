@@ -18,6 +18,7 @@ from fxqfix.report.table import (
     cause_text,
     check,
     grid_cell,
+    legend,
     listing,
     table,
 )
@@ -214,7 +215,7 @@ def render(
     if limit is not None and limit < len(report.rows):
         parts.append(f"{limit} of {rows} shown")
     if report.rows:
-        parts.append("\n".join(LEGEND))
+        parts.append("\n".join(legend(report)))
     coverage = [
         f"- {how_paired(report.coverage)}",
         *_left_out("unpaired", report.coverage.unpaired),

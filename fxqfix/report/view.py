@@ -71,6 +71,7 @@ def _row(row: Row, report: Report) -> dict[str, Any]:
         "local": _numbers(row.local),
         "cumulative": _numbers(row.cumulative),
         "floor": None if row.noise_floor is None else decibels(row.noise_floor_db),
+        "quantization": row.quantization and decibels(row.quantization.sqnr_db),
         "causes": [[name, row.causes[name]] for name in own],
         "evidence": dict(row.evidence),
         "problems": list(row.problems),
