@@ -105,6 +105,11 @@ def passes_page() -> str:
         "`torch.fx.passes.infra.pass_manager.PassManager` as they are "
         "(`examples/use_passes_with_torch_passmanager.py`). Of a pass of your own, "
         "`fxqfix.testing.check_pass(step, model, *inputs)` tells whether it keeps these promises.",
+        "`fxqfix.passes.chain(model, *passes)` runs several on one copy. It refuses a pass that "
+        "stands before one whose result it goes by, and calls `between(step, result)` behind each. "
+        "`str(step)` is a pass as text, and `fxqfix.passes.parse` reads it: "
+        "`freeze-qparams,fold-batchnorm,decompose-quantize,pin-ranges{where=codes}`. On the "
+        "command line: `fxqfix rewrite pkg.module:function PIPELINE [--code]`.",
         table(
             ("pass", "class", "what it does"),
             (

@@ -500,6 +500,34 @@ def test_ops_lists_the_table(run) -> None:
     assert lines[1:] == [[row.key, row.family, row.output] for row in ops.TABLE]
 
 
+def test_rewrite_runs_a_pipeline_and_prints_each_edit(run) -> None:
+    pipeline = "freeze-qparams,decompose-quantize,pin-ranges{where=codes}"
+    code, out, _ = run("rewrite", "my_models:trained", pipeline)
+    assert code == 0
+    heads = [line for line in out.splitlines() if not line.startswith(" ")]
+    assert [head.partition(": ")[0] for head in heads] == pipeline.split(",")
+    for head in heads:
+        assert int(head.split()[-2]) > 0
+    code, again, _ = run("rewrite", "my_models:trained", pipeline, "--code")
+    assert code == 0
+    assert again.count("def forward(self, input):") == 3
+    assert "clamp" in again.rpartition("def forward")[2]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "said"),
+    [
+        ("pin-range", "there is no pass 'pin-range'"),
+        ("pin-ranges{were=codes}", "pin-ranges has no option 'were'"),
+        ("pin-ranges,decompose-quantize", "pin-ranges stands before decompose-quantize"),
+    ],
+)
+def test_rewrite_refuses_what_is_no_pipeline(run, pipeline: str, said: str) -> None:
+    code, _, err = run("rewrite", "my_models:trained", pipeline)
+    assert (code, err.count("\n")) == (2, 1)
+    assert said in err
+
+
 def test_passes_show_the_first_line_of_their_docstring(run, monkeypatch) -> None:
     class Fold:
         """Fold one thing into another.

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from fxqfix.cli import _answers, _deploy, _judge, _lists
+from fxqfix.cli import _answers, _deploy, _judge, _lists, _rewrite
 from fxqfix.errors import FxqfixError
 
 __all__ = ["main"]
@@ -35,6 +35,7 @@ _COMMANDS = {
         _answers.judge,
         "hold what an engine of your own computed against the reference, op by op",
     ),
+    "rewrite": (_rewrite.rewrite, "run passes on a model, and print what each edits"),
     "passes": (_lists.passes, "list the passes"),
     "causes": (_lists.causes, "list the causes, and what repairs each"),
     "deviations": (_answers.deviations, "list what `judge` tries where codes differ"),

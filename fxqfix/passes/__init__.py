@@ -3,6 +3,7 @@
 from fxqfix.inserted import FloatIsland, InMemoryOrder, QuantizedIsland, hold_range, round_to_grid
 from fxqfix.passes._base import Pass, PassResult, Rewriter, chain, registry
 from fxqfix.passes._frozen import FrozenFakeQuantize
+from fxqfix.passes._pipeline import parse
 from fxqfix.passes.avoid_defects import AvoidDefects
 from fxqfix.passes.cut_sites import CutSites
 from fxqfix.passes.decompose_quantize import DecomposeQuantize
@@ -57,6 +58,7 @@ __all__ = [
     "SuitXnnpack",
     "chain",
     "hold_range",
+    "parse",
     "registry",
     "round_to_grid",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from fxqfix import _pt2e, _rng, _torch
 from fxqfix._settings import entry
 from fxqfix.dialects._wrappers import copied
 from fxqfix.errors import DialectError, FxqfixError, PassError, UnsupportedError
+from fxqfix.passes._text import written
 from fxqfix.registry import Registry
 
 __all__ = ["Pass", "PassResult", "Rewriter", "chain", "registry"]
@@ -62,7 +64,7 @@ class PassResult:
 
 @dataclass
 class Rewriter:
-    """A copy of a model, and the only hands that change it; each edit is recorded.
+    """Edits a copy of a model, and records each edit; a pass changes the model through it.
 
     Attributes:
         module: The copy.
@@ -149,11 +151,20 @@ class Rewriter:
         self.module.register_parameter(free, nn.Parameter(value))
         return self.graph.create_node("get_attr", free, name=free)
 
-    def replace(self, old: fx.Node, new: fx.Node, why: str) -> None:
-        """Let every user of `old` use `new`, erase `old`, and give its name to `new`."""
+    def replace(self, old: fx.Node, new: fx.Node, why: str, *, keep_name: bool = False) -> None:
+        """Let every user of `old` use `new`, and erase `old`.
+
+        Args:
+            old: The node that goes.
+            new: The node in its place: a new one, or one that the graph had before.
+            why: What the edit does, for the record.
+            keep_name: Whether `new` gets the name of `old`: sites and reports go by it.
+        """
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         name = old.name
         self.graph.erase_node(old)
+        if keep_name:
+            new.name = name
         self.edits.append(f"{name}: {why}")
 
     def note(self, what: str) -> None:
@@ -163,6 +174,12 @@ class Rewriter:
     def remark(self, what: str) -> None:
         """Record what was looked at and left as it is."""
         self.remarks.append(what)
+
+    @property
+    def result(self) -> PassResult:
+        """What was done so far."""
+        edits, remarks = tuple(self.edits), tuple(self.remarks)
+        return PassResult(self.module, bool(edits), edits, remarks)
 
     def finish(self) -> None:
         """Drop modules that no node uses any more, check the graph and recompile it."""
@@ -196,15 +213,21 @@ def _prefixes(path: str) -> list[str]:
 class Pass(ABC):
     """Base of all passes: functional, verified, and duck-compatible with torch's PassManager.
 
-    Subclasses set `name`, implement `rewrite`, and may implement `check`, which sees the result.
+    Subclasses set `name` and implement `rewrite`. They may say which passes stand before them in a
+    pipeline (`requires`), and look at the result alone (`ensures`) or beside the model as it came
+    to this pass (`check`), which is copied where another pass or the caller goes on with it.
+    `str(step)` is what `parse` reads.
 
     Example:
         >>> from fxqfix.passes import PinRanges
         >>> PinRanges().name, PinRanges() == PinRanges()
         ('pin-ranges', True)
+        >>> str(PinRanges(where="codes"))
+        'pin-ranges{where=codes}'
     """
 
     name: ClassVar[str] = ""
+    requires: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         """Register the pass under its name; one that only inherits a name has none of its own.
@@ -220,8 +243,15 @@ class Pass(ABC):
     def rewrite(self, rewriter: Rewriter) -> None:
         """Edit the rewriter's copy of the model."""
 
-    def check(self, before: nn.Module, after: nn.Module) -> None:  # noqa: B027  # optional
+    def ensures(self, after: nn.Module) -> None:  # noqa: B027  # optional
         """Raise where the result breaks what the pass promises; the default promises nothing."""
+
+    def check(self, before: nn.Module, after: nn.Module) -> None:  # noqa: B027  # optional
+        """The same, where the promise is about both models; `before` is never edited."""
+
+    def __str__(self) -> str:
+        """The pass as text: its name, and the options that are not the default."""
+        return written(self.name or type(self).__name__, self)
 
     def __call__(self, module: nn.Module) -> PassResult:
         """Run the pass on a copy of `module`, which is never changed.
@@ -237,11 +267,15 @@ class Pass(ABC):
         _pt2e.own_annotations(own)
         return own
 
-    def _run(self, before: nn.Module, rewriter: Rewriter) -> None:
+    def _run(self, before: nn.Module | None, rewriter: Rewriter) -> None:
         try:
+            if before is None:  # what comes is edited in place
+                overridden = type(self).check is not Pass.check
+                before = self._copied(rewriter.module) if overridden else rewriter.module
             with torch.no_grad(), _rng.same_rng():
                 self.rewrite(rewriter)
             rewriter.finish()
+            self.ensures(rewriter.module)
             self.check(before, rewriter.module)
         except FxqfixError:
             raise
@@ -256,19 +290,27 @@ class Pass(ABC):
 
 
 @entry
-def chain(module: nn.Module, *passes: Pass, owned: bool = False) -> PassResult:
+def chain(
+    module: nn.Module,
+    *passes: Pass,
+    owned: bool = False,
+    between: Callable[[Pass, PassResult], object] | None = None,
+) -> PassResult:
     """Run passes one after another, all on one copy of `module`: copying costs more than most.
 
     Args:
         module: What the first pass gets a copy of; it is never changed, unless it is owned.
-        passes: One at least; the `check` of each is given `module` as what was before.
+        passes: One at least.
         owned: Whether `module` is the caller's own already, and can be edited in place.
+        between: Called behind each pass with the pass and what it alone did, to print or to test.
+            The model in it is the one that the next pass edits.
 
     Returns:
         The last pass's module, with the edits and remarks of all.
 
     Raises:
-        PassError: A pass failed for a reason that is no error of the caller's.
+        PassError: A pass failed for a reason that is no error of the caller's, or stands before
+            one that it requires.
         UnsupportedError: torch can't copy the model.
 
     Example:
@@ -276,12 +318,28 @@ def chain(module: nn.Module, *passes: Pass, owned: bool = False) -> PassResult:
         >>> chain(torch.fx.symbolic_trace(nn.ReLU()), FoldBatchNorm(), SplitShared()).modified
         False
     """
+    _check_order(passes)
     current = module if owned else passes[0]._copied(module)
     edits, remarks = list[str](), list[str]()
-    for step in passes:
+    for index, step in enumerate(passes):
         rewriter = Rewriter(current)
-        step._run(module, rewriter)
+        step._run(None if owned or index else module, rewriter)
         current = rewriter.module
         edits += rewriter.edits
         remarks += rewriter.remarks
+        if between is not None:
+            between(step, rewriter.result)
     return PassResult(current, bool(edits), tuple(edits), tuple(remarks))
+
+
+def _check_order(passes: Sequence[Pass]) -> None:
+    names = [step.name for step in passes]
+    for index, step in enumerate(passes):
+        for name in step.requires:
+            if name in names[index:] and name not in names[:index]:
+                raise PassError(
+                    f"{step.name} stands before {name}, whose result it goes by",
+                    where="chain",
+                    found=", ".join(names),
+                    remedy=f"put {name} before {step.name}",
+                )

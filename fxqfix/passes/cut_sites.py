@@ -39,6 +39,10 @@ class CutSites(Pass):
     """
 
     name: ClassVar[str] = "cut-sites"
+    requires: ClassVar[tuple[str, ...]] = (
+        "decompose-quantize",
+        "pin-ranges",
+    )
     sites: tuple[str, ...] | None = None
     ends: tuple[str, ...] | None = None
 

@@ -48,6 +48,11 @@ class DecomposeQuantize(Pass):
     """
 
     name: ClassVar[str] = "decompose-quantize"
+    requires: ClassVar[tuple[str, ...]] = (
+        "freeze-qparams",
+        "fold-batchnorm",
+        "hold-weights",
+    )
     ranges: Mapping[str, tuple[int, int]] = field(
         default_factory=lambda: MappingProxyType({}), hash=False
     )

@@ -59,6 +59,10 @@ class EmulateEngine(Pass):
     threads: int | None = None
     strict: bool = True
     name: ClassVar[str] = "emulate-engine"
+    requires: ClassVar[tuple[str, ...]] = (
+        "avoid-defects",
+        "restore-range",
+    )
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Replace node by node, in the graph's order."""

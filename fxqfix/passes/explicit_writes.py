@@ -44,6 +44,10 @@ class ExplicitWrites(Pass):
     """
 
     name: ClassVar[str] = "explicit-writes"
+    requires: ClassVar[tuple[str, ...]] = (
+        "freeze-qparams",
+        "split-shared",
+    )
     quantized: bool = False
 
     def rewrite(self, rewriter: Rewriter) -> None:

@@ -41,6 +41,11 @@ class FloatIslands(Pass):
     """
 
     name: ClassVar[str] = "float-islands"
+    requires: ClassVar[tuple[str, ...]] = (
+        "freeze-qparams",
+        "fold-batchnorm",
+        "hold-weights",
+    )
     reasons: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
 
     def rewrite(self, rewriter: Rewriter) -> None:

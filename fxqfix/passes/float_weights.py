@@ -34,6 +34,7 @@ class FloatWeights(Pass):
     """
 
     name: ClassVar[str] = "float-weights"
+    requires: ClassVar[tuple[str, ...]] = ("decompose-quantize",)
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Replace the dequantize ops of such weights by what they give."""
@@ -49,7 +50,7 @@ class FloatWeights(Pass):
             if _has_points(tap):
                 to_float(rewriter, tap)
 
-    def check(self, before: nn.Module, after: nn.Module) -> None:
+    def ensures(self, after: nn.Module) -> None:
         """No weight with a zero point is left."""
         assert isinstance(after, fx.GraphModule)
         if not any(is_dequantize(node) for node in after.graph.nodes):

@@ -46,6 +46,7 @@ class FoldBatchNorm(Pass):
     """
 
     name: ClassVar[str] = "fold-batchnorm"
+    requires: ClassVar[tuple[str, ...]] = ("freeze-qparams",)
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Swap each module with a BatchNorm for its twin without one; in PT2E, nodes."""
@@ -66,7 +67,7 @@ class FoldBatchNorm(Pass):
                     folded = _convertible(folded)
                 rewriter.set_module(path, folded, f"{type(module).__name__} -> {target.__name__}")
 
-    def check(self, before: nn.Module, after: nn.Module) -> None:
+    def ensures(self, after: nn.Module) -> None:
         """No module that computes with a BatchNorm of its own may be left."""
         for path, module in after.named_modules():
             if batch_norm_factor(module) is not None and hasattr(module, "weight_fake_quant"):

@@ -46,6 +46,10 @@ class HoldWeights(Pass):
     """
 
     name: ClassVar[str] = "hold-weights"
+    requires: ClassVar[tuple[str, ...]] = (
+        "freeze-qparams",
+        "fold-batchnorm",
+    )
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Go through the weights."""

@@ -37,6 +37,7 @@ class OwnReaders(Pass):
     """
 
     name: ClassVar[str] = "own-readers"
+    requires: ClassVar[tuple[str, ...]] = ("decompose-quantize",)
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Split what is shared."""
@@ -47,7 +48,7 @@ class OwnReaders(Pass):
                 rewriter.note(f"{node.name}: dequantized again for {user.name}")
         _own_biases(rewriter)
 
-    def check(self, before: nn.Module, after: nn.Module) -> None:
+    def ensures(self, after: nn.Module) -> None:
         """Each dequantize op has one reader."""
         assert isinstance(after, fx.GraphModule)
         for node in filter(is_dequantize, after.graph.nodes):

@@ -57,6 +57,7 @@ class PinRanges(Pass):
     """
 
     name: ClassVar[str] = "pin-ranges"
+    requires: ClassVar[tuple[str, ...]] = ("decompose-quantize",)
     ranges: Mapping[str, tuple[int, int]] = field(
         default_factory=lambda: MappingProxyType({}), hash=False
     )
@@ -109,7 +110,7 @@ class PinRanges(Pass):
         tap.node.replace_all_uses_with(clamp, delete_user_cb=lambda user: user is not clamp)
         rewriter.note(f"{tap.site.name}: codes clamped to {qparams.range_text}")
 
-    def check(self, before: nn.Module, after: nn.Module) -> None:
+    def ensures(self, after: nn.Module) -> None:
         """Every narrow per-tensor quantize is pinned."""
         reading = dialects.read(after)
         for tap in reading.activations:

@@ -26,6 +26,7 @@ class RemoveShadows(Pass):
     """
 
     name: ClassVar[str] = "remove-shadows"
+    requires: ClassVar[tuple[str, ...]] = ("insert-shadows",)
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Erase the added nodes from the last to the first, then the modules they used."""
@@ -36,7 +37,7 @@ class RemoveShadows(Pass):
         for name in [n for n, _ in rewriter.module.named_children() if n.startswith(PREFIX)]:
             delattr(rewriter.module, name)
 
-    def check(self, before: nn.Module, after: nn.Module) -> None:
+    def ensures(self, after: nn.Module) -> None:
         """Nothing of the twin is left."""
         left = [n for n, _ in after.named_children() if n.startswith(PREFIX)]
         if left:

@@ -76,7 +76,7 @@ class RestoreQParams(Pass):
             if node.op == "get_attr" and not node.users:
                 rewriter.graph.erase_node(node)
 
-    def check(self, before: nn.Module, after: nn.Module) -> None:
+    def ensures(self, after: nn.Module) -> None:
         """Every site has the donor's grid, every weight its codes."""
         if self.donor is None:
             return

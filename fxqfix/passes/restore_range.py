@@ -48,6 +48,7 @@ class RestoreRange(Pass):
     """
 
     name: ClassVar[str] = "restore-range"
+    requires: ClassVar[tuple[str, ...]] = ("avoid-defects",)
     ranges: Mapping[str, tuple[int, int]] = field(
         default_factory=lambda: MappingProxyType({}), hash=False
     )
@@ -73,7 +74,7 @@ class RestoreRange(Pass):
         taps = [tap for tap in reading.activations if tap.site.used is not None]
         return [(tap, self.ranges[tap.site.name]) for tap in taps if tap.site.name in self.ranges]
 
-    def check(self, before: nn.Module, after: nn.Module) -> None:
+    def ensures(self, after: nn.Module) -> None:
         """No declared range can be left any more."""
         reading = _int8(self.name, after)
         found = intervals(reading.graph_module)

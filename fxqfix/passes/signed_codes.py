@@ -39,6 +39,7 @@ class SignedCodes(Pass):
     """
 
     name: ClassVar[str] = "signed-codes"
+    requires: ClassVar[tuple[str, ...]] = ("decompose-quantize",)
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Shift both ends of each."""
@@ -51,7 +52,7 @@ class SignedCodes(Pass):
             node.kwargs = {k: v for k, v in node.kwargs.items() if k == "out_dtype"}
             rewriter.note(f"{node.name}: signed codes")
 
-    def check(self, before: nn.Module, after: nn.Module) -> None:
+    def ensures(self, after: nn.Module) -> None:
         """No activation has unsigned codes."""
         assert isinstance(after, fx.GraphModule)
         for node in filter(is_unsigned, after.graph.nodes):

@@ -33,6 +33,7 @@ class SplitShared(Pass):
     """
 
     name: ClassVar[str] = "split-shared"
+    requires: ClassVar[tuple[str, ...]] = ("freeze-qparams",)
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Copy per call; a copy's path is the original's with the call's number behind it."""

@@ -80,6 +80,10 @@ class SuitXnnpack(Pass):
     """
 
     name: ClassVar[str] = "suit-xnnpack"
+    requires: ClassVar[tuple[str, ...]] = (
+        "decompose-quantize",
+        "pin-ranges",
+    )
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Make the edits, each where it is needed."""
@@ -104,7 +108,7 @@ class SuitXnnpack(Pass):
         SignedCodes().rewrite(rewriter)
         OwnReaders().rewrite(rewriter)
 
-    def check(self, before: nn.Module, after: nn.Module) -> None:
+    def ensures(self, after: nn.Module) -> None:
         """No narrow range is pinned before its quantize op."""
         assert isinstance(after, fx.GraphModule)
         for node in filter(is_quantize, after.graph.nodes):
