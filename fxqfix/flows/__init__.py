@@ -11,6 +11,7 @@ from fxqfix.flows.judge import judge
 from fxqfix.flows.lint import lint
 from fxqfix.flows.monitor import Monitor
 from fxqfix.flows.repair import repair
+from fxqfix.flows.sensitivity import sensitivity
 from fxqfix.flows.to_int8 import certificate_of, to_int8
 from fxqfix.flows.validate import Validation, accuracy, validate
 
@@ -30,6 +31,7 @@ __all__ = [
     "judge",
     "lint",
     "repair",
+    "sensitivity",
     "to_decomposed",
     "to_int8",
     "validate",

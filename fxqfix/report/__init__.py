@@ -17,6 +17,7 @@ from fxqfix.report.migration import Migration
 from fxqfix.report.renderings import FORMATS
 from fxqfix.report.repair import Mend, Refusal, Repair
 from fxqfix.report.rows import Coverage, Row, Uncovered
+from fxqfix.report.sensitivity import LeftInFloat, Sensitivity
 from fxqfix.report.verdict import ALLOWED, Judged, Verdict
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Judged",
     "JudgedOp",
     "Judgement",
+    "LeftInFloat",
     "LintReport",
     "Mend",
     "Migration",
@@ -41,6 +43,7 @@ __all__ = [
     "Routed",
     "Row",
     "Saturating",
+    "Sensitivity",
     "Uncovered",
     "Verdict",
     "save",
