@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import pickle
 import re
@@ -116,6 +117,7 @@ def test_nothing_is_kept_alive(tmp_path: Path) -> None:
         one_shot.reproduce("fc", tmp_path / "bug.py")
     assert one_shot.reproduce("fc", tmp_path / "bug.py", data=data)
     del data
+    gc.collect()  # the errors above hold frames
     with pytest.raises(DataError, match="data can't be reached"):
         report.reproduce("fc", tmp_path / "bug.py")
     gone = Source(nn.Linear(1, 1), None, torch.ones(1))

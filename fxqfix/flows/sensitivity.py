@@ -40,7 +40,7 @@ def sensitivity(
     A module in float keeps its float weights. A value that it gives or takes stays quantized where
     another quantized op gives or takes it, as torch's own prepare has it for modules. (It leaves
     more in float in places, a `torch.relu` behind a float layer say: prepare anew, then compare.)
-    All models run in eval mode on copies, once per batch and module.
+    All models run in eval mode on copies.
 
     Args:
         prepared: The prepared model, FX or eager, trained or calibrated.
@@ -54,18 +54,16 @@ def sensitivity(
         The modules, those first that win most, and the qconfig that leaves them in float.
 
     Raises:
-        TraceError, DialectError, UncalibratedError: As for `compare`.
         PairingError: The two models return other tensors.
         UnsupportedError: The model is prepared by PT2E, which has no qconfig.
         UnknownNameError: Nothing is quantized in a module of that path.
-        DataError, NonFiniteError, DeviceError, ModelRunError: As for `compare`.
+        FxqfixError: Another, as for `compare`.
 
     Example:
         >>> import torch
         >>> from torch.ao.quantization import get_default_qconfig_mapping
         >>> from torch.ao.quantization.quantize_fx import prepare_fx
-        >>> x, net = torch.linspace(-1, 1, 16).reshape(2, 8), torch.nn.Linear(8, 2).eval()
-        >>> net = torch.nn.Sequential(net)
+        >>> x, net = torch.ones(2, 8), torch.nn.Sequential(torch.nn.Linear(8, 2)).eval()
         >>> prepared = prepare_fx(net, get_default_qconfig_mapping("fbgemm"), (x,))
         >>> _ = prepared(x)
         >>> found = sensitivity(prepared, [x], float_model=net)
@@ -81,24 +79,34 @@ def sensitivity(
             remedy="compare(..., float_model=...) says what quantization costs at each site",
         )
     parts = _Parts.of(reading)
-    names = parts.weighted() if modules is None else list(modules)
-    models: dict[str, Callable[..., Any]] = {"": parts.run}
-    models |= {name: parts.without(name).run for name in names}
+    variants = {n: parts.without(n) for n in (parts.weighted() if modules is None else modules)}
+    models = {"": parts.run} | {name: variant.run for name, variant in variants.items()}
     reference = copied(unwrapped(float_model), _WHERE).eval()
-    found: dict[str, Discrepancy] = dict.fromkeys(models, Discrepancy())
-    result = Run()
-    with torch.no_grad(), _rng.same_rng():
-        for args, kwargs in streamed(parts.model, data, result, where=_WHERE, progress=progress):
-            given = positional(parts.model, args, kwargs, _WHERE)
-            wanted = _outputs(reference, given)
-            for name, model in models.items():
-                found[name] += _apart(wanted, _outputs(model, given))
+    found, batches = _found(parts.model, reference, models, data, progress)
     whole = found.pop("")
     rows = [
-        LeftInFloat(name, parts.without(name).count, after, _gain(whole, after))
+        LeftInFloat(name, variants[name].count, after, _gain(whole, after))
         for name, after in found.items()
     ]
-    return Sensitivity(tuple(sorted(rows, key=lambda r: -r.gain_db)), whole, result.batches)
+    return Sensitivity(tuple(sorted(rows, key=lambda r: -r.gain_db)), whole, batches)
+
+
+def _found(
+    model: fx.GraphModule,
+    reference: nn.Module,
+    models: Mapping[str, Callable[..., Any]],
+    data: Iterable[Any],
+    progress: bool | None,
+) -> tuple[dict[str, Discrepancy], int]:
+    """The outputs of each model against the reference's, and how many batches there were."""
+    found, result = dict.fromkeys(models, Discrepancy()), Run()
+    with torch.no_grad(), _rng.same_rng():
+        for args, kwargs in streamed(model, data, result, where=_WHERE, progress=progress):
+            given = positional(model, args, kwargs, _WHERE)
+            wanted = _outputs(reference, given)
+            for name, run in models.items():
+                found[name] += _apart(wanted, _outputs(run, given))
+    return found, result.batches
 
 
 def _gain(before: Discrepancy, after: Discrepancy) -> float:
