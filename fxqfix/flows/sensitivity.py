@@ -71,13 +71,7 @@ def sensitivity(
         [('0', 3, inf)]
     """
     reading = prepared_reading(prepared, f"{_WHERE}(prepared, data, float_model=...)")
-    if reading.exported:
-        raise UnsupportedError(
-            "models of PT2E have no qconfig, and are not tried layer by layer",
-            where=_WHERE,
-            found=f"a model of dialect {reading.dialect}",
-            remedy="compare(..., float_model=...) says what quantization costs at each site",
-        )
+    _refuse_exported(reading)
     parts = _Parts.of(reading)
     variants = {n: parts.without(n) for n in (parts.weighted() if modules is None else modules)}
     models = {"": parts.run} | {name: variant.run for name, variant in variants.items()}
@@ -89,6 +83,16 @@ def sensitivity(
         for name, after in found.items()
     ]
     return Sensitivity(tuple(sorted(rows, key=lambda r: -r.gain_db)), whole, batches)
+
+
+def _refuse_exported(reading: Reading) -> None:
+    if reading.exported:
+        raise UnsupportedError(
+            "models of PT2E have no qconfig, and are not tried layer by layer",
+            where=_WHERE,
+            found=f"a model of dialect {reading.dialect}",
+            remedy="compare(..., float_model=...) says what quantization costs at each site",
+        )
 
 
 def _found(
