@@ -1,6 +1,7 @@
 """Look for specs for which a property doesn't hold: `make fuzz`, or python -m tests.fuzz.
 
 python -m tests.fuzz --seconds 600 --seed 7   random specs, for ten minutes
+python -m tests.fuzz --ledger FILE            counts the models of earlier runs too, and adds its own
 python -m tests.fuzz --replay FILE            one spec again, with all it prints
 
 Specs run in a child process: where it ends, that is a finding too. Findings are made smaller, and
@@ -100,17 +101,32 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     found: dict[str, list[Spec]] = field(default_factory=dict)
+    ledger: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Take over what earlier runs saw."""
+        if self.ledger is None or not self.ledger.exists():
+            return
+        for line in self.ledger.read_text(encoding="utf-8").splitlines():
+            key, flow, outcome = line.split("\t")
+            self.keys.add(key)
+            self.counts.update((flow, outcome))
+
+    def _note(self, spec: Spec, key: str, outcome: str) -> None:
+        self.keys.add(key)
+        self.counts.update((spec.flow, outcome))
+        if self.ledger is not None:
+            with self.ledger.open("a", encoding="utf-8") as file:
+                print(key, spec.flow, outcome, sep="\t", file=file)
 
     def add(self, spec: Spec, outcome: Outcome) -> list[str]:
         """Count an outcome; the kinds of findings that are new."""
         self.counts["specs"] += 1
         self.counts["torch fails"] += not outcome.key and not outcome.findings
         if outcome.key and outcome.key not in self.keys:
-            self.keys.add(outcome.key)
-            refused = not outcome.findings and set(JUDGED) <= outcome.refused.keys()
-            self.counts["refused"] += refused
-            self.counts["passed"] += not outcome.findings and not refused
-            self.counts[spec.flow] += 1
+            refused = set(JUDGED) <= outcome.refused.keys()
+            clean = "refused" if refused else "passed"
+            self._note(spec, outcome.key, "found" if outcome.findings else clean)
         self.refused.update(re.sub(r"[0-9]+", "N", t)[:100] for t in outcome.refused.values())
         new = [kind for kind in clusters(outcome) if kind not in self.found]
         for kind in clusters(outcome):
@@ -146,9 +162,9 @@ def save(spec: Spec, kind: str, folder: Path) -> Path:
     return path
 
 
-def search(seconds: float, seed: int, folder: Path = FOLDER) -> Tally:
+def search(seconds: float, seed: int, folder: Path = FOLDER, ledger: Path | None = None) -> Tally:
     """Run specs of a seed until the time is over."""
-    tally, child, end = Tally(), Child(), time.monotonic() + seconds
+    tally, child, end = Tally(ledger=ledger), Child(), time.monotonic() + seconds
     for spec in (spec for i in count() for spec in drawn(seed + i)):
         if time.monotonic() > end:
             break
@@ -176,6 +192,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6) * 1000)
     parser.add_argument("--replay", type=Path, metavar="FILE")
+    parser.add_argument("--ledger", type=Path, metavar="FILE")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
@@ -184,7 +201,7 @@ def main() -> int:
     if given.replay:
         return replay(given.replay)
     print(f"seed {given.seed}, {given.seconds:g} s", flush=True)
-    tally = search(given.seconds, given.seed)
+    tally = search(given.seconds, given.seed, ledger=given.ledger)
     print("\n".join(tally.lines()))
     return int(bool(tally.found))
 

@@ -93,3 +93,14 @@ def test_distinct_models_are_counted_once() -> None:
         tally.add(PLAIN, outcome)
     assert (tally.keys, tally.counts["passed"], tally.counts["torch fails"]) == ({"a", "b"}, 1, 1)
     assert list(tally.found) == ["p: N of N"]
+
+
+def test_a_ledger_counts_each_model_once(tmp_path: Path) -> None:
+    spec = PLAIN
+    for _ in range(2):
+        tally = fuzz.Tally(ledger=tmp_path / "ledger")
+        tally.add(spec, Outcome(key="a"))
+        tally.add(spec, Outcome(key="b", findings={"crash": "at 3"}))
+        assert (len(tally.keys), tally.counts["passed"], tally.counts["found"]) == (2, 1, 1)
+        assert tally.counts[spec.flow] == 2
+    assert len((tmp_path / "ledger").read_text().splitlines()) == 2
