@@ -24,6 +24,7 @@ from fxqfix.errors import (
     DeviceError,
     DialectError,
     FxqfixError,
+    NonFiniteError,
     OptionError,
     UncalibratedError,
     UnknownNameError,
@@ -527,3 +528,32 @@ def test_two_processes_train_one_model(tmp_path: Any) -> None:
         assert worker.exitcode == 0
     assert [same for _, same, _ in found] == [True, True]
     assert found[0][2] == found[1][2]
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.bn(self.conv(x)).mean([2, 3]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "name", ["conv.weight", "conv.bn.weight", "conv.bn.running_var", "fc.weight", "fc.bias"]
+)
+def test_nan_and_inf_are_refused_before_and_while_it_trains(name: str, value: float) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 4, 4)
+    mapping = get_default_qat_qconfig_mapping("fbgemm")
+    prepared = prepare_qat_fx(Normed().train(), mapping, (x,))
+    prepared(x)
+    model = as_deployed(prepared, engine="fbgemm")
+    for made in (prepared, model.prepared):
+        held = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+        with torch.no_grad():
+            held[name].view(-1)[0] = value
+    for call in (lambda: as_deployed(prepared, engine="fbgemm"), lambda: model(x)):
+        with pytest.raises(NonFiniteError, match=f"as_deployed: '{name}' holds NaN or inf"):
+            call()

@@ -1,17 +1,21 @@
-"""What the converted model computes at a site that the prepared one doesn't."""
+"""What the converted model computes at a site that the prepared one doesn't, or otherwise."""
 
 from __future__ import annotations
 
+from fxqfix.evidence.structure import counted, otherwise
 from fxqfix.evidence.view import View
 
-__all__ = ["added", "narrowed"]
+__all__ = ["edited", "narrowed"]
 
 
-def added(view: View) -> str:
-    """Keys of the ops that only the converted model has between the same sites, "" for none."""
+def edited(view: View) -> list[str]:
+    """Ops that only the converted model has between the same sites, and other options of ops."""
     if view.emulated is None or view.recompute is None:
-        return ""
-    return ", ".join(sorted(view.emulated.ops - view.recompute.ops))
+        return []
+    mine, theirs = view.recompute.ops, view.emulated.ops
+    added = ", ".join(sorted(counted(theirs) - counted(mine)))
+    said = [f"only the converted model computes {added} here"] if added else []
+    return [*said, *otherwise(mine, theirs)]
 
 
 def narrowed(view: View) -> str:

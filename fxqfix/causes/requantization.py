@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
-from fxqfix.causes._structure import added, narrowed
+from fxqfix.causes._structure import edited, narrowed
 from fxqfix.evidence.view import View
 
 __all__ = ["CAUSE", "Requantization"]
@@ -34,7 +34,7 @@ class Requantization(Cause):
 
     def explains(self, view: View) -> Tensor | None:
         """Codes that rounding in between, or the engine's own arithmetic, makes."""
-        same = _same_bias(view) and not added(view)
+        same = _same_bias(view) and not edited(view)
         found = view.owed_to() if same else None
         if found is not None and view.requantized is None:
             found = found & _near(view)

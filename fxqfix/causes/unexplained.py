@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxqfix.causes._base import Cause
-from fxqfix.causes._structure import added, narrowed
+from fxqfix.causes._structure import edited, narrowed
 from fxqfix.evidence.view import View
 
 __all__ = ["CAUSE", "Unexplained"]
@@ -33,9 +33,7 @@ class Unexplained(Cause):
         if view.problem:
             return view.problem
         largest = int((view.actual - view.expected).abs().max())
-        parts = [f"up to {largest} codes apart on the same inputs"]
-        if ops := added(view):
-            parts.append(f"only the converted model computes {ops} here")
+        parts = [f"up to {largest} codes apart on the same inputs", *edited(view)]
         if held := narrowed(view):
             parts.append(f"only the converted model holds its codes in {held}")
         return "; ".join(parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from torch import Tensor, fx
 
 from fxqfix.engines import Call, Weighted
 from fxqfix.errors import UnsupportedError
-from fxqfix.evidence._ops import computing
+from fxqfix.evidence.structure import Op, computing
 from fxqfix.passes._region import Cutter, Region, interprets
 from fxqfix.passes._shadow_modules import Local
 
@@ -50,8 +49,8 @@ class Emulated:
         return self.cutter.region(self.end, self.end)
 
     @cached_property
-    def ops(self) -> Counter[str]:
-        """How often the site's region has which op; see `computing`."""
+    def ops(self) -> tuple[Op, ...]:
+        """The ops of the site's region."""
         return computing(self._region.graph, self.cutter.graph_module, self.calls)
 
     @cached_property

@@ -6,7 +6,6 @@ compiled, so compiling anew for every batch would make memory grow.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,10 +21,10 @@ from fxqfix.dialects._modes import drops
 from fxqfix.dialects._writes import Overwrite
 from fxqfix.dialects.weights import WeightView
 from fxqfix.evidence._interpreter import AtPlaces, Interpreter
-from fxqfix.evidence._ops import computing
 from fxqfix.evidence._shell import Shell, dequantize_wide, widened
 from fxqfix.evidence._tail import Tail
 from fxqfix.evidence.places import Places
+from fxqfix.evidence.structure import Op, computing
 from fxqfix.evidence.weights import WeightPair
 from fxqfix.passes._draws import Draws
 from fxqfix.passes._fold_exported import FOLDED_IN_TRAINING
@@ -95,8 +94,8 @@ class Recompute:
         return tuple(str(n.target) for n in nodes if n.op == "call_module")
 
     @cached_property
-    def ops(self) -> Counter[str]:
-        """How often the region has which op; see `computing`."""
+    def ops(self) -> tuple[Op, ...]:
+        """The ops of the region."""
         return computing(self._region.graph, self.cutter.graph_module)
 
     @cached_property

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from fxqfix import _torch, dialects
 from fxqfix._devices import device_of, on_cpu
 from fxqfix._settings import entry
+from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.dialects._wrappers import refuse_code, unwrapped
 from fxqfix.engines import ENGINES, Isa, isa_of, threads_of
 from fxqfix.errors import DeviceError, OptionError, UnsupportedError
@@ -85,10 +86,11 @@ class Deployed(nn.Module):
         Raises:
             DeviceError: An input is on another device than the parameters.
             UnsupportedError: An input is in half precision, or the engine can't run this size.
+            NonFiniteError: A parameter has become NaN or inf.
         """
         self._check((args, kwargs))
         with self._no_autocast():
-            wanted, codes = _integers(self._graphs[0], args, kwargs)
+            wanted, codes = _integers(self.prepared, self._graphs[0], args, kwargs)
             if not torch.is_grad_enabled():
                 return wanted
             return _joined(self._graphs[1](codes, *args, **kwargs), wanted)
@@ -161,7 +163,8 @@ class Deployed(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in self.emulation.items())
 
 
-def _run(graph: fx.GraphModule, args: Any, kwargs: Any) -> Any:
+def _run(model: nn.Module, graph: fx.GraphModule, args: Any, kwargs: Any) -> Any:
+    refuse_non_finite(model, _WHERE)  # integers have no NaN: training would go on without a word
     with torch.no_grad():
         return graph(*args, **kwargs)
 
@@ -250,7 +253,7 @@ def as_deployed(
         OptionError: `isa` or `threads` has a value that it can't have.
         DialectError: The model is not a prepared one, or was prepared by PT2E, which has no int8
             kernels.
-        UncalibratedError, NonFiniteError: It never saw data; it holds NaN or inf qparams.
+        UncalibratedError, NonFiniteError: It never saw data; it holds NaN or inf.
         DeviceError: Its parts lie on several devices.
         UnsupportedError: An op has no exact arithmetic on this engine, a parameter can't be
             trained so, a BatchNorm can't be folded, a module has a hook, or it isn't float32.
@@ -280,6 +283,7 @@ def as_deployed(
 
 def _made(model: nn.Module, engine: str, isa: Isa, threads: int, backend_config: Any) -> Deployed:
     refuse_code(model, _WHERE)
+    refuse_non_finite(model, _WHERE)
     own: nn.Module = chain(model, FreezeQParams()).graph_module.eval()
     frozen = dialects.read(frozen_by(own, quantized=True))
     with torch.no_grad(), _torch.quantized_engine(engine), _torch.quiet():
