@@ -2,6 +2,7 @@
 #   make demo    install, then run the main job
 #   make test    install with the development tools, then lint, types and every test
 #   make quick   lint, types and one fast test of each file
+#   make wheel   build the wheel, install it in an environment of its own, and run the demo there
 #   make levels  the engines' tests under every level of int8 kernels that this CPU offers
 #   make gpu     all that needs a GPU, in under four minutes; with the torch that is installed
 #   make fuzz    random models for SECONDS=600, from SEED=... (printed)
@@ -13,7 +14,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: demo fuzz gpu levels mutants quick test
+.PHONY: demo fuzz gpu levels mutants quick test wheel
 
 demo: .venv/demo.stamp
 	$(BIN)/fxqfix demo
@@ -27,6 +28,17 @@ test: .venv/test.stamp
 quick: .venv/test.stamp
 	$(LINT)
 	$(BIN)/pytest -n 2 --dist worksteal --quick
+
+# The sources are out of reach there: what runs is what the wheel holds, assets of the page included.
+WHEEL := .wheel
+wheel:
+	rm -rf build dist $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(WHEEL)/bin/python -m pip install --quiet --constraint constraints.txt "$$(echo dist/*.whl)[examples,progress]"
+	cd $(WHEEL) && bin/python -Ic 'import fxqfix; print(fxqfix.__file__); fxqfix.Report(rows=()).to_html()'
+	cd $(WHEEL) && bin/fxqfix demo
+	rm -rf build dist $(WHEEL)
 
 levels: .venv/test.stamp
 	$(BIN)/python tests/levels.py

@@ -43,6 +43,7 @@ PAGES = (
     DOCS / "howto-pt2e.md",
     DOCS / "howto-deploy.md",
     DOCS / "judge.md",
+    DOCS / "moving-to-0.2.md",
 )
 
 
