@@ -1,7 +1,8 @@
 """Look for specs for which a property doesn't hold: `make fuzz`, or python -m tests.fuzz.
 
 python -m tests.fuzz --seconds 600 --seed 7   random specs, for ten minutes
-python -m tests.fuzz --ledger FILE            counts the models of earlier runs too, and adds its own
+python -m tests.fuzz --ledger FILE            counts the models of earlier runs too, and adds its
+                                              own
 python -m tests.fuzz --replay FILE            one spec again, with all it prints
 
 Specs run in a child process: where it ends, that is a finding too. Findings are made smaller, and
