@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["State", "rng_state", "same_rng", "same_state", "set_rng_state"]
+__all__ = ["Rereadable", "State", "rng_state", "same_rng", "same_state", "set_rng_state"]
+
+_OWNERS = ("sampler", "batch_sampler", "batch_sampler.sampler")  # of a DataLoader
 
 State = tuple[Tensor, list[Tensor]]
 
@@ -41,3 +47,48 @@ def same_rng() -> Iterator[None]:
         yield
     finally:
         set_rng_state(state)
+
+
+class Rereadable:
+    """Data whose generators are as they were once it is read, so that it reads the same again.
+
+    Args:
+        data: A DataLoader, or what holds a `torch.Generator` as one does; `random` and NumPy, of
+            which its dataset may draw, are put back too.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    @staticmethod
+    def generators(data: Any) -> list[torch.Generator]:
+        """Those of a DataLoader and of its samplers.
+
+        Args:
+            data: Anything.
+        """
+        owners = [data, *(reduce(_part, path.split("."), data) for path in _OWNERS)]
+        found = [getattr(owner, "generator", None) for owner in owners]
+        return [g for g in dict.fromkeys(found) if isinstance(g, torch.Generator)]
+
+    def __len__(self) -> int:
+        """Batches, where the data knows."""
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Its batches."""
+        states = [(g, g.get_state()) for g in self.generators(self._data)]
+        own, numpy = random.getstate(), getattr(sys.modules.get("numpy"), "random", None)
+        drawn = numpy.get_state() if numpy is not None else None
+        try:
+            yield from self._data
+        finally:
+            random.setstate(own)
+            if numpy is not None:
+                numpy.set_state(drawn)
+            for generator, state in states:
+                generator.set_state(state)
+
+
+def _part(owner: Any, name: str) -> Any:
+    return getattr(owner, name, None)

@@ -210,3 +210,25 @@ def test_a_loud_channel_does_not_hide_another_bias() -> None:
     report = compare(freeze(made), edited, [X], engine="fbgemm")
     assert report.row("output 0").causes == {"other-weights": 8}
     assert report.verdict == "not ok"
+
+
+@pytest.mark.parametrize("moved", [2.0**-24, 2.0**-19, 2.0**-12])
+@pytest.mark.parametrize("dialect", ["int8", "decomposed"])
+def test_a_float_bias_is_compared_to_the_bit(dialect: str, moved: float) -> None:
+    """However little it moved: no order of sums gives a parameter another value."""
+    mapping = get_default_qconfig_mapping("fbgemm").set_module_name("2", None)
+    model = net()
+    with torch.no_grad():
+        model[2].bias[1] = 8.0
+    with quiet():
+        made = prepare_fx(model.eval(), mapping, (X,))
+        made(X)
+    frozen = freeze(made)
+    edited = converted(frozen) if dialect == "int8" else to_decomposed(frozen)
+    before = compare(frozen, edited, [X], engine="fbgemm")
+    assert "other-weights" not in before.causes
+    with torch.no_grad():
+        getattr(edited, "2").bias.add_(8.0 * moved)
+    report = compare(frozen, edited, [X], engine="fbgemm")
+    assert report.row("output 0").causes == {"other-weights": report.row("output 0").differing}
+    assert report.verdict == "not ok"

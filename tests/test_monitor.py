@@ -24,7 +24,13 @@ from torch.ao.quantization.quantize_fx import prepare_qat_fx
 from torch.utils.data import DataLoader, TensorDataset
 
 from fxqfix import Monitor
-from fxqfix.errors import DataError, OptionError, UnknownNameError, WriteError
+from fxqfix.errors import (
+    DataError,
+    OptionError,
+    UnknownNameError,
+    UnsupportedError,
+    WriteError,
+)
 from fxqfix.report.history import Check
 
 
@@ -282,3 +288,23 @@ def test_distributed_ranks_train_alike_and_stop_together(tmp_path: Path) -> None
     torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
     answers = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     assert answers == [(True, 4, "<lambda> says so"), (True, 0, "<lambda> says so")]
+
+
+def test_a_hook_is_refused_and_not_called() -> None:
+    """A copy shares the hook with the model, and the hook its state: a look would be a step."""
+    prepared, calls = made(), []
+    prepared(torch.ones(2, 1, 8, 8))
+    monitor = Monitor(prepared, loader(), every=1, engine="fbgemm")
+    layer = next(m for m in prepared.modules() if isinstance(m, nn.Linear))
+    for register in (layer.register_forward_hook, layer.register_forward_pre_hook):
+        handle = register(lambda *given: calls.append(given))
+        monitor.step()
+        problem = monitor.history[-1].problem
+        assert "would call this forward hook" in problem
+        assert "remove it (handle.remove())" in problem
+        with pytest.raises(UnsupportedError, match="forward hook"):
+            Monitor(prepared, loader(), engine="fbgemm")
+        handle.remove()
+    assert calls == []
+    monitor.step()
+    assert monitor.history[-1].problem == ""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import random
+from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import nn
 from torch.ao.quantization import get_default_qat_qconfig_mapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
+from torch.utils.data import DataLoader
 
 import fxqfix
 from fxqfix.passes import InsertShadows
@@ -366,3 +370,68 @@ def test_every_kind_of_fake_quant_is_held_still(train: bool) -> None:
         first = fxqfix.compare(prepared, fxqfix.to_decomposed(prepared), data)
         assert fingerprint(prepared) == before
         assert first == fxqfix.compare(prepared, fxqfix.to_decomposed(prepared), data)
+
+
+class Drawn(torch.utils.data.Dataset[torch.Tensor]):
+    """Samples that are made of Python's and NumPy's random numbers."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return torch.full(SHAPE[1:], random.random() + float(numpy.random.rand()) + i)
+
+
+class Shuffled(torch.utils.data.Sampler[int]):
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def __iter__(self) -> Any:
+        return iter(torch.randperm(8, generator=self.generator).tolist())
+
+    def __len__(self) -> int:
+        return 8
+
+
+LOADERS: dict[str, Callable[[torch.Generator], Any]] = {
+    "shuffled": lambda g: DataLoader(Drawn(), 4, shuffle=True, generator=g),
+    "sampler": lambda g: DataLoader(Drawn(), 4, sampler=Shuffled(g)),
+    "batch sampler": lambda g: DataLoader(
+        Drawn(), batch_sampler=torch.utils.data.BatchSampler(Shuffled(g), 4, False)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_generators_of_data_are_left_as_found(name: str) -> None:
+    prepared, _ = _pair(InPlace(), True)
+    decomposed = fxqfix.to_decomposed(prepared)
+    generator = torch.Generator().manual_seed(7)
+    data = LOADERS[name](generator)
+    readers: dict[str, Callable[[], Any]] = {
+        "compare": lambda: fxqfix.compare(prepared, decomposed, data),
+        "repair": lambda: fxqfix.repair(prepared, decomposed, data=data),
+        "certify": lambda: fxqfix.certify(decomposed, "float64", data),
+    }
+    for reader, read in readers.items():
+        before = generator.get_state(), random.getstate(), numpy.random.get_state()[1].tolist()
+        read()
+        after = generator.get_state(), random.getstate(), numpy.random.get_state()[1].tolist()
+        assert torch.equal(before[0], after[0]), reader
+        assert before[1:] == after[1:], reader
+    first, second = (fxqfix.compare(prepared, decomposed, data) for _ in range(2))
+    assert first == second  # it reads the same again
+
+
+def test_generators_are_put_back_where_the_data_raises() -> None:
+    generator = torch.Generator().manual_seed(7)
+
+    class Broken(Drawn):
+        def __getitem__(self, i: int) -> torch.Tensor:
+            raise KeyError("no such file")
+
+    prepared, _ = _pair(InPlace(), True)
+    before = generator.get_state()
+    with pytest.raises(KeyError):
+        fxqfix.compare(prepared, None, DataLoader(Broken(), 4, shuffle=True, generator=generator))
+    assert torch.equal(before, generator.get_state())

@@ -208,7 +208,7 @@ class Plan:
     @cached_property
     def others(self) -> dict[str, Any]:
         """Float constants and layers of other values; see `others.others`."""
-        return others(self.folded, self.converted.graph_module)
+        return others(self.folded, self.converted.graph_module, self.frozen)
 
     @cached_property
     def weights(self) -> dict[str, WeightPair]:

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from fxqfix.dialects.site import Site
 
-__all__ = ["CODE", "around", "keep_hooks"]
+__all__ = ["CODE", "around", "hooks", "keep_hooks"]
 
 CODE = "code around the module"  # source of a site that stands for it
 # Hooks of torch's own flows: observers of eager mode, input checks of exported programs.
@@ -25,9 +25,8 @@ def _own_code(module: nn.Module) -> str:
     Forward hooks of the user's, a forward that was put on the instance or on the class of an FX
     graph, and parametrizations. Observer hooks of eager quantization are known.
     """
-    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-        if not _is_torchs(hook):
-            return f"a forward hook ({getattr(hook, '__name__', type(hook).__name__)})"
+    for hook in _hooks(module):
+        return f"a forward hook ({getattr(hook, '__name__', type(hook).__name__)})"
     if "forward" in vars(module) and not type(module).__module__.startswith(_FORWARDS_OF_TORCH):
         return "a forward of its own, put on the instance"
     if isinstance(module, fx.GraphModule):
@@ -37,6 +36,20 @@ def _own_code(module: nn.Module) -> str:
     if "parametrizations" in module._modules:
         return "parametrized weights"
     return ""
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    held = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return (hook for hook in held if not _is_torchs(hook))
+
+
+def hooks(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Path of the module and hook, of every forward hook that isn't torch's own.
+
+    Args:
+        model: The user's model.
+    """
+    return ((path, hook) for path, module in model.named_modules() for hook in _hooks(module))
 
 
 def around(model: nn.Module) -> Iterator[tuple[Site, str]]:

@@ -16,8 +16,16 @@ from fxqfix import _rng, _torch, causes, checks
 from fxqfix._notebook import Shown
 from fxqfix._settings import entry
 from fxqfix.dialects import unwrapped
+from fxqfix.dialects._code import hooks
 from fxqfix.dialects._wrappers import copied
-from fxqfix.errors import DataError, FxqfixError, OptionError, UnknownNameError, in_brief
+from fxqfix.errors import (
+    DataError,
+    FxqfixError,
+    OptionError,
+    UnknownNameError,
+    UnsupportedError,
+    in_brief,
+)
 from fxqfix.flows._writers import writing
 from fxqfix.flows.compare import compare
 from fxqfix.flows.convert import convert_by_torch
@@ -69,6 +77,7 @@ class Monitor(Shown):
         UnknownNameError: `stop_on` or `warn_on` names no cause and no finding.
         DataError: The data holds no batch.
         WriteError: The writer is a path that can't be written.
+        UnsupportedError: A module has a forward hook of the user's.
 
     Example:
         >>> from torch.ao.quantization import get_default_qat_qconfig_mapping
@@ -104,6 +113,7 @@ class Monitor(Shown):
                     f"{name} is no count", where="Monitor", found=repr(value),
                     expected="a whole number, 1 or more",
                 )  # fmt: skip
+        _refuse_hooks(prepared)
         self.prepared, self.every, self.engine = prepared, every, engine
         self._stop_on, self._warn_on = _condition(stop_on), _condition(warn_on)
         self._data = _first(data, batches)
@@ -172,6 +182,7 @@ class Monitor(Shown):
         with _rng.same_rng(), torch.no_grad(), own:
             try:
                 found = lint(model, engine=self.engine)
+                _refuse_hooks(model)
                 copy = copied(model, "Monitor").eval()
                 converted = convert_by_torch(freeze(copy))
                 options: dict[str, Any] = {"noise_floor": False, "progress": False}
@@ -256,14 +267,21 @@ class Monitor(Shown):
         return "\n".join([head, *stop, "", self.table()])
 
 
+def _refuse_hooks(model: nn.Module) -> None:
+    """A copy of a model shares its hooks, and what they keep: a look would be a step for them."""
+    for path, hook in hooks(unwrapped(model)):
+        raise UnsupportedError(
+            "a look runs a copy of the model, which would call this forward hook",
+            where=f"Monitor, {path or 'the model'}",
+            found=getattr(hook, "__name__", type(hook).__name__),
+            remedy="remove it (handle.remove()), or put what it does into the model's forward",
+        )
+
+
 def _first(data: Iterable[Any], count: int) -> list[Any]:
     """The first batches; what a DataLoader draws to make them is put back."""
-    generator = getattr(data, "generator", None)
-    state = generator.get_state() if isinstance(generator, torch.Generator) else None
     with _rng.same_rng():
         found = list(islice(iter(batches_of(data, "Monitor")), count))
-    if state is not None and isinstance(generator, torch.Generator):
-        generator.set_state(state)
     if not found:
         raise DataError(
             "data holds no batch",

@@ -49,6 +49,8 @@ class Run:
 def batches_of(data: Any, where: str = "compare") -> Iterable[Any]:
     """The batches of `data`: any iterable of them; a bare tensor or dict is one batch.
 
+    The generators of a DataLoader are put back once it is read.
+
     Args:
         data: What the user gave.
         where: The call that reads it, for the message.
@@ -65,7 +67,8 @@ def batches_of(data: Any, where: str = "compare") -> Iterable[Any]:
             found=type(data).__name__,
             expected="a DataLoader, a list of batches, or one tensor",
         )
-    return data
+    drawing = hasattr(data, "sampler") or _rng.Rereadable.generators(data)
+    return _rng.Rereadable(data) if drawing else data
 
 
 def run(
