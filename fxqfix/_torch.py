@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 
 from fxqfix._rng import same_rng
 from fxqfix.errors import MissingDependencyError, UnknownNameError
+from fxqfix.names import Engine
 
 # ---------------------------------------------------------------- finding names
 
@@ -334,14 +335,14 @@ _QNNPACK = 2
 
 
 @contextmanager
-def quantized_engine(engine: str | None) -> Iterator[str]:
+def quantized_engine(engine: str | None) -> Iterator[Engine]:
     """Set torch.backends.quantized.engine for a while; None leaves it. Yields the one in force.
 
     Raises:
         UnknownNameError: This build of torch has no such engine.
     """
-    before = torch.backends.quantized.engine
-    known = torch.backends.quantized.supported_engines
+    quantized: Any = torch.backends.quantized
+    before, known = quantized.engine, quantized.supported_engines
     if engine is not None and engine not in known:
         raise UnknownNameError(
             f"no quantized engine is named {engine!r} in this torch",
@@ -349,11 +350,10 @@ def quantized_engine(engine: str | None) -> Iterator[str]:
             expected=f"one of {sorted(known)}",
         )
     try:
-        if engine is not None:
-            torch.backends.quantized.engine = engine
-        yield str(torch.backends.quantized.engine)
+        quantized.engine = engine or before
+        yield quantized.engine
     finally:
-        torch.backends.quantized.engine = before
+        quantized.engine = before
 
 
 def tree_map_tensors(function: Any, tree: Any) -> Any:

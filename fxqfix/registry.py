@@ -19,6 +19,7 @@ __all__ = ["Registry", "check_name", "plugins"]
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+N = TypeVar("N", bound=str)
 
 
 class Registry(Mapping[K, T], Generic[K, T]):
@@ -156,14 +157,15 @@ def _file(module: str) -> str:
     return module if module == "__main__" else f"{module.replace('.', '/')}.py"
 
 
-def check_name(kind: str, name: str, known: Collection[str], where: str = "emulate") -> str:
+def check_name(kind: str, name: str, known: Collection[N], where: str = "emulate") -> N:
     """Return a name that is known.
 
     Raises:
         UnknownNameError: It is not.
     """
-    if name not in known:
-        raise UnknownNameError(
-            f"there is no {kind} {name!r}", where=where, found=name, expected=", ".join(known)
-        )
-    return name
+    for found in known:
+        if found == name:
+            return found
+    raise UnknownNameError(
+        f"there is no {kind} {name!r}", where=where, found=name, expected=", ".join(known)
+    )

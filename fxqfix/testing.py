@@ -15,6 +15,7 @@ from fxqfix._settings import entry
 from fxqfix.errors import CheckError, PassError, UnknownNameError
 from fxqfix.flows import compare
 from fxqfix.measure import tensors_of
+from fxqfix.names import Engine
 from fxqfix.passes import Pass, PassResult
 from fxqfix.report import ALLOWED, Certificate, Report
 from fxqfix.routes import Deployer, Route, certify
@@ -30,7 +31,7 @@ def assert_deployed(
     *,
     allow: Collection[str] | None = None,
     max_lsb: int = 1,
-    engine: str | None = None,
+    engine: Engine | None = None,
 ) -> Certificate | Report:
     """Hold a deployment to what was trained: raise where it computes another thing.
 

@@ -31,7 +31,7 @@ LEVELS = {
     "_rng": -1,
     "_reasons": -1,
     "_notebook": -1,
-    **dict.fromkeys(("_settings", "_devices", "registry"), -0.5),
+    **dict.fromkeys(("_settings", "_devices", "registry", "names"), -0.5),
     **dict.fromkeys(("qparams", "_torch", "_extras"), 0),
     **dict.fromkeys(("_pt2e", "_observers", "_inductor"), 0.2),  # resolve names through _torch
     "_regrid": 0.1,  # of the grids of qparams

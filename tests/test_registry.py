@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import pytest
 
 import fxqfix
-from fxqfix import causes, checks, deviations, dialects, engines, ops, passes, routes
+from fxqfix import causes, checks, deviations, dialects, engines, names, ops, passes, routes
 from fxqfix.engines._base import kernel
 from fxqfix.engines.defects import DEFECTS
 from fxqfix.errors import RegistryError, UnknownNameError
+from fxqfix.flows.to_int8 import _CHOICES
 from fxqfix.passes import Pass, PinRanges, Rewriter
 from fxqfix.registry import Registry, plugins
 from fxqfix.report.renderings import FORMATS
@@ -230,3 +231,11 @@ def test_every_file_with_rows_is_registered() -> None:
             found += own
         assert len(found) == len(known)
         assert all(row in known for row in found)
+
+
+def test_names_as_types_are_those_that_the_code_knows() -> None:
+    assert get_args(names.Engine) == engines.ENGINES
+    assert get_args(names.IsaName) == engines.ISAS
+    assert get_args(names.Severity) == checks.SEVERITIES
+    known = {"saturation": names.Saturation, "averages": names.Averages}
+    assert {key: get_args(kind) for key, kind in known.items()} == _CHOICES

@@ -19,12 +19,13 @@ from fxqfix.dialects import Reading, Tap, int8, parents, pt2e
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.weights import holder
 from fxqfix.engines import Call, placed
+from fxqfix.names import Severity
 from fxqfix.qparams import QParams
 
 __all__ = ["SEVERITIES", "Check", "Finding", "Subject"]
 
 _JUDGED = ("weighted", "pool", "activation")
-SEVERITIES = ("error", "warning", "info")
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Finding(Shown):
     """
 
     code: str
-    severity: str
+    severity: Severity
     site: str
     evidence: str
     remedy: str

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fxqfix.cli import _output
 from fxqfix.cli._target import models
+from fxqfix.names import PinPlace
 from fxqfix.report import Certificate
 from fxqfix.report.verdict import exit_code
 from fxqfix.routes import find
@@ -15,7 +16,7 @@ from fxqfix.routes.migrate import check
 
 __all__ = ["certify", "migrate"]
 
-_PINS: dict[str, bool | str] = {"values": True, "codes": "codes", "none": False}
+_PINS: dict[str, bool | PinPlace] = {"values": True, "codes": "codes", "none": False}
 _CERTIFICATE: _output.Writers = {
     ".json": lambda certificate: certificate.to_json(),
     ".txt": lambda certificate: f"{certificate}\n",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fxqfix.dialects.site import closest
 from fxqfix.errors import FxqfixError
+from fxqfix.names import Engine
 
 __all__ = ["Models", "UsageError", "models"]
 
@@ -40,7 +41,7 @@ class Models:
     prepared: Any
     converted: Any = None
     data: Any = None
-    engine: str | None = None
+    engine: Engine | None = None
     ranges_from: Any = None
     target: str = ""
 

@@ -14,6 +14,7 @@ from fxqfix.dialects._base import modules_of
 from fxqfix.engines import Call, Isa
 from fxqfix.engines.dispatch import check_packed
 from fxqfix.errors import DeviceError, UnsupportedError
+from fxqfix.names import Engine
 from fxqfix.passes import EmulateEngine
 from fxqfix.passes._ends import returned
 from fxqfix.passes._in_integers import run_in_integers
@@ -43,7 +44,7 @@ class Away:
         cls,
         converted: Reading,
         calls: Iterable[Call],
-        options: tuple[str, Isa, int],
+        options: tuple[Engine, Isa, int],
         home: torch.device,
     ) -> Away:
         """Emulate an int8 model on a device.

@@ -17,6 +17,7 @@ from fxqfix.comparison.holdings import blocks, floats, picked, unmoved, weight_n
 from fxqfix.comparison.others import others
 from fxqfix.dialects import Reading, Site, Tap, decomposed, int8
 from fxqfix.dialects.weights import WeightView
+from fxqfix.names import Engine
 from fxqfix.pairing import Pair, Pairing, pair
 from fxqfix.passes import EmulateEngine, FoldBatchNorm, FreezeQParams
 from fxqfix.passes._draws import Draws
@@ -42,11 +43,13 @@ class Plan:
     prepared: Reading
     converted: Reading
     pairing: Pairing
-    engine: str
+    engine: Engine
     causes: bool = True
 
     @classmethod
-    def of(cls, prepared: Reading, converted: Reading, engine: str, *, causes: bool = True) -> Plan:
+    def of(
+        cls, prepared: Reading, converted: Reading, engine: Engine, *, causes: bool = True
+    ) -> Plan:
         """Pair two models.
 
         Args:

@@ -15,11 +15,12 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 
 from fxqfix._extras import require
 from fxqfix.demos._replay import calls, causes, differing, paragraph, replay, title
+from fxqfix.names import Engine
 from fxqfix.report import Report
 
 __all__ = ["Digits", "Images", "accuracy", "convert", "images", "models", "run"]
 
-ENGINE = "fbgemm"
+ENGINE: Engine = "fbgemm"
 TRAIN = 1347  # three quarters; the rest is held out
 BRIGHTER = 1.5
 FLOAT_EPOCHS, QAT_EPOCHS, SETTLED_EPOCHS = 10, 4, 2

@@ -21,12 +21,13 @@ from fxqfix.demos._replay import (
     supports,
     title,
 )
+from fxqfix.names import Engine
 from fxqfix.qparams import quantize
 from fxqfix.report import Report
 
 __all__ = ["FooConv1x1", "convert", "expected_codes", "in_pairs", "models", "run"]
 
-ENGINE = "fbgemm"  # as in the report, which names qnnpack too
+ENGINE: Engine = "fbgemm"  # as in the report, which names qnnpack too
 K = 1.0
 
 # As the report spells it; mypy sees no names in there.
@@ -204,7 +205,8 @@ def _why(out: TextIO, report: Report) -> None:
 def _after(out: TextIO, prepared: nn.Module, data: Tensor, expected: Tensor) -> None:
     from fxqfix import compare, freeze
 
-    for engine in filter(supports, (ENGINE, "qnnpack")):
+    engines: tuple[Engine, ...] = (ENGINE, "qnnpack")
+    for engine in filter(supports, engines):
         with replay(engine):
             frozen = freeze(prepared)
             converted = convert(frozen)

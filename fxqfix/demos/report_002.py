@@ -17,12 +17,13 @@ from fxqfix.demos._replay import (
     shorten,
     title,
 )
+from fxqfix.names import Engine
 from fxqfix.qparams import QParams
 from fxqfix.report import Report, Row
 
 __all__ = ["M_only_quant_dequant", "convert", "manual_codes", "models", "run"]
 
-ENGINE = "fbgemm"
+ENGINE: Engine = "fbgemm"
 
 # The qparams behind every value that the report prints. The histogram search of a newer torch picks
 # other ones for the same input, where no code would be negative.

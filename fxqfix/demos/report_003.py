@@ -20,11 +20,12 @@ from torch.ao.quantization.quantize_fx import (
 )
 
 from fxqfix.demos._replay import calls, causes, differing, paragraph, quantized_codes, replay, title
+from fxqfix.names import Engine
 from fxqfix.report import Report
 
 __all__ = ["Case", "Debug", "Simulation", "cases", "convert", "models", "run", "simulate"]
 
-ENGINE = "x86"  # the report prints it as its default
+ENGINE: Engine = "x86"  # the report prints it as its default
 SEED = 4  # the report's
 NETS = INPUTS = 10
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from fxqfix.demos._replay import causes, differing, paragraph, replay, title
 from fxqfix.dialects.site import Inspection
+from fxqfix.names import Engine
 from fxqfix.report import Report
 
 __all__ = ["Forward", "M", "convert", "forward", "integers", "models", "run"]
 
-ENGINE = "fbgemm"
+ENGINE: Engine = "fbgemm"
 SEED = 1  # the report draws anew each time; here the output has zeros and large codes, as there
 
 # As the report spells it; mypy sees no names in there.

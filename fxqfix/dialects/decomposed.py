@@ -35,6 +35,7 @@ from fxqfix.dialects._decomposed_ops import (
 )
 from fxqfix.dialects.site import Site
 from fxqfix.dialects.weights import WeightView, reference_weight
+from fxqfix.names import RowKind
 from fxqfix.qparams import QParams, quantize
 
 __all__ = [
@@ -196,7 +197,8 @@ def _hidden_floats(
     source: Any = node.args[0]
     if is_dequantize(node) and source.op != "get_attr":
         return []  # counted at its quantize
-    producer, kind, shape, name = source, "activation", None, source.name
+    kind: RowKind = "activation"
+    producer, shape, name = source, None, source.name
     if source.op == "get_attr" or source in fixed:
         producer, kind = _op_behind(node), "weight"
         shape = tuple(constant(graph_module, source).shape)

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from fxqfix._notebook import Shown
 from fxqfix.errors import UnknownNameError
+from fxqfix.names import RowKind
 from fxqfix.qparams import QParams
 
 __all__ = ["Inspection", "Site", "closest", "digits_apart", "grid_text", "qparams_text"]
@@ -39,7 +40,7 @@ class Site(Shown):
     """
 
     name: str
-    kind: str
+    kind: RowKind
     module: str
     op: str
     used: QParams | None = None

@@ -19,14 +19,15 @@ from fxqfix.dialects.weights import WeightView
 from fxqfix.engines._releases import release
 from fxqfix.engines.isa import VNNI, Isa, isa_of
 from fxqfix.errors import UnsupportedError
+from fxqfix.names import Engine
 from fxqfix.ops import OPS
 from fxqfix.qparams import QParams, zero_point_first
 from fxqfix.registry import Registry
 
 __all__ = ["ENGINES", "OWN_KERNELS", "Call", "Exact", "Kernel", "Present", "kernel", "table"]
 
-OWN_KERNELS = ("fbgemm", "onednn", "qnnpack")
-ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")  # x86 runs those of two others
+OWN_KERNELS: tuple[Engine, ...] = ("fbgemm", "onednn", "qnnpack")
+ENGINES: tuple[Engine, ...] = ("fbgemm", "x86", "onednn", "qnnpack")  # x86 runs two others'
 
 
 class Exact(nn.Module):

@@ -22,6 +22,7 @@ from fxqfix.flows.compare import prepared_reading, same_device
 from fxqfix.flows.decompose import to_decomposed
 from fxqfix.flows.freeze import frozen_by
 from fxqfix.flows.to_int8 import convert_with_islands
+from fxqfix.names import Engine
 from fxqfix.pairing import Pair, Pairing, pair
 from fxqfix.passes import (
     AvoidDefects,
@@ -58,7 +59,7 @@ class Bench:
 
     prepared: nn.Module
     converted: nn.Module
-    engine: str
+    engine: Engine
     backend_config: Any = None
     given: Reading = field(init=False)  # the prepared model where it is; `mine` beside `theirs`
     donor: Reading = field(init=False)
@@ -257,7 +258,7 @@ class Bench:
         return {k: (q.quant_min, q.quant_max) for k, q in narrow.items()}
 
 
-def _to_reference(frozen: nn.Module, engine: str, backend_config: Any) -> nn.Module:
+def _to_reference(frozen: nn.Module, engine: Engine, backend_config: Any) -> nn.Module:
     """Torch's own reference conversion of an FX model."""
     if not isinstance(frozen, fx.GraphModule):
         raise UnsupportedError(
@@ -271,11 +272,11 @@ def _to_reference(frozen: nn.Module, engine: str, backend_config: Any) -> nn.Mod
     return found
 
 
-def _to_int8(frozen: nn.Module, engine: str, backend_config: Any) -> nn.Module:
+def _to_int8(frozen: nn.Module, engine: Engine, backend_config: Any) -> nn.Module:
     return convert_with_islands(frozen, engine, backend_config=backend_config)
 
 
-_DONORS: dict[str, Callable[[nn.Module, str, Any], nn.Module]] = {
+_DONORS: dict[str, Callable[[nn.Module, Engine, Any], nn.Module]] = {
     int8.NAME: _to_int8,
     reference.NAME: _to_reference,
     decomposed.NAME: lambda frozen, engine, backend_config: to_decomposed(frozen),

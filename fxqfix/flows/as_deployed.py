@@ -20,6 +20,7 @@ from fxqfix.engines import ENGINES, Isa, isa_of, threads_of
 from fxqfix.errors import DeviceError, OptionError, UnsupportedError
 from fxqfix.flows.freeze import frozen_by
 from fxqfix.flows.to_int8 import to_int8
+from fxqfix.names import Engine, IsaName
 from fxqfix.passes import FreezeQParams, chain
 from fxqfix.passes._live import DROPOUTS, through
 from fxqfix.passes._live_sources import Sources
@@ -222,8 +223,8 @@ def _joined(found: Any, wanted: Any) -> Any:
 def as_deployed(
     prepared: nn.Module,
     *,
-    engine: str | None = None,
-    isa: str | Isa | None = None,
+    engine: Engine | None = None,
+    isa: IsaName | Isa | None = None,
     threads: int | None = None,
     backend_config: Any = None,
 ) -> Deployed:
@@ -281,7 +282,9 @@ def as_deployed(
     return _made(model, chosen, *options, backend_config).to(home)
 
 
-def _made(model: nn.Module, engine: str, isa: Isa, threads: int, backend_config: Any) -> Deployed:
+def _made(
+    model: nn.Module, engine: Engine, isa: Isa, threads: int, backend_config: Any
+) -> Deployed:
     refuse_code(model, _WHERE)
     refuse_non_finite(model, _WHERE)
     own: nn.Module = chain(model, FreezeQParams()).graph_module.eval()

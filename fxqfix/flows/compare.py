@@ -27,6 +27,7 @@ from fxqfix.errors import (
 from fxqfix.flows._ranks import over_ranks
 from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.reproduce import with_source
+from fxqfix.names import Engine
 from fxqfix.report import Report
 
 __all__ = ["compare", "prepared_reading", "same_device"]
@@ -38,7 +39,7 @@ def compare(
     converted: nn.Module | None,
     data: Iterable[Any],
     *,
-    engine: str | None = None,
+    engine: Engine | None = None,
     local: bool = True,
     attribute: bool | int = True,
     noise_floor: str | bool = "first",
@@ -111,7 +112,7 @@ def _compared(
         return with_source(session.report(found), prepared, converted, data)
 
 
-def _plan(prepared: nn.Module, converted: nn.Module | None, engine: str, causes: bool) -> Plan:
+def _plan(prepared: nn.Module, converted: nn.Module | None, engine: Engine, causes: bool) -> Plan:
     mine = prepared_reading(prepared)
     other = convert_by_torch(prepared) if converted is None else converted
     theirs = dialects.read(other, "compare")

@@ -20,6 +20,7 @@ from fxqfix.dialects.qconfig import qconfig_range
 from fxqfix.errors import DialectError, RangeUnknownError
 from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.freeze import freeze, freezing
+from fxqfix.names import PinPlace, RangesFrom
 from fxqfix.pairing import pair
 from fxqfix.passes import DecomposeQuantize, Pass, PinRanges, chain
 
@@ -30,7 +31,7 @@ _MANY = 2**16  # codes, which are tried one by one
 
 @entry
 def to_decomposed(
-    model: nn.Module, *, ranges_from: Any = None, pin_ranges: bool | str = True
+    model: nn.Module, *, ranges_from: RangesFrom | None = None, pin_ranges: bool | PinPlace = True
 ) -> fx.GraphModule:
     """Rewrite a model of any dialect to decomposed ops, which carry quant_min and quant_max.
 
@@ -144,7 +145,7 @@ def _round_once(node: fx.Node) -> None:
     node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
 
 
-def declared_ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, int]]:
+def declared_ranges(reading: Reading, ranges_from: RangesFrom | None) -> dict[str, tuple[int, int]]:
     """Site name -> (quant_min, quant_max) for every activation of a converted model."""
     if not reading.activations:  # weight-only, or all dynamic
         return {}
@@ -172,7 +173,7 @@ def declared_ranges(reading: Reading, ranges_from: Any) -> dict[str, tuple[int, 
     return _inherit(reading, known)
 
 
-def _from_prepared(reading: Reading, prepared: nn.Module) -> dict[str, tuple[int, int]]:
+def _from_prepared(reading: Reading, prepared: Any) -> dict[str, tuple[int, int]]:
     other = dialects.read(prepared, "ranges_from")
     holds = other.prepared or other.dialect == decomposed.NAME or int8.own_ranges(other)
     if not holds:

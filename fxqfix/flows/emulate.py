@@ -11,6 +11,7 @@ from fxqfix._settings import entry
 from fxqfix.dialects._wrappers import refuse_code
 from fxqfix.engines import ENGINES, Isa, isa_of, threads_of
 from fxqfix.engines.dispatch import check_packed
+from fxqfix.names import Engine, IsaName
 from fxqfix.passes import EmulateEngine, chain
 from fxqfix.registry import check_name
 
@@ -21,8 +22,8 @@ __all__ = ["emulate"]
 def emulate(
     converted: nn.Module,
     *,
-    engine: str | None = None,
-    isa: str | Isa | None = None,
+    engine: Engine | None = None,
+    isa: IsaName | Isa | None = None,
     threads: int | None = None,
 ) -> fx.GraphModule:
     """Rewrite an int8 model to its engine's integer arithmetic in ordinary tensor ops.

@@ -23,6 +23,7 @@ from fxqfix.export import Arithmetic, GoldenVectors, OpParameters, Parameters, P
 from fxqfix.export.arithmetic import DECOMPOSED
 from fxqfix.flows.decompose import declared_ranges, to_decomposed
 from fxqfix.measure import cannot_run, check_values, positional
+from fxqfix.names import Engine, IsaName, RangesFrom
 from fxqfix.qparams import QParams, quantize
 
 __all__ = ["extract_parameters", "golden_vectors"]
@@ -32,9 +33,9 @@ __all__ = ["extract_parameters", "golden_vectors"]
 def extract_parameters(
     model: nn.Module,
     *,
-    ranges_from: Any = None,
-    engine: str | None = None,
-    isa: str | Isa | None = None,
+    ranges_from: RangesFrom | None = None,
+    engine: Engine | None = None,
+    isa: IsaName | Isa | None = None,
     threads: int | None = None,
 ) -> Parameters:
     """Read everything that a quantized model computes with, op by op, in graph order.
@@ -122,7 +123,9 @@ def _arithmetic(
 
 
 @entry
-def golden_vectors(model: nn.Module, inputs: Any, *, ranges_from: Any = None) -> GoldenVectors:
+def golden_vectors(
+    model: nn.Module, inputs: Any, *, ranges_from: RangesFrom | None = None
+) -> GoldenVectors:
     """Run a quantized model node by node, and keep the codes of every op.
 
     Args:
@@ -176,7 +179,7 @@ def golden_vectors(model: nn.Module, inputs: Any, *, ranges_from: Any = None) ->
     return GoldenVectors(ops, values, program.inputs, program.outputs)
 
 
-def _program(model: nn.Module, ranges_from: Any, where: str) -> Program:
+def _program(model: nn.Module, ranges_from: RangesFrom | None, where: str) -> Program:
     refuse_non_finite(model, where)
     reading = dialects.read(model, where)
     refuse_code(model, where)

@@ -9,6 +9,7 @@ from fxqfix import _torch, checks, dialects
 from fxqfix._settings import entry
 from fxqfix.engines import ENGINES
 from fxqfix.errors import NonFiniteError
+from fxqfix.names import Engine
 from fxqfix.registry import check_name
 from fxqfix.report.lint import LintReport
 
@@ -16,7 +17,7 @@ __all__ = ["lint"]
 
 
 @entry
-def lint(prepared: nn.Module, *, engine: str | None = None) -> LintReport:
+def lint(prepared: nn.Module, *, engine: Engine | None = None) -> LintReport:
     """Look at a prepared model before it is converted.
 
     Needs no data and runs no forward; cheap enough for every epoch. In train mode, what is normal

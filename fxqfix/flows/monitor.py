@@ -32,6 +32,7 @@ from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.freeze import freeze
 from fxqfix.flows.lint import lint
 from fxqfix.measure import batches_of
+from fxqfix.names import Engine
 from fxqfix.report import Report
 from fxqfix.report import history as rendering
 from fxqfix.report._files import save
@@ -104,7 +105,7 @@ class Monitor(Shown):
         stop_on: Condition = None,
         warn_on: Condition = None,
         batches: int = 1,
-        engine: str | None = None,
+        engine: Engine | None = None,
         prefix: str = "fxqfix",
     ) -> None:
         for name, value in (("every", every), ("batches", batches)):

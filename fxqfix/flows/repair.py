@@ -16,6 +16,7 @@ from fxqfix.comparison import First, Plan, Session
 from fxqfix.errors import DataError
 from fxqfix.flows._mend import Bench
 from fxqfix.measure import batches_of, run
+from fxqfix.names import Engine
 from fxqfix.report import Mend, Refusal, Repair, Report, Row
 
 __all__ = ["repair"]
@@ -30,7 +31,7 @@ def repair(
     converted: nn.Module,
     *,
     data: Iterable[Any] | None = None,
-    engine: str | None = None,
+    engine: Engine | None = None,
     backend_config: Any = None,
 ) -> Repair:
     """Mend a converted model: qparams, weights and ranges become those that were trained.

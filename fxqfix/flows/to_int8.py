@@ -23,6 +23,7 @@ from fxqfix.flows._int8_certificate import certify
 from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.decompose import declared_ranges
 from fxqfix.flows.freeze import frozen_by
+from fxqfix.names import Averages, Engine, Saturation
 from fxqfix.pairing import pair
 from fxqfix.passes import AvoidDefects, FloatIslands, RestoreRange
 from fxqfix.qparams import QParams
@@ -40,9 +41,9 @@ _CHOICES = {"saturation": ("warn", "island"), "averages": ("exact", "kernel")}
 def to_int8(
     prepared: nn.Module,
     *,
-    engine: str | None = None,
-    saturation: str = "warn",
-    averages: str = "exact",
+    engine: Engine | None = None,
+    saturation: Saturation = "warn",
+    averages: Averages = "exact",
     backend_config: Any = None,
 ) -> fx.GraphModule:
     """Convert to an int8 model that computes what the prepared one does.

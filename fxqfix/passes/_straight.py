@@ -21,6 +21,7 @@ from fxqfix.dialects.weights import holder, weight_quantizer
 from fxqfix.engines import Present
 from fxqfix.errors import UnsupportedError
 from fxqfix.inserted import FloatIsland, QuantizedIsland
+from fxqfix.names import Engine
 from fxqfix.passes._in_integers import EMULATED
 from fxqfix.passes._live import (
     DROPOUTS,
@@ -133,7 +134,7 @@ class _Trained(EmulateEngine):
 
 
 def integers(
-    sources: Sources, engine: str, isa: Any, threads: int | None
+    sources: Sources, engine: Engine, isa: Any, threads: int | None
 ) -> tuple[fx.GraphModule, dict[str, int]]:
     """The emulated int8 graph, its parameters those of the prepared model.
 

@@ -12,6 +12,7 @@ from torch import fx
 from fxqfix import dialects
 from fxqfix.dialects import int8
 from fxqfix.engines import Defect
+from fxqfix.names import Engine
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._detours import Detours
 from fxqfix.passes._met import defects_of, meeting_ties
@@ -41,7 +42,7 @@ class AvoidDefects(Pass):
     """
 
     name: ClassVar[str] = "avoid-defects"
-    engine: str
+    engine: Engine
     grids: Mapping[str, QParams] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     leave: frozenset[str] = frozenset()
     averages: bool = False

@@ -12,6 +12,7 @@ from fxqfix.dialects import decomposed, int8, reference
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects._writes import overwrites
 from fxqfix.errors import DialectError, UnsupportedError
+from fxqfix.names import Engine, IsaName
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.passes._in_integers import EMULATED
 
@@ -54,8 +55,8 @@ class EmulateEngine(Pass):
         'vnni'
     """
 
-    engine: str
-    isa: str | engines.Isa | None = None
+    engine: Engine
+    isa: IsaName | engines.Isa | None = None
     threads: int | None = None
     strict: bool = True
     name: ClassVar[str] = "emulate-engine"

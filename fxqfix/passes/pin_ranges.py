@@ -14,6 +14,7 @@ from fxqfix import dialects
 from fxqfix.dialects import Tap, decomposed, reference
 from fxqfix.dialects.decomposed import clamp_bounds, is_pinned, pin_bounds
 from fxqfix.errors import PassError
+from fxqfix.names import PinPlace
 from fxqfix.passes._base import Pass, Rewriter
 from fxqfix.qparams import QParams, quantize
 from fxqfix.registry import check_name
@@ -61,7 +62,7 @@ class PinRanges(Pass):
     ranges: Mapping[str, tuple[int, int]] = field(
         default_factory=lambda: MappingProxyType({}), hash=False
     )
-    where: str = "values"
+    where: PinPlace = "values"
 
     def rewrite(self, rewriter: Rewriter) -> None:
         """Insert the clamps; a quantize that has one already is left alone."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fxqfix._notebook import Shown
 from fxqfix.checks import SEVERITIES, Finding
 from fxqfix.errors import counting
+from fxqfix.names import Severity
 from fxqfix.report import text
 
 __all__ = ["LintReport"]
@@ -40,7 +41,7 @@ class LintReport(Shown):
         """True where no finding is an error."""
         return not self.of("error")
 
-    def of(self, severity: str) -> tuple[Finding, ...]:
+    def of(self, severity: Severity) -> tuple[Finding, ...]:
         """The findings of one severity: "error", "warning" or "info"."""
         return tuple(f for f in self.findings if f.severity == severity)
 

@@ -12,6 +12,7 @@ from fxqfix._notebook import Shown
 from fxqfix.errors import UnknownNameError
 from fxqfix.measure.discrepancy import Discrepancy, decibels
 from fxqfix.measure.histogram import Histogram
+from fxqfix.names import RowKind
 from fxqfix.qparams import QParams
 
 __all__ = ["GRIDS", "Coverage", "Row", "Uncovered", "names_own_grid"]
@@ -111,7 +112,7 @@ class Row(Shown):
     """
 
     name: str
-    kind: str
+    kind: RowKind
     module: str
     op: str
     kernel: str

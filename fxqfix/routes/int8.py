@@ -17,6 +17,7 @@ from fxqfix.errors import DialectError
 from fxqfix.flows.compare import compare
 from fxqfix.flows.freeze import freeze
 from fxqfix.flows.to_int8 import certificate_of, to_int8
+from fxqfix.names import Engine
 from fxqfix.report import Certificate, Certified
 from fxqfix.report.data import Report
 from fxqfix.routes._base import Route
@@ -26,7 +27,7 @@ __all__ = ["ROUTES"]
 
 
 def _certify(
-    model: nn.Module, data: Iterable[Any], progress: bool | None, engine: str
+    model: nn.Module, data: Iterable[Any], progress: bool | None, engine: Engine
 ) -> Certificate:
     reading = dialects.read(model, "certify")
     if not reading.prepared:

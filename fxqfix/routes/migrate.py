@@ -20,6 +20,7 @@ from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.errors import DataError, DeviceError, DialectError, RouteError
 from fxqfix.flows import compare, freeze, to_decomposed
 from fxqfix.measure import Discrepancy, State, cannot_run, float_discrepancy, tensors_of
+from fxqfix.names import Engine, PinPlace, RangesFrom
 from fxqfix.report import Certificate, Migration, Report
 from fxqfix.routes import _registry
 from fxqfix.routes._base import Route
@@ -40,12 +41,12 @@ def migrate(
     path: str | Path,
     *,
     converted: nn.Module | None = None,
-    ranges_from: Any = None,
-    pin_ranges: bool | str = True,
+    ranges_from: RangesFrom | None = None,
+    pin_ranges: bool | PinPlace = True,
     dynamic_batch: bool = False,
     dynamic_shapes: Axes | None = None,
     route: str = "export",
-    engine: str | None = None,
+    engine: Engine | None = None,
     progress: bool | None = None,
 ) -> Migration:
     """Write a model as a decomposed .pt2 file, and certify the file that was written.
@@ -118,7 +119,7 @@ def _seen(
 
 
 def _compared(
-    model: nn.Module, converted: nn.Module | None, batches: Iterator[Any], engine: str | None
+    model: nn.Module, converted: nn.Module | None, batches: Iterator[Any], engine: Engine | None
 ) -> Report | None:
     """What the old conversion computes, on the batches as they come; reads them in any case."""
     if converted is None:
