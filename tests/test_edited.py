@@ -8,14 +8,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import get_default_qat_qconfig_mapping, get_default_qconfig_mapping
+from torch.ao.quantization import (
+    QuantWrapper,
+    disable_fake_quant,
+    disable_observer,
+    get_default_qat_qconfig,
+    get_default_qat_qconfig_mapping,
+    get_default_qconfig_mapping,
+    prepare_qat,
+)
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 from torch.nn.utils import prune, weight_norm
 
 import fxqfix
 from fxqfix import certificate_of, compare, freeze, lint, to_decomposed, to_int8
 from fxqfix._torch import quantized_engine, quiet
-from fxqfix.errors import DialectError, UnsupportedError
+from fxqfix.errors import DialectError, PairingError, UnsupportedError
+from tests.states import fingerprint
 
 X = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -232,3 +241,41 @@ def test_a_float_bias_is_compared_to_the_bit(dialect: str, moved: float) -> None
     report = compare(frozen, edited, [X], engine="fbgemm")
     assert report.row("output 0").causes == {"other-weights": report.row("output 0").differing}
     assert report.verdict == "not ok"
+
+
+@pytest.mark.parametrize("flow", ["fx", "eager"])
+def test_a_prepared_model_beside_itself_is_exact(flow: str) -> None:
+    """Both have their observers held still; one that moved since has another grid."""
+    if flow == "fx":
+        model = prepared(qat=True)
+    else:
+        wrapped = QuantWrapper(net()).train()
+        wrapped.qconfig = get_default_qat_qconfig("fbgemm")
+        with quiet():
+            model = prepare_qat(wrapped)
+            model(X)
+        model.eval()
+    other = copy.deepcopy(model)
+    report = compare(model, other, [2 * X])
+    assert report.exact, report.reasons
+    assert "held at their present state too" in " ".join(report.notes)
+    before = fingerprint(other)
+    other(3 * X)
+    assert fingerprint(other) != before
+    moved = compare(model, other, [2 * X])
+    assert moved.causes["moving-observer"] > 0
+    assert moved.unexplained == 0
+    assert moved.verdict == "not ok"
+    other.apply(disable_observer)
+    assert "held at their present state too" not in " ".join(compare(model, other, [X]).notes)
+
+
+def test_a_model_that_only_observes_is_no_conversion() -> None:
+    model = prepared()
+    off = prepared(qat=True)
+    off.apply(disable_fake_quant)
+    for other in (copy.deepcopy(model), off):
+        with pytest.raises(PairingError, match="quantizes nothing at some sites") as info:
+            compare(model, other, [X])
+        assert "pass fxqfix.freeze(it)" in str(info.value)
+    assert compare(model, freeze(model), [X]).ok

@@ -28,6 +28,16 @@ def of_weights(rows: Iterable[Row]) -> Iterator[str]:
         )
 
 
+def moving(reading: Reading) -> int:
+    """How many fake-quants observe: a forward would move their qparams.
+
+    Args:
+        reading: Of a prepared model.
+    """
+    modules = reading.graph_module.modules()
+    return sum(_torch.is_fake_quant(m) and read_quantizer(m).observing for m in modules)
+
+
 def of_prepared(reading: Reading) -> list[str]:
     """The prepared model's state: observers that are on, train mode, sites that don't quantize.
 
@@ -35,14 +45,9 @@ def of_prepared(reading: Reading) -> list[str]:
         reading: Its reading.
     """
     notes = []
-    moving = {
-        path
-        for path, m in reading.graph_module.named_modules()
-        if _torch.is_fake_quant(m) and read_quantizer(m).observing
-    }
-    if moving:
+    if moves := moving(reading):
         notes.append(
-            f"{len(moving)} fake-quants still observe; they were held at their present state "
+            f"{moves} fake-quants still observe; they were held at their present state "
             "(the prepared model's own forward would move their qparams)"
         )
     if reading.training:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from fxqfix import _torch, dialects
 from fxqfix._devices import check_int8, device_of
 from fxqfix._settings import entry
 from fxqfix.comparison import FloatBeside, Plan, Session
+from fxqfix.comparison.notes import moving
 from fxqfix.dialects import Reading, int8
 from fxqfix.dialects._dtypes import check_floats
 from fxqfix.dialects._finite import refuse_non_finite
@@ -28,6 +30,7 @@ from fxqfix.flows._ranks import over_ranks
 from fxqfix.flows.convert import convert_by_torch
 from fxqfix.flows.reproduce import with_source
 from fxqfix.names import Engine
+from fxqfix.passes import FreezeQParams
 from fxqfix.report import Report
 
 __all__ = ["compare", "prepared_reading", "same_device"]
@@ -105,19 +108,45 @@ def _compared(
 ) -> Report:
     prepared, converted, engine = models
     with _torch.quantized_engine(engine) as name:
-        plan = _plan(prepared, converted, name, bool(asked[0]))
+        plan, notes = _plan(prepared, converted, name, bool(asked[0]))
         beside = None if asked[3] is None else FloatBeside(asked[3], plan)
         session = Session(plan, *asked[:3], beside)
         found = session.run(data, floor, progress)
-        return with_source(session.report(found), prepared, converted, data)
+        report = session.report(found)
+        report = replace(report, notes=(*report.notes, *notes))
+        return with_source(report, prepared, converted, data)
 
 
-def _plan(prepared: nn.Module, converted: nn.Module | None, engine: Engine, causes: bool) -> Plan:
+def _plan(
+    prepared: nn.Module, converted: nn.Module | None, engine: Engine, causes: bool
+) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, and what a reader has to know of the converted model."""
     mine = prepared_reading(prepared)
     other = convert_by_torch(prepared) if converted is None else converted
-    theirs = dialects.read(other, "compare")
+    theirs, notes = _converted_reading(other)
     same_device(mine, theirs, "compare")
-    return Plan.of(mine, theirs, engine, causes=causes)
+    return Plan.of(mine, theirs, engine, causes=causes), notes
+
+
+def _converted_reading(converted: nn.Module) -> tuple[Reading, tuple[str, ...]]:
+    """Read the converted model; fake-quants that observe are held still, as the prepared ones."""
+    reading = dialects.read(converted, "compare")
+    plain = [t.site.name for t in reading.activations if t.site.used and not t.site.quantizes]
+    if not reading.prepared:
+        return reading, ()
+    if plain:
+        raise PairingError(
+            "the second model is a prepared one, and quantizes nothing at some sites",
+            where="compare",
+            found=f"{len(plain)} sites that are only observed, or switched off: {plain[:3]}",
+            remedy="convert it first; or pass converted=None, and compare converts a copy of the "
+            "first as torch does; or pass fxqfix.freeze(it)",
+        )
+    if not (count := moving(reading)):
+        return reading, ()
+    still = FreezeQParams()(reading.graph_module).graph_module
+    note = f"the converted model is a prepared one: {count} of its fake-quants observe, and were "
+    return dialects.read(still), (f"{note}held at their present state too",)
 
 
 def _check_culprits(culprits: int, local: bool) -> None:
