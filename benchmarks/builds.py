@@ -100,7 +100,18 @@ def _environment(options: argparse.Namespace) -> Path:
     for name, packages in EXTRAS.items():
         if not _install(python, f"torch=={build}", *packages, check=False):
             print(f"{name}: not for torch {build}")
+        elif reason := _unusable(python, NEEDED.get(name, "")):
+            print(f"{name}: {reason}")
+            command = [str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *packages]
+            subprocess.run(command, check=True)
     return python
+
+
+def _unusable(python: Path, module: str) -> str:
+    """Why what an extra installs is of no use with this torch; "" if it is."""
+    command = [str(python), "-W", "ignore", "-c", f"import torch; import {module}"]
+    found = subprocess.run(command, capture_output=True, text=True) if module else None
+    return found.stderr.strip().splitlines()[-1] if found and found.returncode else ""
 
 
 def _install(python: Path, *packages: str, check: bool = True) -> bool:

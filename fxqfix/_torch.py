@@ -35,7 +35,7 @@ def resolve(dotted: str) -> Any:
     try:
         with quiet():
             found: Any = importlib.import_module(head)
-    except ImportError:
+    except Exception:  # a package made for another torch raises what it likes
         return None
     path = head
     for name in rest:
@@ -46,7 +46,7 @@ def resolve(dotted: str) -> Any:
             try:
                 with quiet():
                     found = importlib.import_module(path)
-            except ImportError:
+            except Exception:
                 return None
     return found
 

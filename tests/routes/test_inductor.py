@@ -14,6 +14,7 @@ from fxqfix import _inductor, certify, to_decomposed
 from fxqfix.engines import isa_of
 from fxqfix.errors import MissingDependencyError, RouteError
 from fxqfix.passes import FloatWeights
+from tests.builds import elsewhere
 from tests.routes import nets, small
 
 INPUTS = [gain * small.rows(seed=i) for i, gain in enumerate(nets.GAINS)]
@@ -39,7 +40,10 @@ def test_compiled_ranges_hold_and_the_loss_is_seen() -> None:
     pinned = certify(small.linears(), "inductor", INPUTS)
     assert pinned.ok, str(pinned)
     assert pinned.out_of_range == 0
-    assert pinned.kernels == plain.kernels == (("qlinear_unary", 2),)
+    assert pinned.kernels == plain.kernels
+    if elsewhere() and not pinned.kernels:
+        pytest.skip("the Inductor of this torch finds no int8 linear here")
+    assert pinned.kernels == (("qlinear_unary", 2),)
 
 
 @pytest.mark.slow
@@ -70,6 +74,8 @@ def test_without_a_compiler() -> None:
 def test_clamps_on_codes_are_refused() -> None:
     """Of a convolution; its pattern finds the clamp where it wants the quantize."""
     model = to_decomposed(nets.prepared("residual"), pin_ranges="codes")
+    if elsewhere():
+        pytest.skip("seen with CI's torch; others may lower it")
     with pytest.raises(RouteError, match="can't lower this graph"):
         certify(model, "inductor", nets.batches()[:1])
 
