@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from array import array
 from dataclasses import dataclass, replace
 from typing import Any
@@ -193,6 +194,9 @@ def _calculate(module: nn.Module) -> _Answer:
     return _ANSWERS[key]
 
 
+_CHANNELS = re.compile(r"tensor\(\[.*?\].*?\)", re.DOTALL)  # torch 2.6 prints every one
+
+
 def _ask(module: nn.Module) -> _Answer:
     """What the module tells conversion; torch asserts that its range is one.
 
@@ -204,7 +208,7 @@ def _ask(module: nn.Module) -> _Answer:
     except AssertionError as error:
         raise NonFiniteError(
             "the observed range is none",
-            found=str(error),
+            found=_CHANNELS.sub("of all channels", str(error)),
             expected="min <= max, both finite",
             remedy="reset the observer, observer.reset_min_max_vals(), and calibrate it on finite "
             "data",
