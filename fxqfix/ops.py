@@ -44,7 +44,7 @@ from fxqfix._torch import decomposed, resolve
 from fxqfix.inserted import FloatIsland, Functional, InMemoryOrder
 from fxqfix.registry import Registry
 
-__all__ = ["OPS", "TABLE", "Match", "OpSpec", "match", "match_node", "spellings"]
+__all__ = ["OPS", "TABLE", "Match", "OpSpec", "match", "match_node", "parts", "spellings"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,12 @@ class OpSpec:
         values: The value rule; see the module's docstring.
         inplace: Whether its int8 form writes in place where its float form does.
         refuses: Whether its float spellings have no kernel on quantized tensors.
+        dims: How many axes of an image it works along; 0 where that is not in its name.
+        transposed: Whether its weight has the input channels first.
+        averages: Whether its values are averages.
+        pointwise: How it computes each element by itself: "arithmetic" of two inputs, "clamp",
+            "curve" (what kernels take from a table) or "same"; "" where it does not.
+        parts: The ops that it is one spelling of, or that a kernel fuses; () for itself.
 
     Example:
         >>> from fxqfix.ops import OPS
@@ -85,6 +91,11 @@ class OpSpec:
     values: str = ""
     inplace: bool = False
     refuses: bool = False
+    dims: int = 0
+    transposed: bool = False
+    averages: bool = False
+    pointwise: str = ""
+    parts: tuple[str, ...] = ()
 
     @property
     def takes_codes(self) -> bool:
@@ -131,6 +142,7 @@ def _conv(dim: int) -> OpSpec:
         int8=(f"{_Q}.Conv{n}", f"torch.ops.quantized.conv{n}"),
         int8_relu=(f"{_IQ}.ConvReLU{n}", f"torch.ops.quantized.conv{n}_relu"),
         dynamic=(f"{_QD}.Conv{n}", f"torch.ops.quantized.conv{n}_dynamic"),
+        dims=dim,
     )
 
 
@@ -147,6 +159,8 @@ def _conv_transpose(dim: int) -> OpSpec:
         ),
         int8=(f"{_Q}.ConvTranspose{n}", f"torch.ops.quantized.conv_transpose{n}"),
         dynamic=(f"{_QD}.ConvTranspose{n}", f"torch.ops.quantized.conv_transpose{n}_dynamic"),
+        dims=dim,
+        transposed=True,
     )
 
 
@@ -163,6 +177,8 @@ def _pool(kind: str, dim: int, *aten: str) -> OpSpec:
         output="input",
         values="picked" if kind.endswith("max") else "between",
         refuses=kind == "adaptive_max",
+        dims=dim,
+        averages=kind.endswith("avg"),
     )
 
 
@@ -193,8 +209,8 @@ def _plain(
     return OpSpec(key=key, family=family, spelled=spelled, int8=int8, output=output, **kw)
 
 
-def _shape(key: str, *spelled: str) -> OpSpec:
-    return OpSpec(key=key, family="shape", spelled=spelled, output="shape")
+def _shape(key: str, *spelled: str, **kw: Any) -> OpSpec:
+    return OpSpec(key=key, family="shape", spelled=spelled, output="shape", **kw)
 
 
 _Q, _QD = "torch.ao.nn.quantized", "torch.ao.nn.quantized.dynamic"
@@ -274,12 +290,14 @@ TABLE: tuple[OpSpec, ...] = (
         family="weighted",
         spelled=("torch.ao.nn.intrinsic.LinearLeakyReLU",),
         int8=(f"{_IQ}.LinearLeakyReLU", f"{_OPS}.linear_leaky_relu"),
+        parts=("linear", "leaky_relu"),
     ),
     OpSpec(
         key="linear_tanh",
         family="weighted",
         spelled=("torch.ao.nn.intrinsic.LinearTanh",),
         int8=(f"{_IQ}.LinearTanh", f"{_OPS}.linear_tanh"),
+        parts=("linear", "tanh"),
     ),
     OpSpec(
         key="conv2d_add",
@@ -288,6 +306,8 @@ TABLE: tuple[OpSpec, ...] = (
         spelled_relu=("torch.ao.nn.intrinsic.ConvAddReLU2d",),
         int8=(f"{_IQ}.ConvAdd2d", f"{_OPS}.conv2d_add"),
         int8_relu=(f"{_IQ}.ConvAddReLU2d", f"{_OPS}.conv2d_add_relu"),
+        parts=("conv2d", "add"),
+        dims=2,
     ),
     OpSpec(
         key="embedding",
@@ -335,6 +355,7 @@ TABLE: tuple[OpSpec, ...] = (
         int8=(f"{_OPS}.add", f"{_OPS}.add_out"),
         int8_relu=(f"{_OPS}.add_relu", f"{_OPS}.add_relu_out"),
         refuses=True,
+        pointwise="arithmetic",
     ),
     OpSpec(
         key="mul",
@@ -351,6 +372,7 @@ TABLE: tuple[OpSpec, ...] = (
         int8=(f"{_OPS}.mul", f"{_OPS}.mul_out"),
         int8_relu=(f"{_OPS}.mul_relu", f"{_OPS}.mul_relu_out"),
         refuses=True,
+        pointwise="arithmetic",
     ),
     # The scalar kernels keep the codes and change scale and zero point instead.
     OpSpec(
@@ -359,6 +381,7 @@ TABLE: tuple[OpSpec, ...] = (
         int8=(f"{_OPS}.add_scalar", f"{_OPS}.add_scalar_out"),
         int8_relu=(f"{_OPS}.add_scalar_relu", f"{_OPS}.add_scalar_relu_out"),
         output="scalar",
+        parts=("add",),
     ),
     OpSpec(
         key="mul_scalar",
@@ -366,6 +389,7 @@ TABLE: tuple[OpSpec, ...] = (
         int8=(f"{_OPS}.mul_scalar", f"{_OPS}.mul_scalar_out"),
         int8_relu=(f"{_OPS}.mul_scalar_relu", f"{_OPS}.mul_scalar_relu_out"),
         output="scalar",
+        parts=("mul",),
     ),
     OpSpec(
         key="matmul",
@@ -394,6 +418,7 @@ TABLE: tuple[OpSpec, ...] = (
         ".sub_",
         *_aten("sub.Tensor", "sub_.Tensor", "sub.Scalar"),
         refuses=True,
+        pointwise="arithmetic",
     ),
     _plain(
         "div",
@@ -405,6 +430,7 @@ TABLE: tuple[OpSpec, ...] = (
         ".div_",
         *_aten("div.Tensor", "div_.Tensor", "div.Scalar"),
         refuses=True,
+        pointwise="arithmetic",
     ),
     # torch.cat on quantized tensors has the first tensor's qparams, quantized.cat its own.
     OpSpec(
@@ -433,6 +459,7 @@ TABLE: tuple[OpSpec, ...] = (
         *_aten("mean.dim", "mean.default"),
         output="input",
         values="between",
+        averages=True,
     ),
     # ---- activations
     _plain(
@@ -449,6 +476,7 @@ TABLE: tuple[OpSpec, ...] = (
         output="input",
         values="to-zero",
         inplace=True,
+        pointwise="clamp",
     ),
     _plain(
         "relu6",
@@ -460,6 +488,8 @@ TABLE: tuple[OpSpec, ...] = (
         output="input",
         values="to-zero",
         inplace=True,
+        pointwise="clamp",
+        parts=("clamp",),
     ),
     _plain(
         "hardtanh",
@@ -471,6 +501,8 @@ TABLE: tuple[OpSpec, ...] = (
         output="input",
         values="to-zero",
         inplace=True,
+        pointwise="clamp",
+        parts=("clamp",),
     ),
     _plain(
         "clamp",
@@ -484,6 +516,7 @@ TABLE: tuple[OpSpec, ...] = (
         *_aten("clamp.default", "clamp_.default", "clamp_min.default"),
         int8=(f"{_OPS}.clamp",),
         output="input",
+        pointwise="clamp",
     ),
     _plain(
         "hardswish",
@@ -493,6 +526,7 @@ TABLE: tuple[OpSpec, ...] = (
         *_aten("hardswish.default", "hardswish_.default"),
         int8=(f"{_Q}.Hardswish", f"{_OPS}.hardswish"),
         refuses=True,
+        pointwise="curve",
     ),
     # torch's own backend configs name methods "hardsigmoid" and "hardsigmoid_".
     _plain(
@@ -506,6 +540,7 @@ TABLE: tuple[OpSpec, ...] = (
         output="fixed",
         inplace=True,
         fixed=(1 / 256, 0),
+        pointwise="curve",
     ),
     _plain(
         "sigmoid",
@@ -520,6 +555,7 @@ TABLE: tuple[OpSpec, ...] = (
         int8=(f"{_Q}.Sigmoid", f"{_OPS}.sigmoid"),
         output="fixed",
         fixed=(1 / 256, 0),
+        pointwise="curve",
     ),
     _plain(
         "tanh",
@@ -533,6 +569,7 @@ TABLE: tuple[OpSpec, ...] = (
         *_aten("tanh.default", "tanh_.default"),
         output="fixed",
         fixed=(2 / 256, 128),
+        pointwise="curve",
     ),
     _plain(
         "elu",
@@ -543,6 +580,7 @@ TABLE: tuple[OpSpec, ...] = (
         *_aten("elu.default", "elu_.default"),
         int8=(f"{_Q}.ELU", f"{_OPS}.elu"),
         refuses=True,
+        pointwise="curve",
     ),
     _plain(
         "celu",
@@ -553,6 +591,7 @@ TABLE: tuple[OpSpec, ...] = (
         *_aten("celu.default", "celu_.default"),
         int8=(f"{_OPS}.celu",),
         refuses=True,
+        pointwise="curve",
     ),
     # torch's own backend configs name a method "leaky_relu".
     _plain(
@@ -564,6 +603,7 @@ TABLE: tuple[OpSpec, ...] = (
         ".leaky_relu",
         *_aten("leaky_relu.default", "leaky_relu_.default"),
         int8=(f"{_Q}.LeakyReLU", f"{_OPS}.leaky_relu"),
+        pointwise="curve",
     ),
     _plain(
         "prelu",
@@ -588,7 +628,13 @@ TABLE: tuple[OpSpec, ...] = (
     ),
     # No flow of torch quantizes these two; they stay float between their neighbours.
     _plain(
-        "silu", "activation", "torch.nn.SiLU", f"{_F}.silu", *_aten("silu.default"), refuses=True
+        "silu",
+        "activation",
+        "torch.nn.SiLU",
+        f"{_F}.silu",
+        *_aten("silu.default"),
+        refuses=True,
+        pointwise="curve",
     ),
     _plain(
         "gelu",
@@ -597,6 +643,7 @@ TABLE: tuple[OpSpec, ...] = (
         f"{_F}.gelu",
         *_aten("gelu.default"),
         values="to-zero",
+        pointwise="curve",
     ),
     _plain(
         "threshold",
@@ -686,7 +733,7 @@ TABLE: tuple[OpSpec, ...] = (
         *_aten("replication_pad2d.default"),
         output="input",
     ),
-    _shape("identity", "torch.nn.Identity"),
+    _shape("identity", "torch.nn.Identity", pointwise="same"),
     _shape(
         "flatten",
         "torch.nn.Flatten",
@@ -868,11 +915,13 @@ _FAMILIES = (
 )
 _OUTPUTS = ("own", "input", "shape", "fixed", "scalar", "tuple", "float", "none")
 _VALUES = ("", "picked", "between", "to-zero")
+_POINTWISE = ("", "arithmetic", "clamp", "curve", "same")
 _COLUMNS = ("spelled", "spelled_relu", "int8", "int8_relu", "dynamic")
 
 
 def _problem(row: OpSpec) -> str | None:
-    for name, known in (("family", _FAMILIES), ("output", _OUTPUTS), ("values", _VALUES)):
+    columns = {"family": _FAMILIES, "output": _OUTPUTS, "values": _VALUES, "pointwise": _POINTWISE}
+    for name, known in columns.items():
         if (found := getattr(row, name)) not in known:
             return f"there is no {name} {found!r}"
     if (row.output == "fixed") != (row.fixed is not None):
@@ -889,6 +938,17 @@ def spellings(spec: OpSpec) -> Iterator[tuple[str, str]]:
 
 OPS: Registry[str, OpSpec] = Registry("op", key=attrgetter("key"), check=_problem)
 OPS.add(*TABLE, module=__name__)
+
+
+def parts(key: str) -> tuple[str, ...]:
+    """The ops that one of this key is made of; of a key that no row has, itself.
+
+    Example:
+        >>> parts("linear_tanh"), parts("relu6"), parts("sin")
+        (('linear', 'tanh'), ('clamp',), ('sin',))
+    """
+    row = OPS.get(key)
+    return (row.parts if row is not None else ()) or (key,)
 
 
 @functools.cache

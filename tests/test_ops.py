@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from typing import Any
 
@@ -263,3 +264,45 @@ def test_what_takes_codes_runs_on_them(key: str) -> None:
     assert next(row for row in ops.TABLE if row.key == key).takes_codes
     extra = (16,) if key == "interpolate" else ()
     assert _float_form(key)(_CODES, *extra).is_quantized
+
+
+def test_columns_say_what_the_keys_say() -> None:
+    for row in ops.TABLE:
+        named = re.search(r"([123])d(_add)?$", row.key)
+        if row.family in ("weighted", "pool"):
+            assert row.dims == (int(named.group(1)) if named else 0), row.key
+        assert row.transposed == ("transpose" in row.key and row.family == "weighted"), row.key
+        assert row.averages == ("avg" in row.key or row.key == "mean"), row.key
+        assert all(part in ops.OPS for part in row.parts), row.key
+
+
+def test_a_fused_op_is_its_parts_and_any_other_is_itself() -> None:
+    made = {row.key: ops.parts(row.key) for row in ops.TABLE if row.parts}
+    assert made["linear_leaky_relu"] == ("linear", "leaky_relu")
+    assert made["conv2d_add"] == ("conv2d", "add")
+    assert {key for key in made if len(made[key]) == 1} == {
+        "add_scalar",
+        "mul_scalar",
+        "relu6",
+        "hardtanh",
+    }
+    assert ops.parts("conv2d") == ("conv2d",)
+    assert ops.parts("no_such_op") == ("no_such_op",)
+
+
+@pytest.mark.parametrize("row", [r for r in ops.TABLE if r.pointwise], ids=lambda r: r.key)
+def test_a_pointwise_op_computes_each_element_by_itself(row: ops.OpSpec) -> None:
+    target: Any = resolve(row.spelled[0])
+    function = target() if isinstance(target, type) else target
+    x = torch.linspace(-3.0, 3.0, 61)
+    other = (x.flip(0) + 0.05,) if row.pointwise == "arithmetic" else ()
+    more = {"min": -1.0, "max": 2.0} if row.key == "clamp" else {}
+    whole, moved = function(x, *other, **more), x.clone()
+    moved[40] = 0.1
+    changed = function(moved, *other, **more) != whole
+    assert changed.nonzero().flatten().tolist() == [40]
+    if row.pointwise == "clamp":  # what is no bound is the input
+        inside = (whole > whole.min()) & (whole < whole.max())
+        assert torch.equal(whole[inside], x[inside])
+    if row.pointwise == "same":
+        assert torch.equal(whole, x)

@@ -22,6 +22,7 @@ from fxqfix.errors import UnsupportedError
 from fxqfix.export import OpParameters, Reference
 from fxqfix.export.forms import FORMS, pooled
 from fxqfix.export.walk import Seen
+from fxqfix.ops import TABLE
 from fxqfix.qparams import QParams, container_range
 
 __all__ = ["PlainSubject"]
@@ -31,18 +32,8 @@ _CHEAP = frozenset({"clamp", "y_shift", "y"})  # of what is computed already
 _SMALL = 4096
 _UNIT = 2.0**-24
 _POOLS = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
-_AVERAGES = (*_POOLS, "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "mean")
-_TABLES = (
-    "sigmoid",
-    "tanh",
-    "hardswish",
-    "hardsigmoid",
-    "elu",
-    "celu",
-    "leaky_relu",
-    "silu",
-    "gelu",
-)
+_AVERAGES = tuple(row.key for row in TABLE if row.averages)
+_TABLES = tuple(row.key for row in TABLE if row.pointwise == "curve")
 
 
 class PlainSubject(Subject):

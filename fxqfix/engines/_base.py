@@ -20,7 +20,7 @@ from fxqfix.engines._releases import release
 from fxqfix.engines.isa import VNNI, Isa, isa_of
 from fxqfix.errors import UnsupportedError
 from fxqfix.names import Engine
-from fxqfix.ops import OPS
+from fxqfix.ops import OPS, OpSpec
 from fxqfix.qparams import QParams, zero_point_first
 from fxqfix.registry import Registry
 
@@ -128,6 +128,11 @@ class Call:
     fused_otherwise: bool = False
     rereads: tuple[str, ...] = ()
     present: Present | None = None
+
+    @property
+    def spec(self) -> OpSpec:
+        """The op's row."""
+        return OPS[self.key.removesuffix("_dynamic")]
 
     def without_graph(self) -> Call:
         """The call with nothing of its model: options and sizes, grids and levels."""

@@ -86,7 +86,7 @@ def geometry(call: Call) -> Geometry:
     dims, kernel = len(shape) - 2, shape[2:]
     stride, dilation = (_per_axis(call.option(name), dims) for name in ("stride", "dilation"))
     padding = _padding(call.option("padding"), kernel, dilation)
-    if "transpose" in call.key:
+    if call.spec.transposed:
         kind, inputs, outputs = "transposed", shape[0] // groups, shape[1]
     else:
         kind, inputs, outputs = "conv", shape[1], shape[0] // groups

@@ -56,7 +56,7 @@ def _channels(call: Call) -> tuple[int, int]:
     if call.weight is None:
         return 0, 0
     shape, groups = call.weight.codes.shape, int(call.option("groups", 1))
-    if "transpose" in call.key:
+    if call.spec.transposed:
         return shape[0] // groups, shape[1]
     return shape[1], shape[0] // groups
 

@@ -85,5 +85,4 @@ def _inverse(axes: list[Tensor]) -> Tensor:
 
 @kernel("adaptive_avg_pool2d", "adaptive_avg_pool3d", engines=_ALL)
 def _adaptive(call: Call) -> nn.Module:
-    dims = int(call.key[-2])
-    return AdaptiveAveragePool(call, call.option("output_size"), dims)
+    return AdaptiveAveragePool(call, call.option("output_size"), call.spec.dims)

@@ -70,7 +70,7 @@ def options_of(call: Call, *names: str) -> dict[str, Any]:
 def _max_pool(call: Call) -> nn.Module:
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
     qnnpack = call.engine == "qnnpack" and not call.option("ceil_mode")
-    return MaxPool(int(call.key[-2]), options_of(call, *names), qnnpack)
+    return MaxPool(call.spec.dims, options_of(call, *names), qnnpack)
 
 
 def lanes_of(call: Call) -> int:

@@ -203,4 +203,4 @@ def raw_rows(call: Call) -> Tensor:
     if call.weight is None:
         raise call.refuse("its weight can't be read")
     codes = call.weight.codes
-    return by_output(codes, call.option("groups", 1)) if "transpose" in call.key else codes
+    return by_output(codes, call.option("groups", 1)) if call.spec.transposed else codes

@@ -53,7 +53,7 @@ def accumulator_bound(call: Call) -> int | None:
     if call.weight is None or not call.qparams or call.qparams[0] is None:
         return None
     weight = integer_weight(call)
-    rows = by_output(weight, call.option("groups", 1)) if "transpose" in call.key else weight
+    rows = by_output(weight, call.option("groups", 1)) if call.spec.transposed else weight
     return largest_sum(rows, call.source)
 
 
@@ -132,7 +132,7 @@ def _conv(call: Call) -> nn.Module:
 @kernel("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", engines=_ALL)
 def _conv_transpose(call: Call) -> nn.Module:
     _check(call)
-    dims, groups = int(call.key[-2]), call.option("groups", 1)
+    dims, groups = call.spec.dims, call.option("groups", 1)
     if groups > 1 and call.weight is not None and call.weight.qparams.axis is not None:
         raise call.refuse("per-channel weights in groups have a scale for each output of one group")
     function = functools.partial(_TRANSPOSED[dims], **_options(call, dims, "output_padding"))
@@ -142,7 +142,7 @@ def _conv_transpose(call: Call) -> nn.Module:
 
 
 def _walk(call: Call, dims: int) -> Walk:
-    transposed = "transpose" in call.key
+    transposed = call.spec.transposed
     options = _options(call, dims, *(("output_padding",) if transposed else ()))
     mode = call.option("padding_mode", "zeros") if call.module is not None else "zeros"
     tuples = {k: tuple(v) for k, v in options.items() if k != "groups"}

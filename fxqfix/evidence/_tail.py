@@ -28,10 +28,7 @@ __all__ = ["EXACT", "Product", "Tail"]
 
 EXACT = 2**24
 _SUMS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
-_POINTWISE = frozenset(
-    {"add", "mul", "sub", "div", "relu", "relu6", "hardtanh", "clamp", "hardswish"}
-    | {"hardsigmoid", "sigmoid", "tanh", "elu", "celu", "leaky_relu", "silu", "gelu", "identity"}
-)
+_POINTWISE = frozenset(row.key for row in ops.TABLE if row.pointwise)
 
 
 @dataclass(frozen=True)
@@ -239,18 +236,17 @@ def _product(
             return None
         if getattr(inner, "padding_mode", "zeros") != "zeros":
             return None
-        function, dims = _functional(found.key, inner)
+        function, dims = _functional(found.spec.dims, inner), found.spec.dims
         return Product(node, path, source, function, dims, found.relu, inner.bias)
     return _called(node, source, found, weights)
 
 
-def _functional(key: str, module: Any) -> tuple[Callable[[Tensor, Tensor], Tensor], int]:
-    if key == "linear":
-        return F.linear, 0
-    dims = int(key[-2])
+def _functional(dims: int, module: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    if not dims:
+        return F.linear
     function: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
     options = {n: getattr(module, n) for n in ("stride", "padding", "dilation", "groups")}
-    return functools.partial(function, **options), dims
+    return functools.partial(function, **options)
 
 
 def _called(
@@ -265,10 +261,9 @@ def _called(
     rest = node.args[3:]
     if str(weight.target) not in weights or any(isinstance(a, fx.Node) for a in rest):
         return None
-    dims = 0 if found.key == "linear" else int(found.key[-2])
 
     def function(x: Tensor, w: Tensor) -> Tensor:
         result: Tensor = node.target(x, w, None, *rest, **node.kwargs)  # type: ignore[operator]
         return result
 
-    return Product(node, str(weight.target), source, function, dims, found.relu)
+    return Product(node, str(weight.target), source, function, found.spec.dims, found.relu)

@@ -19,20 +19,9 @@ from fxqfix.inserted import round_to_grid
 __all__ = ["Op", "computing", "counted", "otherwise"]
 
 _EMULATED = "emulated_"
-# One op in several spellings, and ops that a kernel fuses.
-_PARTS = {
-    "add_scalar": ("add",),
-    "mul_scalar": ("mul",),
-    "relu6": ("clamp",),
-    "hardtanh": ("clamp",),
-    "linear_leaky_relu": ("linear", "leaky_relu"),
-    "linear_tanh": ("linear", "tanh"),
-    "conv2d_add": ("conv2d", "add"),
-}
 _ASIDE = frozenset({"boundary", "shape"})  # families that leave values as they are, or the grid's
 _NO_OPTIONS = frozenset({"inplace", "training", "p", "memory_format", "dtype"})  # move no value
 _INSERTED = (getitem, round_to_grid)  # in no row, and no op of anybody's
-_NUMBERS = frozenset({"add", "mul", "sub", "div"})  # whose operands every dialect names otherwise
 
 
 @dataclass(frozen=True)
@@ -90,14 +79,19 @@ def _ops(graph: fx.Graph, root: fx.GraphModule, calls: Mapping[str, Call]) -> It
             relu, spelled, given = False, node.target, {}
         else:
             continue
-        family = next((spec.family for spec in ops.TABLE if spec.key == key), "")
-        parts = () if key == "relu" or family in _ASIDE else _PARTS.get(key, (key,))
+        row = ops.OPS.get(key)
+        aside = key == "relu" or (row is not None and row.family in _ASIDE)
+        parts = () if aside else ops.parts(key)
         yield Op(parts, key, relu or key == "relu", spelled, _plainly(key, given))
 
 
 def _plainly(key: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Options by names that every spelling has: numbers that are operands are one."""
-    if _PARTS.get(key, (key,))[0] not in _NUMBERS:
+    """Options by names that every spelling has: numbers that are operands are one.
+
+    Every dialect has other names for the operands of arithmetic.
+    """
+    row = ops.OPS.get(ops.parts(key)[0])
+    if row is None or row.pointwise != "arithmetic":
         # "same" has other names in integers, and is no other padding.
         moving = {n: v for n, v in given.items() if n not in _NO_OPTIONS}
         return {n: v for n, v in moving.items() if n != "padding" or not isinstance(v, str)}
@@ -124,11 +118,8 @@ def otherwise(mine: tuple[Op, ...], theirs: tuple[Op, ...]) -> Iterator[str]:
         mine: The ops of the prepared region.
         theirs: Those of the converted one.
     """
-    for key in dict.fromkeys(_PARTS.get(op.key, (op.key,))[0] for op in theirs):
-        pair = [
-            [op for op in side if _PARTS.get(op.key, (op.key,))[0] == key]
-            for side in (mine, theirs)
-        ]
+    for key in dict.fromkeys(ops.parts(op.key)[0] for op in theirs):
+        pair = [[op for op in side if ops.parts(op.key)[0] == key] for side in (mine, theirs)]
         for a, b in zip(*pair, strict=False) if len(pair[0]) == len(pair[1]) else ():
             yield from _apart(key, a, b)
 

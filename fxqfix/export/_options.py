@@ -12,6 +12,7 @@ from fxqfix import ops
 from fxqfix.dialects import int8
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.weights import WeightView
+from fxqfix.ops import OPS
 
 __all__ = ["arguments_of", "float_tensors", "options", "sizes_of"]
 
@@ -115,8 +116,9 @@ def _simple(value: Any) -> Any:
 
 def _complete(key: str, found: dict[str, Any], weight: WeightView | None) -> dict[str, Any]:
     """Defaults of convolutions and pools, one number per axis."""
-    dims = next((d for d in (1, 2, 3) if f"{d}d" in key), 0)
-    if not dims or not key.startswith(("conv", "max_pool", "avg_pool")):
+    row = OPS.get(key.removesuffix("_dynamic"))
+    dims = row.dims if row is not None else 0
+    if row is None or not dims or not key.startswith(("conv", "max_pool", "avg_pool")):
         return found
     if weight is not None:
         found["kernel_size"] = tuple(weight.codes.shape[2:])
@@ -125,7 +127,7 @@ def _complete(key: str, found: dict[str, Any], weight: WeightView | None) -> dic
     defaults: dict[str, Any] = {"stride": stride, "padding": 0}
     if conv or key.startswith("max_pool"):
         defaults["dilation"] = 1
-    if key.startswith("conv_transpose"):
+    if row.transposed:
         defaults["output_padding"] = 0
     if found.get("stride") == ():  # the functions' way to say "as the kernel"
         del found["stride"]

@@ -12,8 +12,6 @@ from fxqfix.engines import Call, Defect, calls, met
 
 __all__ = ["defects_of", "meeting_ties"]
 
-_AVERAGES = ("avg_pool", "adaptive_avg_pool", "mean")
-
 
 def defects_of(
     graph_module: fx.GraphModule, engine: str, *, unlikely: bool = False
@@ -44,7 +42,7 @@ def meeting_ties(graph_module: fx.GraphModule, engine: str) -> dict[fx.Node, boo
     return {
         node: not call.key.startswith("avg_pool")
         for node, call in found.items()
-        if call.key.startswith(_AVERAGES) and _even(call)
+        if call.spec.averages and _even(call)
     }
 
 

@@ -205,8 +205,7 @@ def _on_integers(tap: Tap, reading: Reading) -> bool:
     grid = tap.site.used
     if not is_dequantize(value) or grid is None or any(grid.zero_points):
         return False
-    transposed = found.key.startswith("conv_transpose")
-    if found.key.endswith("3d") or (transposed and grid.axis not in (None, 1)):
+    if found.spec.dims == 3 or (found.spec.transposed and grid.axis not in (None, 1)):
         return False  # XNNPACK has no such kernel
     if qparams_of_op(value, reading.graph_module) is None:  # chosen at run time: floats come out
         return True

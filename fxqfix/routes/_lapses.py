@@ -32,8 +32,7 @@ LAPSES: Mapping[str, str] = {
     "int16-saturation": "products of neighbouring weights of a kernel saturate in pairs at 16 bits",
     "int16-saturation-by-channel": "products of neighbouring channels saturate in pairs at 16 bits",
 }
-_DIMS = {"linear": 0} | {f"conv{n}d": n for n in (1, 2, 3)}
-_DIMS |= {f"conv_transpose{n}d": n for n in (1, 2, 3)}
+_KNOWN = ("linear", *(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)))
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def _weighted(
     node: fx.Node, graph_module: fx.GraphModule, names: tuple[str, ...]
 ) -> _Weighted | None:
     found = ops.match_node(node, {}) if node.op == "call_function" else None
-    if found is None or found.key not in _DIMS or len(node.all_input_nodes) < 2:
+    if found is None or found.key not in _KNOWN or len(node.all_input_nodes) < 2:
         return None
     source, weight = node.all_input_nodes[:2]
     grid = qparams_of_op(source, graph_module) if is_dequantize(source) else None
@@ -117,8 +116,8 @@ def _weighted(
     if weights is None or not isinstance(codes, Tensor):
         return None
     arguments = arguments_of(node, graph_module)
-    transposed = "transpose" in found.key
-    return _Weighted(_DIMS[found.key], arguments, source, grid, weight, codes, weights, transposed)
+    dims, transposed = found.spec.dims, found.spec.transposed
+    return _Weighted(dims, arguments, source, grid, weight, codes, weights, transposed)
 
 
 def _is_constant(node: fx.Node) -> bool:
