@@ -93,10 +93,12 @@ def run(cap: Mapping[str, str], arguments: Sequence[str] = ()) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "junit.xml"
         options = f"-q -n 1 --max-worker-restart=100 -p no:cacheprovider --junitxml={path}".split()
+        # Inductor would take code from its cache that it wrote under another cap.
+        own_cache = {"TORCHINDUCTOR_CACHE_DIR": folder}
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, "tests/engines", *arguments],
             cwd=ROOT,
-            env=environment(cap),
+            env={**environment(cap), **own_cache},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

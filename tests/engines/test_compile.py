@@ -53,10 +53,6 @@ class _Small(nn.Module):
         return self.fc((y + y).mean((2, 3)))
 
 
-@pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() == "DEFAULT",
-    reason="under this cap torch's Inductor writes vector code without its header",
-)
 @pytest.mark.parametrize("engine", ["fbgemm", "onednn"])
 def test_what_the_compiler_makes_gives_the_same_codes(engine: str) -> None:
     """Contracted products, other tails: none of its liberties moves a code."""
