@@ -19,7 +19,7 @@ class TrainMode(Cause):
 
     Looks for a module of one kind, in train mode, among those that compute this site.
     Counterfactual: the prepared op in eval mode, in float64; the codes that then agree, within
-    float32 rounding, are explained.
+    float32 rounding and held in the declared range, are explained.
 
     Attributes:
         kind: The class of the modules to look for.
@@ -31,7 +31,9 @@ class TrainMode(Cause):
         """Codes that the prepared op gives too once it is in eval mode."""
         if not self._found(view):
             return None
-        return view.agrees(view.exact, view.grid, view.actual)
+        # A lost range was asked before: what takes both corrections counts here.
+        held = view.actual.clamp(view.grid.quant_min, view.grid.quant_max)
+        return view.agrees(view.exact, view.grid, held)
 
     def evidence(self, view: View) -> str:
         """Which module is in train mode."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.ao import quantization as tq
 from torch.ao.quantization import get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
@@ -94,6 +95,36 @@ def test_dropout_that_is_no_module(spelled: str) -> None:
     assert row.causes["dropout-training"] > 30
     assert row.evidence["dropout-training"] == "dropout is in train mode"
     assert not row.problems
+    assert report.unexplained == 0
+
+
+class Normed(nn.Module):
+    """A BatchNorm that nothing is fused with, which keeps a kernel of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = tq.QuantStub(), tq.DeQuantStub()
+        self.conv, self.relu, self.bn = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dequant(self.bn(self.relu(self.conv(self.quant(x)))))
+
+
+@pytest.mark.parametrize("gain", [1.0, 3.0])
+def test_train_mode_beyond_the_range(gain: float) -> None:
+    """Codes that take two corrections, eval mode and the range, are no gap in the causes."""
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 8, 8)
+    net = Normed().train()
+    net.qconfig = tq.get_default_qat_qconfig("fbgemm")
+    prepared = tq.prepare_qat(net)
+    prepared(x)
+    converted = tq.convert(copy.deepcopy(prepared).eval())
+    report = fxqfix.compare(prepared, converted, [gain * x], engine="fbgemm")
+    row = report.row("bn")
+    assert row.causes["bn-training"] > 1000
+    if gain > 1:
+        assert row.cumulative.out_of_range > 0
     assert report.unexplained == 0
 
 
