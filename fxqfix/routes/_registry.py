@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from fxqfix.errors import OptionError
+from fxqfix.errors import OptionError, counting
 from fxqfix.registry import Registry, check_name
 from fxqfix.routes._base import Route
 from fxqfix.routes._lapses import LAPSES
@@ -66,10 +66,11 @@ def with_opset(route: Route, opset: int | None) -> Route:
         opset: The opset; None leaves the route as it is.
 
     Raises:
-        OptionError: The route has none.
+        OptionError: The route has none, or this is none.
     """
     if opset is None:
         return route
+    counting(opset, "certify", "opset is a number of ONNX's")
     if "onnx" not in route.packages or route.deploy is None:
         raise OptionError(
             f"route {route.name} has no opset",

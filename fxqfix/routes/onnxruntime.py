@@ -9,7 +9,7 @@ weights that the graph leaves in float become int8. On CPUs without VNNI the int
 at 16 bits; the session option session.x64quantprecision makes them exact, and slower.
 
 The opset is the exporter's own; codes of 16 bits need 21 and get it, and
-`certify(..., opset=...)` takes any.
+`certify(..., opset=...)` takes any that the exporter can write the graph in.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import io
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from torch import Tensor, fx
 
 from fxqfix import _extras, _torch
 from fxqfix.dialects.decomposed import arguments, is_pin, is_quantize
+from fxqfix.errors import RouteError
 from fxqfix.measure import tensors_of
 from fxqfix.passes import PinRanges
 from fxqfix.routes._base import Deployed, Route
@@ -49,6 +50,7 @@ _ON_VALUES = (
     "its ranges are clamped on values, around which ONNX Runtime fuses no int8 kernel: "
     'pin_ranges="codes" of to_decomposed and migrate (--pins codes) clamps codes'
 )
+_LOGGERS = ("torch.onnx", "onnxscript")
 _ERRORS_ONLY = 3  # of ONNX Runtime's levels of logging
 
 
@@ -72,6 +74,7 @@ def _deploy(
             program = exported(graph_module, batch, dynamic)
             given: Any = {"dynamo": True, "verbose": False, "external_data": False}
             torch.onnx.export(program, (), path, opset_version=opset or _opset(program), **given)
+        _check_opset(opset, onnx.load(path).opset_import)
         options.optimized_model_filepath = optimized
         session = runtime.InferenceSession(path, options, ["CPUExecutionProvider"])
         kinds = Counter(node.op_type for node in onnx.load(optimized).graph.node)
@@ -89,6 +92,18 @@ def _deploy(
     return Deployed(run, kernels, notes)
 
 
+def _check_opset(asked: int | None, written: Iterable[Any]) -> None:
+    """Refuse a file of another opset: where it can't convert a graph, the exporter leaves it."""
+    found = next(entry.version for entry in written if entry.domain in ("", "ai.onnx"))
+    if asked is not None and found != asked:
+        raise RouteError(
+            f"the exporter can't write this graph in opset {asked}",
+            where="certify, route onnxruntime",
+            found=f"it wrote opset {found}",
+            remedy=f"leave opset out, or ask for {found} or a later one",
+        )
+
+
 def _opset(program: torch.export.ExportedProgram) -> int | None:
     """The lowest opset that has the ops of a program; None for the exporter's own."""
     nodes = filter(is_quantize, program.graph.nodes)
@@ -104,14 +119,15 @@ def _on_integers(kind: str) -> bool:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """The exporter prints its progress, and logs which libraries it could have used."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    before = {logging.getLogger(name): logging.getLogger(name).level for name in _LOGGERS}
     try:
+        for logger in before:
+            logger.setLevel(logging.CRITICAL)  # what fails is raised
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in before.items():
+            logger.setLevel(level)
 
 
 ROUTES = tuple(

@@ -130,3 +130,16 @@ def test_an_op_without_an_onnx_form() -> None:
     model.recompile()
     with pytest.raises(RouteError, match="can't lower this graph"):
         certify(model, "onnxruntime", INPUTS[:1])
+
+
+@pytest.mark.parametrize("asked", [1, 9, 99])
+def test_an_opset_that_the_exporter_does_not_write_is_refused(
+    asked: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It logs that the conversion failed, and goes on with the opset that it had."""
+    with pytest.raises(RouteError, match=f"can't write this graph in opset {asked}") as info:
+        certify(small.linears(), "onnxruntime", INPUTS[:1], opset=asked)
+    assert "it wrote opset" in str(info.value)
+    written = int(str(info.value).partition("it wrote opset ")[2].partition(".")[0])
+    assert certify(small.linears(), "onnxruntime", INPUTS[:1], opset=written).ok
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]

@@ -111,6 +111,9 @@ def test_an_opset_is_for_onnx_routes() -> None:
     for name in ("export", "int8:fbgemm"):
         with pytest.raises(OptionError, match="has no opset"):
             _registry.with_opset(_registry.find(name), 20)
+    for bad in ("17", True, -1, 2.5):
+        with pytest.raises(OptionError, match="opset is a number"):
+            _registry.with_opset(onnx, bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
