@@ -77,6 +77,9 @@ def trained_int8():
 def leaves():
     raise SystemExit(1)
 
+def beside():
+    return {"prepared": torch.nn.ReLU(), "data": [], "float_model": "the float model"}
+
 def breaks_off():
     def batches():
         yield torch.rand(4, 8)
@@ -163,7 +166,7 @@ def test_compare_writes_the_file(run, compared, tmp_path: Path, suffix: str) -> 
     code, out, err = run("compare", "my_models:pair", "--output", str(path))
     assert (code, err) == (1, f"fxqfix: wrote {path}\n")
     assert out == f"{samples.sample()}\n"
-    report = samples.sample()
+    report = replace(samples.sample(), made={"model": "my_models:pair"})
     expected = {
         "csv": report.to_csv(),
         "json": report.to_json(),
@@ -178,6 +181,11 @@ def test_compare_writes_the_file(run, compared, tmp_path: Path, suffix: str) -> 
         assert "conv1.weight" in written
     else:
         assert written == expected[suffix.lower()]
+
+
+def test_compare_hands_the_float_model_on(run, compared) -> None:
+    run("compare", "my_models:beside")
+    assert compared[0]["float_model"] == "the float model"
 
 
 def test_compare_takes_an_engine_and_counts_culprits(run, compared) -> None:

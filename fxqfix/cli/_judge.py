@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 from fxqfix.cli import _output
 from fxqfix.cli._target import models
@@ -25,7 +26,9 @@ _INSPECTION: _output.Writers = {
 def compare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the arguments of `compare`."""
     parser.add_argument(
-        "target", help="pkg.module:function that returns (prepared, converted or None, data)"
+        "target",
+        help="pkg.module:function that returns (prepared, converted or None, data), or a dict with "
+        "these keys and any of engine, float_model",
     )
     parser.add_argument("--engine", help="the engine to run on; the target's or the current one")
     parser.add_argument(
@@ -80,8 +83,15 @@ def _compare(args: argparse.Namespace) -> int:
     _output.check(args.output, _REPORT)
     text.check(args.format or "simple", args.sort)
     given = models(args.target)
-    options = {"engine": args.engine or given.engine, "culprits": args.culprits}
-    report = compare(given.prepared, given.converted, given.batches, **options)
+    report = compare(
+        given.prepared,
+        given.converted,
+        given.batches,
+        engine=args.engine or given.engine,
+        culprits=args.culprits,
+        float_model=given.float_model,
+    )
+    report = replace(report, made={"model": args.target, **report.made})
     render = text.table if args.format else text.render
     _output.write(args.output, report, _REPORT)
     print(render(report, fmt=args.format or "simple", sort=args.sort, limit=args.limit))

@@ -35,6 +35,7 @@ class Models:
         data: Batches, or None.
         engine: The quantized engine, None for the one in force.
         ranges_from: What knows the ranges of a model that has lost them.
+        float_model: What was prepared, or None.
         target: The function's name, for messages.
     """
 
@@ -43,6 +44,7 @@ class Models:
     data: Any = None
     engine: Engine | None = None
     ranges_from: Any = None
+    float_model: Any = None
     target: str = ""
 
     @property

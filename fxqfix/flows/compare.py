@@ -13,11 +13,12 @@ from torch import nn
 from fxqfix import _torch, dialects
 from fxqfix._devices import check_int8, device_of
 from fxqfix._settings import entry
-from fxqfix.comparison import FloatBeside, Plan, Session
+from fxqfix.comparison import FloatBeside, Plan, Session, made_of
 from fxqfix.comparison.notes import moving
 from fxqfix.dialects import Reading, int8
 from fxqfix.dialects._dtypes import check_floats
 from fxqfix.dialects._finite import refuse_non_finite
+from fxqfix.dialects._wrappers import unwrapped
 from fxqfix.errors import (
     DeviceError,
     DialectError,
@@ -113,7 +114,8 @@ def _compared(
         session = Session(plan, *asked[:3], beside)
         found = session.run(data, floor, progress)
         report = session.report(found)
-        report = replace(report, notes=(*report.notes, *notes))
+        made = made_of(*map(unwrapped, (asked[3], prepared, converted)))
+        report = replace(report, notes=(*report.notes, *notes), made=made)
         return with_source(report, prepared, converted, data)
 
 

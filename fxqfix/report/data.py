@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class Report(Exports, Judged):
         isa: The instruction set that the int8 kernels ran on (see `fxqfix.Isa`); "" where the
             converted model has none.
         threads: How many threads they ran on; 0 where it has none.
+        made: Versions of fxqfix and torch, the day, and the model's class where torch kept it.
         source: What `reproduce` reads models and data from; None in a report that was read from a
             file, merged or sent from another process.
 
@@ -63,6 +64,7 @@ class Report(Exports, Judged):
     corrected: tuple[Culprit, ...] | None = None
     isa: str = ""
     threads: int = 0
+    made: Mapping[str, str] = field(default_factory=dict, compare=False)
     source: Any = field(default=None, repr=False, compare=False)
 
     def row(self, name: str) -> Row:
@@ -274,11 +276,11 @@ class Report(Exports, Judged):
 
         return json_.from_json(text_or_path)
 
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """One HTML page on its own; written to `path` where given."""
+    def to_html(self, path: str | os.PathLike[str] | None = None, *, title: str = "") -> str:
+        """One HTML page on its own; written to `path` where given, called `title` where given."""
         from fxqfix.report import html
 
-        return save(html.render(self), path, "Report.to_html")
+        return save(html.render(self, title=title), path, "Report.to_html")
 
     def to_dot(self, path: str | os.PathLike[str] | None = None) -> str:
         """The site graph in Graphviz' dot language, coloured by discrepancy."""

@@ -95,7 +95,10 @@ def _in_script(data: object) -> str:
 
 
 def render(
-    report: Report, before: Report | None = None, names: tuple[str, str] = ("before", "after")
+    report: Report,
+    before: Report | None = None,
+    names: tuple[str, str] = ("before", "after"),
+    title: str = "",
 ) -> str:
     """Render a whole report as a page.
 
@@ -103,6 +106,7 @@ def render(
         report: What to render.
         before: An earlier report of the same sites to show beside it.
         names: What to call the two.
+        title: What to call the page; else it is called after the model, where that is known.
 
     Returns:
         HTML text.
@@ -114,9 +118,10 @@ def render(
     earlier = {} if before is None else {row.name: row for row in before.rows}
     shown = view(report, earlier)
     palette = colours((*report.causes, *(before.causes if before is not None else ())))
-    title = TITLE if before is None else f"{TITLE}: {names[0]} and {names[1]}"
+    about = f"{names[0]} and {names[1]}" if before is not None else report.made.get("model")
+    title = title or (f"{TITLE}: {about}" if about else TITLE)
     data = {**shown, "colours": palette, "names": list(names)}
-    return page(title, _body(report, before, names, palette), data)
+    return page(title, _body(report, before, names, (title, palette)), data)
 
 
 def render_inspection(inspection: Inspection) -> str:
@@ -142,10 +147,14 @@ def render_inspection(inspection: Inspection) -> str:
 
 
 def _body(
-    report: Report, before: Report | None, names: tuple[str, str], palette: dict[str, str]
+    report: Report,
+    before: Report | None,
+    names: tuple[str, str],
+    look: tuple[str, dict[str, str]],
 ) -> Iterator[str]:
+    title, palette = look
     yield '<a class="skip" href="#sites">to the table</a>'
-    yield from _header(report, palette)
+    yield from _header(report, title, palette)
     yield "<main>"
     if before is not None:
         yield f"<h2>{escape(names[0])} → {escape(names[1])}</h2><ul>"
@@ -164,13 +173,16 @@ def _body(
     yield "</main>"
 
 
-def _header(report: Report, palette: dict[str, str]) -> Iterator[str]:
+def _header(report: Report, title: str, palette: dict[str, str]) -> Iterator[str]:
     colour = {"ok": "good", "not ok": "bad", "not judged": "warn"}[report.verdict]
     said = "exact" if report.exact else report.verdict
     about = [f"engine {report.engine or 'unknown'}", counted(report.batches, "batch", "es")]
     about += [f"instruction set {report.isa}"] if report.isa else []
     about += [counted(report.threads, "thread")] if report.threads else []
-    yield f'<header><div class="top"><h1>{TITLE}</h1>'
+    known = [(tool, report.made[tool]) for tool in ("fxqfix", "torch") if tool in report.made]
+    about += [f"{tool} {version.partition(',')[0]}" for tool, version in known]
+    about += [report.made["date"]] if "date" in report.made else []
+    yield f'<header><div class="top"><h1>{escape(title)}</h1>'
     yield f'<strong class="verdict {"good" if report.exact else colour}">{said}</strong>'
     yield f'<span class="small">{escape(", ".join(about))}</span>'
     yield '<div class="push tools" hidden><button type="button" id="theme">light / dark</button>'

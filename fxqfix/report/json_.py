@@ -48,7 +48,7 @@ def to_json(report: Report) -> str:
         'x86'
     """
     said = _fields(report, "verdict", "ok", "exact", "reasons")
-    own = _fields(report, "engine", "isa", "threads", "batches", "notes")
+    own = _fields(report, "engine", "isa", "threads", "made", "batches", "notes")
     data = {"format": FORMAT, **said, **own}
     data["coverage"] = asdict(report.coverage)
     data["rows"] = [_row(row) for row in report.rows]
@@ -234,6 +234,7 @@ def _report(data: dict[str, Any]) -> Report:
         engine=data["engine"],
         isa=str(data.get("isa", "")),
         threads=int(data.get("threads", 0)),
+        made={str(key): str(said) for key, said in data.get("made", {}).items()},
         batches=int(data["batches"]),
         notes=tuple(data["notes"]),
         corrected=tuple(map(_read_culprit, data["culprits"])) if "culprits" in data else None,

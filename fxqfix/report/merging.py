@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -67,7 +68,13 @@ def merged(report: Report, other: object) -> Report:
         corrected=_culprits(report, other),
         isa=" and ".join(sorted(levels)),
         threads=report.threads if report.threads == other.threads else 0,
+        made=_made(report.made, other.made),
     )
+
+
+def _made(a: Mapping[str, str], b: Mapping[str, str]) -> dict[str, str]:
+    said = {key: [one[key] for one in (a, b) if key in one] for key in (*a, *b)}
+    return {key: " and ".join(sorted({*" and ".join(s).split(" and ")})) for key, s in said.items()}
 
 
 def _apart(report: Report, other: Report) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fxqfix.comparison import versions
 from fxqfix.engines.isa import isa_of
 from fxqfix.measure import batches_of, tensors_of
 
@@ -74,10 +74,8 @@ def identity(data: Digest) -> dict[str, str]:
         >>> sorted(identity(Digest()))
         ['cpu', 'data', 'fxqfix', 'threads', 'torch']
     """
-    git = str(getattr(torch.version, "git_version", None) or "unknown")
     return {
-        "fxqfix": metadata.version("fxqfix"),
-        "torch": f"{torch.__version__}, build {git[:12]}",
+        **versions(),
         "cpu": str(isa_of(None)),
         "threads": str(torch.get_num_threads()),
         "data": str(data),

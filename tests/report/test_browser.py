@@ -188,6 +188,18 @@ def test_keyboard_and_screen_reader(window: Browser, page: Path) -> None:
     assert unnamed == 0
 
 
+def test_an_opened_row_says_what_quantization_costs(window: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    first, *rest = samples.sample().rows
+    beside = replace(first, quantization=samples.apart(100, 1))
+    replace(samples.sample(), rows=(beside, *rest)).to_html(path)
+    window.open(path)
+    for index, wanted in ((0, True), (1, False)):
+        window.click(f"#row-{index} button")
+        said = window.run(f"return document.querySelector('#row-{index} + .detail').innerText")
+        assert ("quantization itself: SQNR 56.1 dB against the float model" in said) == wanted
+
+
 def test_the_way_of_the_error_is_marked(window: Browser, tmp_path: Path) -> None:
     report = samples.many(5)
     end = samples.output(samples.apart(10, 4), "features_4_0")

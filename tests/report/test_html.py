@@ -4,12 +4,16 @@ import itertools
 import json
 import re
 from dataclasses import replace
+from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import fx, nn
 
+from fxqfix.comparison import made_of
 from fxqfix.report import Report, html, layout
 from tests.report import samples
 
@@ -166,3 +170,28 @@ def test_dot_lays_out_every_node_and_edge() -> None:
     assert all(len(points) >= 8 for *_, points in graph["edges"])
     tops = [node["box"][1] for node in graph["nodes"]]
     assert tops == sorted(tops)
+
+
+def test_the_page_says_what_made_it_and_of_what() -> None:
+    said = {"model": "<Net>", "fxqfix": "1.2", "torch": "2.13.0, build f", "date": "2026-11-27"}
+    report = replace(samples.sample(), made=said)
+    found = Page(report.to_html())
+    assert found.text.count("fxqfix report: <Net>") == 2  # the title, and the heading
+    assert any(t.endswith("fxqfix 1.2, torch 2.13.0, 2026-11-27") for t in found.text)
+    assert Page(report.to_html(title="epoch <3>")).text.count("epoch <3>") == 2
+    assert Report.from_json(report.to_json()).made == said
+    other = replace(report, made={**said, "date": "2026-11-28"})
+    merged = report.merge(other).merge(other)
+    assert merged.made == {**said, "date": "2026-11-27 and 2026-11-28"}
+
+
+def test_a_comparison_names_the_model_and_the_versions() -> None:
+    class Net(nn.Sequential):
+        pass
+
+    made = made_of(None, fx.symbolic_trace(nn.Sequential(nn.ReLU())), Net())
+    assert made["model"] == "Sequential"
+    assert made_of(fx.GraphModule(nn.Module(), fx.Graph()), Net())["model"] == "Net"
+    assert "model" not in made_of(None)
+    assert made["torch"].startswith(torch.__version__)
+    assert date.fromisoformat(made["date"]) >= date(2026, 1, 1)

@@ -339,6 +339,9 @@ function start() {
     }
     const found = make("section", {}, make("h3", {}, "How much"),
       table(["", ...known.map(([head]) => head)], lines));
+    if (row.quantization !== null)
+      found.append(make("p", { class: "small" },
+        `quantization itself: SQNR ${row.quantization} dB against the float model`));
     if (row.floor !== null)
       found.append(make("p", { class: "small" }, `noise floor: SQNR ${row.floor} dB`));
     return found;
