@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 
 from fxqfix import _rng, _torch, dialects
 from fxqfix._settings import as_given, entry
+from fxqfix.comparison import float_model_of, in_float
 from fxqfix.dialects import Reading, Tap
-from fxqfix.dialects._wrappers import copied, unwrapped
+from fxqfix.dialects._wrappers import copied
 from fxqfix.dialects.site import closest
 from fxqfix.errors import FxqfixError, PairingError, UnknownNameError, UnsupportedError
 from fxqfix.flows.compare import prepared_reading
@@ -24,6 +25,7 @@ from fxqfix.report import LeftInFloat, Sensitivity
 __all__ = ["sensitivity"]
 
 _WHERE = "sensitivity"
+_PLAIN = " without quantizers"  # no path of a module
 
 
 @entry
@@ -54,7 +56,7 @@ def sensitivity(
         The modules, those first that win most, and the qconfig that leaves them in float.
 
     Raises:
-        PairingError: The two models return other tensors.
+        PairingError: The two models return other tensors, or the float model is quantized.
         UnsupportedError: The model is prepared by PT2E, which has no qconfig.
         UnknownNameError: Nothing is quantized in a module of that path.
         FxqfixError: Another, as for `compare`.
@@ -75,14 +77,15 @@ def sensitivity(
     parts = _Parts.of(reading)
     variants = {n: parts.without(n) for n in (parts.weighted() if modules is None else modules)}
     models = {"": parts.run} | {name: variant.run for name, variant in variants.items()}
-    reference = copied(unwrapped(float_model), _WHERE).eval()
+    models[_PLAIN] = in_float(reading.graph_module)
+    reference = copied(float_model_of(float_model, _WHERE), _WHERE).eval()
     found, batches = _found(parts.model, reference, models, data, progress)
-    whole = found.pop("")
+    whole, plain = found.pop(""), found.pop(_PLAIN)
     rows = [
         LeftInFloat(name, variants[name].count, after, _gain(whole, after))
         for name, after in found.items()
     ]
-    return Sensitivity(tuple(sorted(rows, key=lambda r: -r.gain_db)), whole, batches)
+    return Sensitivity(tuple(sorted(rows, key=lambda r: -r.gain_db)), whole, batches, plain)
 
 
 def _refuse_exported(reading: Reading) -> None:

@@ -46,6 +46,8 @@ class Sensitivity(Shown):
         rows: One per module.
         quantized: Outputs of the model quantized as a whole against the float model's.
         batches: Batches read.
+        in_float: Outputs of the prepared model without any quantizer against the float model's: far
+            from exact where it was trained since, or other weights were given.
 
     Example:
         >>> whole, better = (Discrepancy(signal=100.0, noise=n) for n in (2.0, 1.0))
@@ -59,6 +61,7 @@ class Sensitivity(Shown):
     rows: tuple[LeftInFloat, ...]
     quantized: Discrepancy
     batches: int
+    in_float: Discrepancy | None = None
 
     def row(self, name: str) -> LeftInFloat:
         """The row of a module.
@@ -115,4 +118,7 @@ class Sensitivity(Shown):
         sqnr = decibels(self.quantized.sqnr_db)
         batches = counted(self.batches, "batch", "es")
         yield f"sensitivity: outputs at {sqnr} dB SQNR against the float model, {batches}"
+        if self.in_float is not None:
+            plain = decibels(self.in_float.sqnr_db)
+            yield f"without any quantizer: {plain}{' dB' if self.in_float.noise else ''}"
         yield self.table()

@@ -11,10 +11,11 @@ import torch
 import torch.ao.quantization as tq
 from torch import Tensor, fx, nn
 from torch.ao.quantization import get_default_qat_qconfig_mapping, get_default_qconfig_mapping
-from torch.ao.quantization.quantize_fx import prepare_fx, prepare_qat_fx
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
 import fxqfix
 from fxqfix import Report
+from fxqfix.comparison import in_float
 from fxqfix.errors import ModelRunError, PairingError
 from tests.states import fingerprint
 
@@ -180,10 +181,68 @@ def test_a_model_that_was_trained_since_is_said() -> None:
     assert any("1 layers have other weights" in n for n in compared(net, prepared, data).notes)
 
 
+def _swapped() -> tuple[nn.Module, nn.Module, list[Any]]:
+    class Ordered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.head(x) + y
+
+    class Swapped(Ordered):
+        def forward(self, y: Tensor, x: Tensor) -> Tensor:
+            return super().forward(x, y)
+
+    torch.manual_seed(0)
+    net, batch = Ordered().eval(), (torch.randn(2, 4), torch.randn(2, 4))
+    prepared = prepare_fx(copy.deepcopy(net), get_default_qconfig_mapping("fbgemm"), batch)
+    prepared(*batch)
+    other = Swapped().eval()
+    other.load_state_dict(net.state_dict())
+    return other, prepared, [batch]
+
+
+@pytest.mark.parametrize("case", ["statistics", "checkpoint", "inputs"])
+def test_another_float_function_is_said(case: str) -> None:
+    """What is no work of the quantizers is named, and how large it is."""
+    net, prepared, data = models(qat=case == "statistics")
+    assert not any("without its quantizers" in n for n in compared(net, prepared, data).notes)
+    if case == "statistics":
+        prepared.train()(data[0])
+        prepared.eval()
+    elif case == "checkpoint":
+        net.get_submodule("head").bias.data.add_(0.5)
+    else:
+        net, prepared, data = _swapped()
+    report = compared(net, prepared, data)
+    said = next(n for n in report.notes if "without its quantizers" in n)
+    assert "moved BatchNorm statistics, or inputs in another order" in said
+    found = fxqfix.sensitivity(prepared, data, float_model=net)
+    assert found.in_float is not None
+    assert found.in_float.sqnr_db < 40
+    assert f"without any quantizer: {found.in_float.sqnr_db:.1f} dB" in str(found)
+
+
+def test_a_quantizer_that_stands_under_two_names_is_left_out_too() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.MaxPool1d(2), nn.Linear(2, 2)).eval(), torch.rand(4)
+    mapping, x = get_default_qat_qconfig_mapping("fbgemm"), x[None]
+    prepared = prepare_qat_fx(copy.deepcopy(net).train(), mapping, (x,)).eval()
+    prepared(x)
+    names = [n for n, _ in prepared.named_modules(remove_duplicate=False) if "post" in n]
+    assert len(names) > len([n for n, _ in prepared.named_modules() if "post" in n])
+    assert torch.equal(in_float(prepared)(x), net(x))
+
+
 def test_bad_float_models() -> None:
     _, prepared, data = models(qat=False)
-    with pytest.raises(PairingError, match="holds quantizers"):
+    with pytest.raises(PairingError, match="the float model is quantized"):
         compared(prepared, prepared, data)
+    for bad, named in ((convert_fx(copy.deepcopy(prepared)), "fx-int8"), (len, "is no module")):
+        for call in (compared, lambda n, p, d: fxqfix.sensitivity(p, d, float_model=n)):
+            with pytest.raises(PairingError, match=named):
+                call(bad, prepared, data)
     with pytest.raises(PairingError, match="other inputs"):
         compared(nn.Bilinear(2, 2, 2), prepared, data)
     with pytest.raises(ModelRunError, match="the float model can't run"):
