@@ -14,6 +14,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from fxqfix._torch import set_flag
+
 __all__ = [
     "as_given",
     "default_cpu",
@@ -151,12 +153,12 @@ def direct_sums() -> Iterator[None]:
     cudnn = torch.backends.cudnn
     enabled = bool(cudnn.enabled)
     # Not cudnn.flags: it reads switches that torch refuses to read where old and new ones mix.
-    cudnn.enabled = False
+    set_flag(cudnn, "enabled", False)
     try:
         with torch.backends.nnpack.flags(enabled=False):
             yield
     finally:
-        cudnn.enabled = enabled
+        set_flag(cudnn, "enabled", enabled)
 
 
 @contextmanager
@@ -171,15 +173,15 @@ def tensor_float32() -> Iterator[None]:
     for place in places:
         value = getattr(place, name)
         if name == "fp32_precision":
-            place.fp32_precision = "none"
+            set_flag(place, "fp32_precision", "none")
             value = "none" if place.fp32_precision == value else value  # from the general switch
         before.append(value)
-        setattr(place, name, wanted if name == "fp32_precision" else True)
+        set_flag(place, name, wanted if name == "fp32_precision" else True)
     try:
         yield
     finally:
         for place, value in zip(places, before, strict=True):
-            setattr(place, name, value)
+            set_flag(place, name, value)
 
 
 @contextmanager
@@ -272,7 +274,7 @@ def _full_float32() -> Iterator[None]:
             torch.set_float32_matmul_precision(precision)
         for (place, name, _), value, own in zip(rows, before, inherited, strict=True):
             if own is not None or getattr(place, name) != value:
-                setattr(place, name, own or value)
+                set_flag(place, name, own or value)
 
 
 def _fill(place: Any, name: str, full: Any) -> Any:
@@ -282,7 +284,7 @@ def _fill(place: Any, name: str, full: Any) -> Any:
     value = getattr(place, name)
     own = value
     if name == "fp32_precision":
-        place.fp32_precision = "none"
+        set_flag(place, "fp32_precision", "none")
         own = "none" if place.fp32_precision == value else value  # from the general switch
-    setattr(place, name, full)
+    set_flag(place, name, full)
     return own

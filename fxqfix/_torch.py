@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -98,11 +98,8 @@ def quantization() -> ModuleType:
 
 def decomposed() -> Any:
     """The torch.ops.quantized_decomposed namespace, with its ops registered."""
-    for name in (
-        "torch.ao.quantization.fx._decomposed",
-        "torchao.quantization.pt2e._decomposed",
-        "torchao.quantization.pt2e.decomposed",
-    ):
+    ours, theirs = "torch.ao.quantization.fx", "torchao.quantization.pt2e"
+    for name in (f"{ours}._decomposed", f"{theirs}._decomposed", f"{theirs}.decomposed"):
         try:
             with quiet():
                 importlib.import_module(name)
@@ -191,23 +188,24 @@ def is_placeholder(module: nn.Module) -> bool:
     return _is_a(module, *_PLACEHOLDERS)
 
 
+_HOOKS = (
+    ("post", "_forward_hooks", "_observer_forward_hook"),
+    ("pre", "_forward_pre_hooks", "_observer_forward_pre_hook"),
+)
+
+
 def observer_hook(module: nn.Module) -> str | None:
     """How an eager module runs its activation_post_process: "post", "pre" or not at all (None)."""
-    for kind, hooks, name in (
-        ("post", module._forward_hooks, "_observer_forward_hook"),
-        ("pre", module._forward_pre_hooks, "_observer_forward_pre_hook"),
-    ):
-        if any(getattr(hook, "__name__", "") == name for hook in hooks.values()):
+    for kind, place, name in _HOOKS:
+        if any(getattr(h, "__name__", "") == name for h in getattr(module, place).values()):
             return kind
     return None
 
 
 def strip_observer_hook(module: nn.Module) -> None:
     """Take the observer hook off a module (a copy of the user's)."""
-    for hooks, name in (
-        (module._forward_hooks, "_observer_forward_hook"),
-        (module._forward_pre_hooks, "_observer_forward_pre_hook"),
-    ):
+    for _, place, name in _HOOKS:
+        hooks = getattr(module, place)
         for key in [k for k, hook in hooks.items() if getattr(hook, "__name__", "") == name]:
             del hooks[key]
 
@@ -245,8 +243,7 @@ def converted_weight(module: nn.Module) -> Tensor:
             own = own.to_float()
     while isinstance(own, nn.Sequential):
         own = own[0]
-    weight: Tensor = own.weight.detach()
-    return weight
+    return own.weight.detach()  # type: ignore[no-any-return]
 
 
 def is_packed_params(value: object) -> bool:
@@ -277,13 +274,10 @@ def cpu_level() -> str:
 
 
 def packed_engine(packed: Any) -> str | None:
-    """The engine whose kernel a packed weight runs on, whatever engine is current.
+    """The engine whose kernel a packed weight runs on; None where this torch answers otherwise.
 
     Each kernel refuses a qint32 input in words of its own. (XNNPACK takes qint8 for qnnpack: it
     packs the weight anew, and drops the one that quint8 needs.)
-
-    Returns:
-        "fbgemm", "onednn" or "qnnpack"; None where this torch answers in other words.
     """
     name = str(packed._type().name()) if is_packed_params(packed) else ""
     dim = 0 if name.startswith("Linear") else int(name[4]) if name[4:5].isdigit() else None
@@ -336,11 +330,7 @@ _QNNPACK = 2
 
 @contextmanager
 def quantized_engine(engine: str | None) -> Iterator[Engine]:
-    """Set torch.backends.quantized.engine for a while; None leaves it. Yields the one in force.
-
-    Raises:
-        UnknownNameError: This build of torch has no such engine.
-    """
+    """Set torch.backends.quantized.engine for a while; None leaves it. Yields the one in force."""
     quantized: Any = torch.backends.quantized
     before, known = quantized.engine, quantized.supported_engines
     if engine is not None and engine not in known:
@@ -354,6 +344,13 @@ def quantized_engine(engine: str | None) -> Iterator[Engine]:
         yield quantized.engine
     finally:
         quantized.engine = before
+
+
+def set_flag(place: Any, name: str, value: Any) -> None:
+    """Set a switch of torch.backends, also where `disable_global_flags` froze them all."""
+    frozen = torch.backends.flags_frozen()  # type: ignore[no-untyped-call]  # torch's own
+    with getattr(torch.backends, "__allow_nonbracketed_mutation")() if frozen else nullcontext():
+        setattr(place, name, value)
 
 
 def tree_map_tensors(function: Any, tree: Any) -> Any:

@@ -6,6 +6,8 @@ import copy
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -253,3 +255,35 @@ def test_settings_come_back_after_an_error() -> None:
         assert torch.is_autocast_enabled("cpu")
     with nullcontext():
         assert not torch.is_autocast_enabled("cpu")
+
+
+_FROZEN = """
+import torch
+torch.backends.disable_global_flags()  # as importing torch.testing._internal does; for good
+torch.backends.quantized.engine = "fbgemm"
+import fxqfix
+from fxqfix import _settings
+from torch import nn
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+x = torch.randn(2, 3, 8, 8)
+prepared = prepare_fx(
+    nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), get_default_qconfig_mapping("fbgemm"), (x,)
+)
+prepared(x)
+converted = convert_fx(prepared)
+assert torch.equal(fxqfix.emulate(converted)(x), converted(x))
+with _settings.tensor_float32():
+    pass
+torch.set_float32_matmul_precision("medium")
+assert fxqfix.freeze(prepared) is not None
+assert torch.get_float32_matmul_precision() == "medium"
+assert torch.backends.flags_frozen()
+"""
+
+
+def test_flags_that_torch_has_frozen() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _FROZEN], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
