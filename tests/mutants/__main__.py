@@ -28,6 +28,7 @@ GROUPS = {
     "fxqfix/checks": ("tests/checks",),
     "fxqfix/report": ("tests/report", "tests/test_report_kernels.py"),
     "fxqfix/causes": ("tests/causes",),
+    "fxqfix/evidence": ("tests/evidence", "tests/causes"),
     "fxqfix/routes": ("tests/routes",),
 }
 LIMIT = 60.0  # CPU seconds of tests for one mutant
