@@ -16,6 +16,7 @@ from tests.mutants.sites import mutants
 SOURCE = '''"""Text with 1 + 2."""
 LIMIT = 3
 PART = 0.5
+PLACE = 30
 
 
 def judged(a: int, b: int = 1) -> bool:

@@ -2,7 +2,7 @@
 
 A comparison is weakened, tightened or reversed, `and` and `or` change places, a `not` or a minus
 goes, plus and minus change places, an integer becomes its neighbour. Messages (f-strings, what is
-raised, strings put together) and docstrings are left alone.
+raised, strings put together), docstrings and the numbers of an order (`PLACE`) are left alone.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def mutants(path: str, root: Path) -> list[list[Mutant]]:
     for node in ast_nodes(get_ast((root / path).read_text(encoding="utf-8"))):
         for operator in _OPERATORS:
             for token, _ in made[operator].mutation_positions(node):
-                if not _is_message(node) and not _is_fraction(node):
+                if not any(skips(node) for skips in (_is_message, _is_fraction, _is_place)):
                     mutant = Mutant(path, token, operator, counts[operator])
                     found.setdefault(token, []).append(mutant)
                 counts[operator] += 1
@@ -126,6 +126,12 @@ def mutants(path: str, root: Path) -> list[list[Mutant]]:
 
 def _is_fraction(node: Any) -> bool:
     return node.type == "number" and not isinstance(_value(node.value), int)
+
+
+def _is_place(node: Any) -> bool:
+    """Whether it is a number of an order, whose neighbour is the same order."""
+    stmt = node.parent
+    return stmt.type == "expr_stmt" and getattr(stmt.children[0], "value", "") == "PLACE"
 
 
 def _value(text: str) -> Any:
