@@ -78,9 +78,10 @@ def row_for(call: Call, job: Job) -> Row:
 
 def _first(call: Call, job: Job) -> Row | None:
     level, kind = call.isa.onednn, job.shape.kind
-    rows = (r for r in ROWS if r.kind == kind and level in r.levels and r.fits(job))
-    found = next(rows, None)
-    return None if found is None else _of_release(found, job, call)
+    for row in ROWS:  # torch 2.6 compiles no next(rows, None)
+        if row.kind == kind and level in row.levels and row.fits(job):
+            return _of_release(row, job, call)
+    return None
 
 
 def _of_release(row: Row, job: Job, call: Call) -> Row:
