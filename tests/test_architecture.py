@@ -251,6 +251,30 @@ def unexplained_tolerances(module: Module) -> list[str]:
     return problems
 
 
+DIALECTS = ("pt2e-prepared", "fx-prepared", "fx-reference", "fx-int8", "decomposed")
+
+
+def named_dialects(module: Module) -> list[str]:
+    """Tests for a dialect by its name outside of the dialects: a reading has the answers."""
+    if module.part == "dialects":
+        return []
+    problems = [
+        f"{module.name}:{line} imports the name of {base}"
+        for line, base, name in imports(module)
+        if base.startswith(f"{PACKAGE}.dialects") and name == "NAME"
+    ]
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Attribute(value=ast.Name(), attr="NAME"):
+                problems.append(f"{module.name}:{node.lineno} uses {ast.unparse(node)}")
+            case ast.Compare(left=left, comparators=others):
+                asked = [n for n in (left, *others) if isinstance(n, ast.Attribute)]
+                texts = [n.value for n in (left, *others) if isinstance(n, ast.Constant)]
+                if any(n.attr == "dialect" for n in asked) or any(t in DIALECTS for t in texts):
+                    problems.append(f"{module.name}:{node.lineno} asks {ast.unparse(node)}")
+    return problems
+
+
 # A path of one machine, but not the tail of a relative path such as docs/work/x.
 MACHINE_PATH = re.compile(r"(?<![\w.~*/-])/(?:work|tmp|root|home|Users)/")
 URL = re.compile(r"\b(?:https?|file|ssh|git)://[^\s<>\"'`)\]]+")
@@ -372,6 +396,22 @@ def test_torch_private_name_is_found(source: str, count: int) -> None:
     assert torch_private(Module(TORCH_PRIVATE_HOME, source)) == []
 
 
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("from fxqfix.dialects.int8 import NAME", 1),
+        ("from fxqfix.dialects import int8\nif x == int8.NAME: pass", 1),
+        ("if reading.dialect == y: pass", 1),
+        ("if found in (a, b) or 'fx-int8' == found: pass", 1),
+        ("f(reading.dialect, 'fx-int8')", 0),
+        ("from fxqfix.dialects.int8 import read\nx.has_kernels", 0),
+    ],
+)
+def test_a_dialect_asked_by_name_is_found(source: str, count: int) -> None:
+    assert len(named_dialects(Module(f"{PACKAGE}.flows.x", source))) == count
+    assert named_dialects(Module(f"{PACKAGE}.dialects.x", source)) == []
+
+
 def test_long_function_and_module_are_found() -> None:
     for lines, count in ((MAX_FUNCTION_LINES, 0), (MAX_FUNCTION_LINES + 1, 1)):
         source = "class C:\n    async def f(self):" + "\n        x = 1" * (lines - 1)
@@ -435,7 +475,7 @@ def text_files() -> Iterator[tuple[str, str]]:
             continue
 
 
-@pytest.mark.parametrize("rule", [restricted_imports, torch_private, too_long])
+@pytest.mark.parametrize("rule", [restricted_imports, torch_private, too_long, named_dialects])
 def test_package_keeps_the_rule(rule: Callable[[Module], list[str]]) -> None:
     problems = [problem for module in modules(PACKAGE) for problem in rule(module)]
     assert not problems, "\n".join(problems)

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from fxqfix import ops
 from fxqfix._notebook import Shown
-from fxqfix.dialects import Reading, Tap, int8, parents, pt2e
+from fxqfix.dialects import Reading, Tap, int8, parents
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects.weights import holder
 from fxqfix.engines import Call, placed
@@ -75,7 +75,7 @@ class Subject:
     @property
     def exported(self) -> bool:
         """Whether it is a model of the PT2E flow, whose ops run on no engine's own kernels."""
-        return self.reading.dialect == pt2e.NAME
+        return self.reading.exported
 
     @property
     def toolbox(self) -> str:

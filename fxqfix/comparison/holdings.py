@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fxqfix import _torch, ops
 from fxqfix.causes import Held
-from fxqfix.dialects import Reading, Tap, decomposed, int8
+from fxqfix.dialects import Reading, Tap, decomposed
 from fxqfix.dialects._arguments import output_arguments
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects._constants import constant, constants, reader
@@ -104,7 +104,7 @@ def picked(reading: Reading) -> Callable[[Tap], str]:
     Args:
         reading: The converted model; int8 kernels only have grids of their own.
     """
-    if reading.dialect != int8.NAME:
+    if not reading.has_kernels:
         return lambda tap: ""
     modules = modules_of(reading.graph_module)
     # By name: shadows are woven into a copy.
@@ -133,7 +133,7 @@ def blocks(prepared: fx.GraphModule, reading: Reading) -> dict[str, Tensor]:
         prepared: The prepared graph, which leaves such weights in float.
         reading: The converted model.
     """
-    if reading.dialect != decomposed.NAME:
+    if not reading.carries_ranges:
         return {}
     modules = modules_of(reading.graph_module)
     nodes = {node.name: node for node in prepared.graph.nodes}

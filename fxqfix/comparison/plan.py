@@ -15,7 +15,7 @@ from fxqfix.causes import Emulated, Recompute, WeightPair
 from fxqfix.comparison.away import Away
 from fxqfix.comparison.holdings import blocks, floats, picked, unmoved, weight_node
 from fxqfix.comparison.others import others
-from fxqfix.dialects import Reading, Site, Tap, decomposed, int8
+from fxqfix.dialects import Reading, Site, Tap
 from fxqfix.dialects.weights import WeightView
 from fxqfix.names import Engine
 from fxqfix.pairing import Pair, Pairing, pair
@@ -143,7 +143,7 @@ class Plan:
     @cached_property
     def isa(self) -> engines.Isa | None:
         """What int8 kernels run on; None where there are none."""
-        return engines.isa_of(None) if self.converted.dialect == int8.NAME else None
+        return engines.isa_of(None) if self.converted.has_kernels else None
 
     @cached_property
     def threads(self) -> int:
@@ -203,7 +203,7 @@ class Plan:
             site: The node that quantizes it; None for an output of the model.
             draws: What the converted model drew.
         """
-        native = self.converted.dialect != decomposed.NAME
+        native = not self.converted.carries_ranges
         wide = self.weights, self.frozen, self.inner, native, self.floats
         blocks = self.blocks if site is not None else {}
         return Recompute(self.cutter, end, site, *wide, draws, blocks, self.others)

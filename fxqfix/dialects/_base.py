@@ -74,12 +74,22 @@ class Reading:
         dialect: Name of the dialect.
         taps: One per site, in graph order.
         unsupported: Sites that can be read but not followed in the graph, with the reason.
+        prepared: Whether the model is a prepared one, of any flow.
+        exported: Whether its graph is one of torch.export before conversion: it has no mode but in
+            its calls, and runs on no engine's own kernels.
+        has_kernels: Whether its ops run on an engine's integer kernels.
+        carries_ranges: Whether every quantize op of it says its quant_min and quant_max, and its
+            ops compute on floats.
     """
 
     graph_module: fx.GraphModule
     dialect: str
     taps: tuple[Tap, ...]
     unsupported: tuple[tuple[Site, str], ...] = ()
+    prepared: bool = False
+    exported: bool = False
+    has_kernels: bool = False
+    carries_ranges: bool = False
 
     @property
     def inspection(self) -> Inspection:
@@ -90,16 +100,6 @@ class Reading:
             (*sites, *(site for site, _ in self.unsupported)),
             tuple((site.name, reason) for site, reason in self.unsupported),
         )
-
-    @property
-    def prepared(self) -> bool:
-        """Whether it is a prepared model, of either flow."""
-        return self.dialect.endswith("-prepared")
-
-    @property
-    def exported(self) -> bool:
-        """Whether it is a graph of torch.export."""
-        return self.dialect.startswith("pt2e")
 
     @property
     def training(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from fxqfix.dialects import pt2e
 from fxqfix.dialects._base import Reading
 from fxqfix.errors import UnsupportedError
 
@@ -36,7 +35,7 @@ def check_floats(reading: Reading, where: str) -> None:
         Traceback (most recent call last):
         fxqfix.errors.UnsupportedError: to_int8: the model computes in float16, ...
     """
-    taken = {torch.float32, *(HALVES if reading.dialect == pt2e.NAME else ())}
+    taken = {torch.float32, *(HALVES if reading.exported else ())}
     for tap in reading.weights:
         values = tap.weight().values if tap.weight is not None else None
         if values is None or values.dtype in taken or not values.is_floating_point():

@@ -186,7 +186,7 @@ def read(graph_module: fx.GraphModule) -> Reading:
             else:
                 taps.append(tap)
     hidden += inside(graph_module, read)
-    return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
+    return Reading(graph_module, NAME, tuple(taps), tuple(hidden), carries_ranges=True)
 
 
 def _hidden_floats(

@@ -88,7 +88,7 @@ def read(graph_module: fx.GraphModule) -> Reading:
         elif node in qparams and node not in holds.values():
             tap = _value_tap(node, qparams, graph_module, modules, taken)
             taps.append(_held(tap, holds, qparams))
-    return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
+    return Reading(graph_module, NAME, tuple(taps), tuple(hidden), has_kernels=True)
 
 
 def _is_constant(node: fx.Node) -> bool:

@@ -80,7 +80,7 @@ def read(graph_module: fx.GraphModule, *, settled: bool = True) -> Reading:
             weight = prepared_weight(module, path, settled=settled, known=known)
             if weight is not None:
                 taps.append(_weight_tap(node, module, weight, modules, taken))
-    return Reading(graph_module, NAME, tuple(taps), tuple(hidden))
+    return Reading(graph_module, NAME, tuple(taps), tuple(hidden), prepared=True)
 
 
 def refuse_equalized(model: nn.Module) -> None:

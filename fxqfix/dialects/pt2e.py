@@ -59,7 +59,8 @@ def read(graph_module: fx.GraphModule) -> Reading:
         if id(module) not in states:  # a shared quantizer is read once
             states[id(module)] = read_quantizer(module, where(node))
         taps.append(work.tap(node, states[id(module)]))
-    return Reading(graph_module, NAME, tuple(taps), tuple(inside(graph_module, read)))
+    hidden = tuple(inside(graph_module, read))
+    return Reading(graph_module, NAME, tuple(taps), hidden, prepared=True, exported=True)
 
 
 @dataclass

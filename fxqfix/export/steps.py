@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fxqfix.dialects import Reading, int8
+from fxqfix.dialects import Reading
 from fxqfix.export import steps_decomposed, steps_int8
 from fxqfix.export.step import Program
 
@@ -22,6 +22,6 @@ def steps(reading: Reading, ranges: Mapping[str, tuple[int, int]] | None = None)
         UnsupportedError: An op chooses its qparams at run time, holds a network of its own, or is
             in no row of the op table.
     """
-    if reading.dialect == int8.NAME:
+    if reading.has_kernels:
         return steps_int8.program(reading, ranges or {})
     return steps_decomposed.program(reading)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from fxqfix import _rng, _torch, dialects
 from fxqfix._devices import on_cpu
-from fxqfix.dialects import Reading, Tap, decomposed, int8, reference
+from fxqfix.dialects import Reading, Tap
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects._propagate import misplaced
 from fxqfix.dialects._writes import overwrites
@@ -72,7 +72,7 @@ class Bench:
         """Read, pair, and convert the frozen model the right way."""
         self.given = self.mine = prepared_reading(self.prepared, _CALL, _OLD_ORDER)
         self.theirs = dialects.read(self.converted, "repair")
-        if self.theirs.dialect not in _DONORS:
+        if self.theirs.prepared:
             raise PairingError(
                 "the second model is not a converted one; are the arguments swapped?",
                 where="repair",
@@ -81,7 +81,7 @@ class Bench:
                 remedy=_OLD_ORDER,
             )
         same_device(self.given, self.theirs, "repair")
-        if self.theirs.dialect == int8.NAME:  # its weights are packed, on the CPU
+        if self.theirs.has_kernels:  # its weights are packed, on the CPU
             self.prepared = on_cpu(self.prepared, "repair")
             self.mine = dialects.read(self.prepared, "repair")
         self.pairing = pair(self.mine, self.theirs)
@@ -91,17 +91,26 @@ class Bench:
         self.trained = {t.site.name: t.site.used for t in reading.taps}
         wanted, most = {p.prepared.site.name for p in self.pairing.pairs}, -1
         for config in self._configs():
-            donor = dialects.read(_DONORS[self.theirs.dialect](frozen, self.engine, config))
+            donor = dialects.read(self._donor(frozen, config))
             found = {p.prepared.site.name: p.converted for p in pair(reading, donor).pairs}
             if len(wanted & found.keys()) > most:
                 self.donor, self.sources, most = donor, found, len(wanted & found.keys())
             if most == len(wanted):
                 break
 
+    def _donor(self, frozen: nn.Module, backend_config: Any) -> nn.Module:
+        """The frozen model, converted as the user's was."""
+        if self.theirs.has_kernels:
+            return convert_with_islands(frozen, self.engine, backend_config=backend_config)
+        if self.theirs.carries_ranges:
+            return to_decomposed(frozen)
+        return _to_reference(frozen, backend_config)
+
     def _configs(self) -> Iterator[Any]:
         """Backend configs to convert with; of a reference model, whose is not told, torch's own."""
         yield self.backend_config
-        if self.backend_config is None and self.theirs.dialect == reference.NAME:
+        told = self.theirs.has_kernels or self.theirs.carries_ranges
+        if self.backend_config is None and not told:
             for name in ("tensorrt", "executorch", "onednn"):
                 space = "torch.ao.quantization.backend_config"
                 make = _torch.resolve(f"{space}.get_{name}_backend_config")
@@ -122,10 +131,10 @@ class Bench:
                 sites[tap.site.name] = source.site.name
                 mends.append(Mend(RestoreQParams.name, name, _change(tap, source)))
         steps: list[Pass] = [RestoreQParams(self.donor.graph_module, sites)]
-        if self.theirs.dialect == int8.NAME:
+        if self.theirs.has_kernels:
             steps.append(RerouteReads(self._reads(refused)))
         ranges = self._ranges(refused)
-        if self.theirs.dialect == int8.NAME:
+        if self.theirs.has_kernels:
             grafts = {tap.site.name: source.site.name for tap, source in islands.values()}
             left = frozenset(_op(p.converted).name for p in self._pairs(refused))
             steps += [
@@ -133,7 +142,7 @@ class Bench:
                 AvoidDefects(self.engine, self._grids(refused), left),
                 RestoreRange(ranges),
             ]
-        elif self.theirs.dialect == reference.NAME:
+        elif not self.theirs.carries_ranges:
             steps.append(PinRanges(ranges))
         for step in steps:
             result = step(model)
@@ -150,7 +159,7 @@ class Bench:
             refused: What was left alone.
         """
         found: dict[str, Refusal] = {}
-        if self.theirs.dialect != int8.NAME:
+        if not self.theirs.has_kernels:
             return found
         known = set(misplaced(self.theirs.graph_module))
         for name, problem in (p for p in misplaced(model) if p not in known):
@@ -258,7 +267,7 @@ class Bench:
         return {k: (q.quant_min, q.quant_max) for k, q in narrow.items()}
 
 
-def _to_reference(frozen: nn.Module, engine: Engine, backend_config: Any) -> nn.Module:
+def _to_reference(frozen: nn.Module, backend_config: Any) -> nn.Module:
     """Torch's own reference conversion of an FX model."""
     if not isinstance(frozen, fx.GraphModule):
         raise UnsupportedError(
@@ -270,17 +279,6 @@ def _to_reference(frozen: nn.Module, engine: Engine, backend_config: Any) -> nn.
     with _torch.quiet(), _rng.same_rng():
         found: nn.Module = make(copy.deepcopy(frozen), backend_config=backend_config)
     return found
-
-
-def _to_int8(frozen: nn.Module, engine: Engine, backend_config: Any) -> nn.Module:
-    return convert_with_islands(frozen, engine, backend_config=backend_config)
-
-
-_DONORS: dict[str, Callable[[nn.Module, Engine, Any], nn.Module]] = {
-    int8.NAME: _to_int8,
-    reference.NAME: _to_reference,
-    decomposed.NAME: lambda frozen, engine, backend_config: to_decomposed(frozen),
-}
 
 
 def _quantizer(p: Pair) -> fx.Node:

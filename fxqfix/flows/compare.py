@@ -15,7 +15,7 @@ from fxqfix._devices import check_int8, device_of
 from fxqfix._settings import entry
 from fxqfix.comparison import FloatBeside, Plan, Session, made_of
 from fxqfix.comparison.notes import moving
-from fxqfix.dialects import Reading, int8
+from fxqfix.dialects import Reading
 from fxqfix.dialects._dtypes import check_floats
 from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.dialects._wrappers import unwrapped
@@ -253,7 +253,7 @@ def same_device(prepared: Reading, converted: Reading, where: str) -> None:
             the CPU.
     """
     home = device_of(prepared.graph_module, f"{where}, the prepared model")
-    if converted.dialect == int8.NAME:
+    if converted.has_kernels:
         check_int8(converted.graph_module, where)
         return
     there = device_of(converted.graph_module, f"{where}, the converted model")

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from fxqfix import _pt2e, _torch, dialects, ops
 from fxqfix._devices import device_of
 from fxqfix._settings import entry
-from fxqfix.dialects import Reading, decomposed, int8, pt2e
+from fxqfix.dialects import Reading, decomposed, int8
 from fxqfix.dialects._base import modules_of, scope
 from fxqfix.dialects._code import keep_hooks
 from fxqfix.dialects._dtypes import HALVES, check_floats
@@ -77,11 +77,11 @@ def to_decomposed(
     if reading.prepared:
         check_floats(reading, "to_decomposed")
     source, passes = reading.graph_module, list[Pass]()
-    if reading.dialect == pt2e.NAME:
+    if reading.exported:
         source = _by_pt2e(source)
     elif reading.prepared:
         passes += [*freezing(source), DecomposeQuantize()]
-    elif reading.dialect != "decomposed":
+    elif not reading.carries_ranges:
         passes.append(DecomposeQuantize(declared_ranges(reading, ranges_from)))
     where = pin_ranges if isinstance(pin_ranges, str) else "values"
     passes.append(PinRanges(where=where) if pin_ranges else DecomposeQuantize())
@@ -175,7 +175,7 @@ def declared_ranges(reading: Reading, ranges_from: RangesFrom | None) -> dict[st
 
 def _from_prepared(reading: Reading, prepared: Any) -> dict[str, tuple[int, int]]:
     other = dialects.read(prepared, "ranges_from")
-    holds = other.prepared or other.dialect == decomposed.NAME or int8.own_ranges(other)
+    holds = other.prepared or other.carries_ranges or int8.own_ranges(other)
     if not holds:
         raise RangeUnknownError(
             "the model in ranges_from does not hold quant_min / quant_max either",

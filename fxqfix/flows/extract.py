@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from fxqfix import _rng, _torch, dialects, engines
 from fxqfix._devices import check_int8, device_of
 from fxqfix._settings import as_given, entry
-from fxqfix.dialects import decomposed, int8
+from fxqfix.dialects import int8
 from fxqfix.dialects._finite import refuse_non_finite
 from fxqfix.dialects._wrappers import refuse_code
 from fxqfix.engines import Isa
@@ -183,10 +183,10 @@ def _program(model: nn.Module, ranges_from: RangesFrom | None, where: str) -> Pr
     refuse_non_finite(model, where)
     reading = dialects.read(model, where)
     refuse_code(model, where)
-    if reading.dialect == int8.NAME:
+    if reading.has_kernels:
         ranges = None if ranges_from is None else declared_ranges(reading, ranges_from)
         return steps(reading, ranges)
-    if reading.dialect != decomposed.NAME:
+    if not reading.carries_ranges:
         reading = dialects.read(to_decomposed(reading.graph_module, ranges_from=ranges_from))
     return steps(reading)
 

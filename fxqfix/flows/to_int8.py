@@ -12,7 +12,7 @@ from fxqfix import _torch, dialects
 from fxqfix._devices import CPU, device_of, on_cpu
 from fxqfix._settings import entry
 from fxqfix.checks import Subject
-from fxqfix.dialects import Reading, prepared
+from fxqfix.dialects import Reading
 from fxqfix.dialects._code import keep_hooks
 from fxqfix.dialects._dtypes import check_floats
 from fxqfix.dialects._finite import refuse_non_finite
@@ -212,13 +212,13 @@ def _frozen(model: nn.Module) -> nn.Module:
     refuse_non_finite(model, "to_int8")
     check_floats(dialects.read(model, "to_int8"), "to_int8")
     frozen = frozen_by(model, quantized=True)
-    found = dialects.read(frozen).dialect
-    if found != prepared.NAME:
+    found = dialects.read(frozen)
+    if found.exported:
         raise DialectError(
             "PT2E models have no conversion to torch's int8 kernels",
             where="to_int8",
-            found=f"a model of dialect {found}",
-            expected=prepared.NAME,
+            found=f"a model of dialect {found.dialect}",
+            expected="a model of prepare_fx or prepare_qat_fx, or of eager prepare",
             remedy="fxqfix.to_decomposed or fxqfix.migrate, and certify on the route that it runs "
             "on; or prepare with prepare_fx",
         )

@@ -26,7 +26,7 @@ def weight_of(
     reading: Reading, node: fx.Node, graph_module: fx.GraphModule, module: nn.Module | None
 ) -> WeightView | None:
     """The integer weight that a node computes with; None where it has none."""
-    if reading.dialect == int8.NAME:
+    if reading.has_kernels:
         found = int8.weight_of(node, graph_module, modules_of(graph_module))
         return found.checked(f"to_decomposed, node {node.name!r}") if found is not None else None
     if module is None:

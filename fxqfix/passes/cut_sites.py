@@ -9,7 +9,6 @@ from torch import fx
 
 from fxqfix import dialects
 from fxqfix.dialects import Reading
-from fxqfix.dialects.decomposed import NAME
 from fxqfix.errors import DialectError
 from fxqfix.passes._base import Pass, Rewriter
 
@@ -49,7 +48,7 @@ class CutSites(Pass):
     def rewrite(self, rewriter: Rewriter) -> None:
         """Put a placeholder behind every quantize op; return what they give."""
         reading = dialects.read(rewriter.graph_module)
-        if reading.dialect != NAME:
+        if not reading.carries_ranges:
             raise DialectError(
                 "only decomposed graphs are cut",
                 where=self.name,

@@ -60,7 +60,7 @@ class DecomposeQuantize(Pass):
     def rewrite(self, rewriter: Rewriter) -> None:
         """Rewrite node by node, in graph order; a value's node always carries floats."""
         reading = dialects.read(rewriter.graph_module)
-        if reading.dialect == "decomposed":
+        if reading.carries_ranges:
             return
         own = int8.own_ranges(reading)
         if any(tap.held is not None for tap in reading.activations):
@@ -135,7 +135,7 @@ class DecomposeQuantize(Pass):
 
     def _op(self, work: _Work, node: fx.Node, found: ops.Match, module: nn.Module | None) -> None:
         weight = weight_of(work.reading, node, work.rewriter.graph_module, module)
-        quantized = node in work.taps and work.reading.dialect == int8.NAME
+        quantized = node in work.taps and work.reading.has_kernels
         if weight is None and found.column == "spelled" and not quantized:
             if module is not None:
                 decompose_inside(work.rewriter, str(node.target), module)

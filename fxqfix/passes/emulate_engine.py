@@ -8,7 +8,6 @@ from typing import ClassVar
 from torch import fx
 
 from fxqfix import dialects, engines, ops
-from fxqfix.dialects import decomposed, int8, reference
 from fxqfix.dialects._base import modules_of
 from fxqfix.dialects._writes import overwrites
 from fxqfix.errors import DialectError, UnsupportedError
@@ -69,14 +68,14 @@ class EmulateEngine(Pass):
         """Replace node by node, in the graph's order."""
         model = rewriter.graph_module
         reading = dialects.read(model)
-        found = reading.dialect
-        if found != int8.NAME:
-            plain = found in (decomposed.NAME, reference.NAME)
+        if not reading.has_kernels:
+            plain = not reading.prepared
             raise DialectError(
                 "only int8 models are emulated",
                 where=self.name,
-                found=f"a model of dialect {found}" + ", which has no int8 kernel" * plain,
-                expected=int8.NAME,
+                found=f"a model of dialect {reading.dialect}"
+                + ", which has no int8 kernel" * plain,
+                expected="an int8 model",
                 remedy="run it as it is: its ops are torch's own float ops, on any machine"
                 if plain
                 else "pass what convert_fx or eager convert returned",

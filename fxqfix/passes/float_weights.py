@@ -10,7 +10,7 @@ from torch import fx, nn
 from fxqfix import dialects
 from fxqfix.dialects import Tap
 from fxqfix.dialects._constants import constant
-from fxqfix.dialects.decomposed import NAME, is_dequantize
+from fxqfix.dialects.decomposed import is_dequantize
 from fxqfix.errors import DialectError, PassError
 from fxqfix.passes._base import Pass, Rewriter
 
@@ -39,7 +39,7 @@ class FloatWeights(Pass):
     def rewrite(self, rewriter: Rewriter) -> None:
         """Replace the dequantize ops of such weights by what they give."""
         reading = dialects.read(rewriter.graph_module)
-        if reading.dialect != NAME:
+        if not reading.carries_ranges:
             raise DialectError(
                 "only decomposed graphs have weights to make float",
                 where=self.name,

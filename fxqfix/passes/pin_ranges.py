@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxqfix import dialects
-from fxqfix.dialects import Tap, decomposed, reference
+from fxqfix.dialects import Tap, decomposed
 from fxqfix.dialects.decomposed import clamp_bounds, is_pinned, pin_bounds
 from fxqfix.errors import PassError
 from fxqfix.names import PinPlace
@@ -20,8 +20,6 @@ from fxqfix.qparams import QParams, quantize
 from fxqfix.registry import check_name
 
 __all__ = ["PinRanges"]
-
-_DIALECTS = (decomposed.NAME, reference.NAME)
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,9 @@ class PinRanges(Pass):
             if qparams is None or not qparams.is_narrow or qparams.axis is not None:
                 continue
             small = qparams.storage.itemsize == 1
-            if reading.dialect == decomposed.NAME and self.where == "codes" and small:
+            if reading.carries_ranges and self.where == "codes" and small:
                 self._pin_codes(rewriter, tap, qparams)
-            elif reading.dialect in _DIALECTS:
+            elif not (reading.prepared or reading.has_kernels):
                 self._pin_values(rewriter, tap, qparams)
 
     def _pin_values(self, rewriter: Rewriter, tap: Tap, qparams: QParams) -> None:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import fx, nn
 
 from fxqfix import dialects
-from fxqfix.dialects import Reading, int8, reference
+from fxqfix.dialects import Reading, int8
 from fxqfix.engines import intervals
 from fxqfix.errors import DialectError, PassError
 from fxqfix.inserted import hold_range
@@ -90,17 +90,17 @@ class RestoreRange(Pass):
 
 def _int8(where: str, model: nn.Module) -> Reading:
     reading = dialects.read(model)
-    if reading.dialect == reference.NAME:  # its values are quantized tensors all the same
-        return int8.read(reading.graph_module)
-    if reading.dialect != int8.NAME:
+    if reading.has_kernels:
+        return reading
+    if reading.prepared or reading.carries_ranges:
         raise DialectError(
             "only int8 models lose their ranges to kernels",
             where=where,
             found=f"a model of dialect {reading.dialect}",
-            expected=int8.NAME,
+            expected="an int8 model",
             remedy="pass what convert_fx returned; decomposed models take pin-ranges",
         )
-    return reading
+    return int8.read(reading.graph_module)  # a reference model's values are quantized tensors
 
 
 def _hold(rewriter: Rewriter, node: fx.Node, low: int, high: int) -> None:

@@ -31,7 +31,6 @@ from fxqfix.dialects._base import modules_of
 from fxqfix.dialects._constants import constant
 from fxqfix.dialects._modes import drops
 from fxqfix.dialects.decomposed import (
-    NAME,
     is_dequantize,
     is_pin,
     is_quantize,
@@ -88,7 +87,7 @@ class SuitXnnpack(Pass):
     def rewrite(self, rewriter: Rewriter) -> None:
         """Make the edits, each where it is needed."""
         reading = dialects.read(rewriter.graph_module)
-        if reading.dialect != NAME:
+        if not reading.carries_ranges:
             raise DialectError(
                 "only decomposed graphs are lowered",
                 where=self.name,

@@ -17,7 +17,7 @@ from fxqfix._reasons import innermost
 from fxqfix._settings import as_given, entry, read_as_given
 from fxqfix.dialects import CODE, Reading, Tap
 from fxqfix.dialects._finite import refuse_non_finite
-from fxqfix.dialects.decomposed import NAME, is_dequantize, is_pinned
+from fxqfix.dialects.decomposed import is_dequantize, is_pinned
 from fxqfix.errors import FxqfixError, RouteError, UnsupportedError
 from fxqfix.flows import to_decomposed
 from fxqfix.measure import (
@@ -114,7 +114,7 @@ def certify(
 def _decomposed(own: Reading, passes: Sequence[Pass]) -> Reading:
     """The decomposed graph: a new module; the passes are run on what was not decomposed before."""
     graph_module = to_decomposed(own.graph_module, pin_ranges=False)
-    if own.dialect != NAME and passes:
+    if not own.carries_ranges and passes:
         graph_module = chain(graph_module, *passes).graph_module
     return with_code(dialects.read(graph_module), own)
 

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from fxqfix.checks import Finding, kernels, modes, observers, ranges, weights, writes
 from fxqfix.checks._base import Subject
-from fxqfix.dialects import Reading, Tap, pt2e
+from fxqfix.dialects import Reading, Tap
 from fxqfix.dialects.site import Site
 from fxqfix.dialects.weights import WeightView
 from fxqfix.qparams import FLOOR, QParams
@@ -33,8 +33,8 @@ CHECKS = {
 class Model:
     """A graph with sites, as the reader of a prepared model gives it."""
 
-    def __init__(self, dialect: str = "fx-prepared") -> None:
-        self.graph, self.root, self.dialect = fx.Graph(), nn.Module(), dialect
+    def __init__(self, *, exported: bool = False) -> None:
+        self.graph, self.root, self.exported = fx.Graph(), nn.Module(), exported
         self.taps: list[Tap] = []
         self.training = False
 
@@ -69,7 +69,7 @@ class Model:
         if not any(node.op == "output" for node in self.graph.nodes):
             self.graph.output(None)
         module = fx.GraphModule(self.root, self.graph)
-        reading = Reading(module, self.dialect, tuple(self.taps))
+        reading = Reading(module, "by hand", tuple(self.taps), exported=self.exported)
         return list(CHECKS[code].run(Subject(reading, engine, self.training)))
 
 
@@ -172,7 +172,7 @@ def _with_observed(model: Model, observed: bool) -> list[Finding]:
     module = fx.GraphModule(model.root, model.graph)
     if observed:
         module.meta["_observed_graph_module_attrs"] = object()
-    reading = Reading(module, model.dialect, tuple(model.taps))
+    reading = Reading(module, "by hand", tuple(model.taps))
     return list(CHECKS["shared-qparams"].run(Subject(reading, "fbgemm", False)))
 
 
@@ -184,7 +184,7 @@ def test_inputs_of_cat_with_other_grids() -> None:
     model.op(torch.cat, [inputs[0], inputs[0]], used=WIDE, name="same")
     text = "2 of 3 inputs have another grid: cat rounds them anew"
     assert said(_with_observed(model, True)) == [("info", "cat", text)]
-    exported = Model(pt2e.NAME)
+    exported = Model(exported=True)
     exported.op(torch.cat, [exported.input("a"), exported.input("b", OTHER)], name="cat")
     assert exported.found("shared-qparams") == []
 
@@ -362,7 +362,7 @@ def test_an_engine_that_is_not_the_one_that_is_set() -> None:
     (unknown,) = model.found("engine-mismatch", "tpu")
     assert unknown.severity == "error"
     assert "none" not in unknown.evidence
-    exported = Model(pt2e.NAME)
+    exported = Model(exported=True)
     exported.input()
     assert exported.found("engine-mismatch", "tpu") == []
 
@@ -407,8 +407,8 @@ def test_a_value_that_is_read_behind_a_write(quantized: bool) -> None:
 
 def test_writes_that_the_int8_op_makes_too() -> None:
     """hardswish_ and dropout_; an exported graph's ops run as they stand."""
-    for dialect, count in (("fx-prepared", 0), (pt2e.NAME, 1)):
-        model = Model(dialect)
+    for exported, count in ((False, 0), (True, 1)):
+        model = Model(exported=exported)
         value = model.graph.call_function(torch.neg, (model.input(),))
         model.graph.call_function(F.relu, (value,), {"inplace": True})
         model.graph.call_function(F.dropout, (value,), {"training": False, "inplace": True})
