@@ -1,4 +1,4 @@
-"""Every error that fxqfix raises: each is an `FxqfixError` and the apt builtin too.
+"""Every error that fxqfix raises: each is an `FxqfixError` and the builtin that fits too.
 
 A message names where (pass, node, module path), what was found, what was expected and what to do,
 so that a reader can act on the last line of a traceback alone.

@@ -31,10 +31,11 @@ LEVELS = {
     "_rng": -1,
     "_reasons": -1,
     "_notebook": -1,
-    **dict.fromkeys(("_settings", "_devices", "registry", "names"), -0.5),
+    **dict.fromkeys(("_devices", "registry", "names"), -0.5),
     **dict.fromkeys(("qparams", "_torch", "_extras"), 0),
     **dict.fromkeys(("_pt2e", "_observers", "_inductor"), 0.2),  # resolve names through _torch
     "_regrid": 0.1,  # of the grids of qparams
+    "_settings": 0.1,  # sets flags through _torch
     "inserted": 0.3,  # what the table lists and the passes insert
     "ops": 0.5,  # the readers of L1 look nodes up in the table
     "dialects": 1,

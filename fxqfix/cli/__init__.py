@@ -1,7 +1,7 @@
 """The command line: `fxqfix COMMAND`, see `_COMMANDS`.
 
 Models come from a function that the user names, so nothing is ever unpickled. What goes wrong in
-the user's hands ends in one line on stderr and exit code 2, never in a traceback.
+the user's code or arguments ends in one line on stderr and exit code 2, never in a traceback.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class Deployed(nn.Module):
 
 
 def _run(model: nn.Module, graph: fx.GraphModule, args: Any, kwargs: Any) -> Any:
-    refuse_non_finite(model, _WHERE)  # integers have no NaN: training would go on without a word
+    refuse_non_finite(model, _WHERE)  # integers have no NaN: training would go on silently
     with torch.no_grad():
         return graph(*args, **kwargs)
 
