@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import subprocess
 import sys
@@ -34,6 +35,7 @@ print(isa.onednn, isa.fbgemm, isa.aten, isa.cpu)
 """
 
 
+@functools.cache
 def _native(**caps: str) -> Isa:
     known = {k: v for k, v in os.environ.items() if k not in CAPS}
     done = subprocess.run(
