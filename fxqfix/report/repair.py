@@ -55,11 +55,11 @@ class Refusal(Shown):
 
 @dataclass(frozen=True)
 class Repair(Judged):
-    """A converted model mended.
+    """A converted model repaired.
 
     Attributes:
         graph_module: The repaired model, a new GraphModule.
-        applied: What was mended.
+        applied: What was repaired.
         refused: What was not, and why.
         before: The comparison of the model as it came; None without data.
         after: The comparison of `graph_module`, on the same data; None without data.
@@ -95,7 +95,7 @@ class Repair(Judged):
 
     @property
     def modified(self) -> bool:
-        """Whether anything was mended."""
+        """Whether anything was repaired."""
         return bool(self.applied)
 
     def __str__(self) -> str:
