@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import json
 import sys
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +245,12 @@ BAD: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "text": (lambda v: "codes", "no array of numbers"),
     "objects": (lambda v: np.array([object()]), "no array of numbers"),
     "wide": (lambda v: v.long() + 2**40, "beyond 32 bits"),
+    "lowest": (lambda v: torch.full_like(v, -(2**63), dtype=torch.int64), "beyond 32 bits"),
+    "unsigned": (lambda v: np.full(v.shape, 2**64 - 1, dtype=np.uint64), "beyond 32 bits"),
+    "meta": (lambda v: v.to("meta"), "meta tensor"),
+    "sparse": (lambda v: v.to_sparse(), "sparse"),
+    "float8": (lambda v: v.float().to(torch.float8_e4m3fn), "holds no codes"),
+    "other grid": (lambda v: torch._make_per_tensor_quantized_tensor(v, 0.1, 3), "scale=0.1 zp=3"),
 }
 
 
@@ -270,6 +278,10 @@ LIES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "shape": (lambda p: _entry(p, shape=[4, 16, 16, 9]), "bytes"),
     "dtype": (lambda p: _entry(p, dtype="int32"), "bytes"),
     "no dtype": (lambda p: _entry(p, dtype="codes"), "no dtype that is known"),
+    "quantized dtype": (lambda p: _entry(p, dtype="quint8"), "no dtype that is known"),
+    "dtype of 4 bits": (lambda p: _entry(p, dtype="uint4"), "no dtype that is known"),
+    "float8": (lambda p: _entry(p, dtype="float8_e4m3fn"), "no dtype that is known"),
+    "layout of layouts": (lambda p: _entry(p, layout=["NHWC"]), "layout that is not known"),
     "no shape": (lambda p: _entry(p, shape=None), "no shape"),
     "odd shape": (lambda p: _entry(p, shape=[4, -1]), "no shape of whole numbers"),
     "layout": (lambda p: _entry(p, layout="CHWN"), "layout that is not known"),
@@ -302,12 +314,39 @@ def test_a_manifest_that_lies_is_a_listed_op(kind: str, tmp_path: Path) -> None:
         ("[]", "lists no tensors"),
         ('{"tensors": [1]}', "lists no tensors"),
         ('{"tensors": [{"name": "a"}, {"name": "a"}]}', "twice"),
+        ('{"tensors": [], "tensors": [{"name": "a"}]}', "twice"),
+        ("[" * 100_000, "manifest can't be read"),
     ],
 )
 def test_a_broken_manifest_is_an_error(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=said):
         judge(dumped("PlainCNN")[0], tmp_path)
+
+
+def test_what_a_manifest_says_and_nobody_reads_is_noted(tmp_path: Path) -> None:
+    parameters, golden = dumped("PlainCNN")
+    _raw(dict(golden.values), tmp_path)
+    _entry(tmp_path, endian="big", offset=4)
+    (note,) = judge(parameters, tmp_path).notes
+    assert note == "body_0_0: of its entry in the manifest, endian, offset is not read"
+
+
+def test_a_dump_in_json_has_each_name_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"body_0_0": [1], "body_0_0": [2]}')
+    with pytest.raises(DataError, match="twice: body_0_0"):
+        judge(dumped("PlainCNN")[0], path)
+
+
+def test_a_dump_in_npz_has_each_name_once(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(2))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zipfile's own, about the name
+        for _ in range(2):
+            file.write(tmp_path / "a.npy", "body_0_0.npy")
+    with pytest.raises(DataError, match="twice: body_0_0"):
+        judge(dumped("PlainCNN")[0], tmp_path / "a.npz")
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
@@ -479,3 +518,95 @@ def test_more_codes_prove_enough() -> None:
     row = judge(parameters, {**golden.values, "add": codes}).op("add")
     assert named(judge(parameters, {**golden.values, "add": codes}), "add")
     assert not row.few
+
+
+# --- what a dump can mean -------------------------------------------------------------------------
+
+
+class Sum(torch.nn.Module):
+    """q + q, on a grid of choice."""
+
+    def __init__(self, scale: float, point: int) -> None:
+        super().__init__()
+        self.scale, self.point = scale, point
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = torch.quantize_per_tensor(x, self.scale, self.point, torch.quint8)
+        added = torch.ops.quantized.add(q, q, self.scale, self.point)
+        return torch.dequantize(added)
+
+
+def summed(scale: float, point: int) -> tuple[Parameters, dict[str, Tensor]]:
+    net, x = Sum(scale, point), torch.arange(40.0)
+    parameters = extract_parameters(net, engine="qnnpack", isa="vnni")
+    return parameters, dict(golden_vectors(net, x).values)
+
+
+@pytest.mark.parametrize(("scale", "point"), [(1.0, 3), (2.0, 0), (1.0, 128)])
+def test_floats_that_can_be_codes_and_values_are_not_guessed(scale: float, point: int) -> None:
+    parameters, values = summed(scale, point)
+    values["add"] = (values["add"].float() - point) * scale
+    found = judge(parameters, values)
+    assert found.verdict == "not judged"
+    assert found.unchecked == (
+        ("add", "its floats can be codes as well as values of this grid: give codes"),
+    )
+    assert all(op.equal for op in found.ops)
+
+
+@pytest.mark.parametrize(("scale", "point"), [(1.0, 0), (0.75, 3)])
+def test_floats_with_one_meaning_are_judged(scale: float, point: int) -> None:
+    parameters, values = summed(scale, point)
+    for made in (values["add"].float(), (values["add"].float() - point) * scale):
+        assert judge(parameters, {**values, "add": made}).exact
+
+
+def test_codes_in_place_of_the_floats_that_are_quantized_are_no_inputs() -> None:
+    parameters, golden = dumped("PlainCNN")
+    first = next(op for op in parameters if op.inputs == parameters.inputs)
+    values = {**golden.values, first.inputs[0]: golden.values[first.name]}
+    found = judge(parameters, values)
+    assert found.verdict == "not judged"
+    assert "floats are quantized here" in dict(found.unchecked)[first.inputs[0]]
+
+
+class Floats(torch.nn.Module):
+    """Float ops behind a dequantize, with one input and with two."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q = torch.quantize_per_tensor(x, 0.05, 3, torch.quint8)
+        y = torch.ops.quantized.add(q, q, 0.1, 3).dequantize()
+        return y.softmax(-1), y - x
+
+
+@pytest.mark.parametrize("name", ["softmax", "sub"])
+def test_a_float_op_that_differs_is_a_row_without_a_name(name: str) -> None:
+    x = torch.linspace(-1, 1, 32).reshape(4, 8)
+    parameters = extract_parameters(Floats(), engine="qnnpack", isa="vnni")
+    golden = golden_vectors(Floats(), x)
+    assert judge(parameters, golden).exact
+    found = judge(parameters, {**golden.values, name: golden.values[name] * 1.25})
+    assert [op.name for op in found.ops if not op.equal] == [name]
+    assert (found.verdict, named(found, name)) == ("not ok", [])
+
+
+@pytest.mark.parametrize("engine", ["qnnpack", "onednn"])
+def test_bytes_read_as_the_other_dtype_blame_the_dump(engine: str) -> None:
+    parameters, golden = dumped("PlainCNN", engine)
+    name = next(op.name for op in parameters if op.op.startswith("conv"))
+    found = judge(parameters, {**golden.values, name: golden.values[name].view(torch.int8)})
+    assert named(found, name) == [("output-bytes-reread",)]
+    assert [op.name for op in found.ops if not op.equal] == [name]  # no op behind it is blamed
+
+
+@pytest.mark.parametrize("code", [0, 7, "zero point"])
+def test_a_buffer_that_was_never_written_is_said_and_no_pair_is_blamed(code: Any) -> None:
+    parameters, golden = dumped("PlainCNN")
+    op = [op for op in parameters if op.op == "linear"][-1]
+    assert op.output is not None
+    value = int(op.output.zero_points[0]) if code == "zero point" else code
+    codes = torch.full_like(golden.values[op.name], value)
+    row = judge(parameters, {**golden.values, op.name: codes}).op(op.name)
+    assert f"the device gives {value} everywhere" in list(row.sentences())[1]
+    assert all(len(e.deviations) == 1 for e in row.named)
+    assert Judgement.from_json(Judgement("r", (row,)).to_json()).ops[0].constant == value

@@ -6,11 +6,21 @@ A new deviation is a row in one of the files, or a file. They are named in the o
 from __future__ import annotations
 
 from fxqfix.deviations._base import Deviation, Recipe, problem
-from fxqfix.deviations._search import Found, Hypothesis, explain
+from fxqfix.deviations._search import Found, Hypothesis, constant, explain
 from fxqfix.deviations._subject import Context, Counts
 from fxqfix.registry import Registry
 
-__all__ = ["Context", "Counts", "Deviation", "Found", "Hypothesis", "Recipe", "explain", "registry"]
+__all__ = [
+    "Context",
+    "Counts",
+    "Deviation",
+    "Found",
+    "Hypothesis",
+    "Recipe",
+    "constant",
+    "explain",
+    "registry",
+]
 
 DEVIATIONS: Registry[str, Deviation] = Registry(
     "deviation", parts=("summary", "remedy", "variants"), check=problem

@@ -44,7 +44,7 @@ class Recipe:
         relu: "none", "zero" (at code 0) or "added".
         clamp: "container", "declared" or "wrap".
         y_shift: What is added to the result's codes.
-        y: How the result lies.
+        y: How the result lies; "bytes": its bytes were read as the other dtype of 8 bits.
         scale: Which other scale quantizes.
         divide: "true", "f64": how an input is brought to steps of the grid.
         average: What averages are divided by.

@@ -1,4 +1,4 @@
-"""Dequantize under any recipe: what a device gives as floats."""
+"""Ops that give floats under any recipe: dequantize, and what follows behind it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from dataclasses import replace
 from torch import Tensor
 
 from fxqfix.deviations._base import DUE, Recipe
-from fxqfix.deviations._subject import Subject
+from fxqfix.deviations._subject import Context, Subject
 from fxqfix.export import Reference
+from fxqfix.export.walk import Seen
 from fxqfix.qparams import QParams
 
 __all__ = ["FloatSubject"]
 
 
 class FloatSubject(Subject):
-    """A dequantize: floats, compared by their values."""
+    """Floats, compared by their values; of a dequantize the grid can be another one."""
 
-    handles = frozenset({"x_point", "scale", "y"})
+    def __init__(self, seen: Seen, context: Context) -> None:
+        super().__init__(seen, context)
+        grid = self.reference.key == "dequantize" and self.op.input_qparams[0] is not None
+        self.handles = frozenset({"x_point", "scale", "y"} if grid else {"y"})
 
     def in_rows(self, value: Tensor) -> Tensor:
         """One column of floats."""
@@ -32,9 +36,10 @@ class FloatSubject(Subject):
 
     def whole(self, recipe: Recipe, rows: Tensor | None) -> Tensor | None:
         """The floats of the changed grid."""
-        grid, x = self.grid, self.seen.inputs[0]
-        if not isinstance(x, Tensor):
-            return None
+        x = self.seen.inputs[0]
+        if "scale" not in self.handles or not isinstance(x, Tensor):
+            return self.wanted if rows is None else self.wanted[rows]
+        grid = self.grid
         if recipe.x_point != DUE:
             grid = replace(grid, zero_point=0)
         if recipe.scale.startswith("of:"):

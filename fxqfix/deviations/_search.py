@@ -21,7 +21,7 @@ from fxqfix.deviations._subject import Context, Counts, Subject
 from fxqfix.deviations._weighted import WeightedSubject
 from fxqfix.export.walk import Seen
 
-__all__ = ["Found", "Hypothesis", "explain", "subject_of"]
+__all__ = ["Found", "Hypothesis", "constant", "explain", "subject_of"]
 
 _ROWS, _FEW = 96, 4
 _MOST_PAIRS, _MOST_BEST = 40, 3
@@ -65,6 +65,21 @@ class Found:
     tried: int
 
 
+def constant(seen: Seen) -> float | None:
+    """The one number that the device gives everywhere, where the reference gives several.
+
+    Args:
+        seen: An op whose codes differ.
+    """
+    wanted, found = seen.wanted, seen.found
+    if not isinstance(wanted, Tensor) or found is None or not found.numel():
+        return None
+    first = found.flatten()[0]
+    if bool((found != first).any()) or bool((wanted == wanted.flatten()[0]).all()):
+        return None
+    return float(first)
+
+
 def subject_of(seen: Seen, context: Context) -> Subject:
     """An op under any recipe."""
     if seen.op.weight is not None and seen.op.output is not None:
@@ -91,6 +106,8 @@ def explain(seen: Seen, context: Context, rows: Mapping[str, Deviation]) -> Foun
         last = _singles(subject, [row for row in rows.values() if row.last])
         named, tried = _complete(subject, last, few, some), tried + len(last)
     pairs: list[Hypothesis] = []
+    if not named and constant(seen) is not None:  # two clamps give one code by chance
+        return Found((), None, "", tried)
     if not named:
         pairs = list(_pairs(subject, singles, few))
         tried += len(pairs)

@@ -156,9 +156,23 @@ class Subject(ABC):
         if recipe.y not in self._found:
             assert self.seen.found is not None
             back = {"nchw-as-nhwc": "nhwc-as-nchw", "nhwc-as-nchw": "nchw-as-nhwc"}
-            value = arranged(self.seen.found, back.get(recipe.y, recipe.y))
+            if recipe.y == "bytes":
+                value = self._reread(self.seen.found)
+            else:
+                value = arranged(self.seen.found, back.get(recipe.y, recipe.y))
             self._found[recipe.y] = None if value is None else self.in_rows(value)
         return self._found[recipe.y]
+
+    def _reread(self, found: Tensor) -> Tensor | None:
+        """The bytes of a dump as codes of the op's own dtype; None where they are that already."""
+        if found.is_floating_point() or self.op.output is None:
+            return None
+        low, high = self.op.output.container
+        least, most = (int(n) for n in found.aminmax())
+        other = (0, 255) if low < 0 else (-128, 127)
+        if (low <= least and most <= high) or not other[0] <= least <= most <= other[1]:
+            return None
+        return (found.to(torch.int64) - low).remainder(high - low + 1) + low
 
     def matches(self, recipe: Recipe, rows: Tensor | None = None) -> Tensor | None:
         """Which of the device's codes the recipe gives."""

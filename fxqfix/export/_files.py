@@ -209,9 +209,25 @@ def read_arrays(path: Path, where: str) -> Arrays:
         ) from error
 
 
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are there once; json and zip files would keep the last of them.
+
+    Args:
+        pairs: Keys and values, as json hands them over.
+
+    Raises:
+        ValueError: A key is there twice.
+    """
+    keys = [key for key, _ in pairs]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ValueError(f"a key is there twice: {', '.join(twice)}")
+    return dict(pairs)
+
+
 def _bare_npz(path: Path) -> Arrays:
     numpy = require("numpy", "export", "loading .npz")
     with numpy.load(path, allow_pickle=False) as file:
+        once([(name, None) for name in file.files])
         return {k: torch.from_numpy(file[k]) for k in file.files if k != _HEADER}
 
 
@@ -221,7 +237,7 @@ def _bare_safetensors(path: Path) -> Arrays:
 
 
 def _bare_json(path: Path) -> Arrays:
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
     if isinstance(data, dict) and "format" in data:
         return _read_json(path)[1]
     return {name: torch.tensor(value) for name, value in data.items()}

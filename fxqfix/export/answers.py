@@ -19,13 +19,21 @@ from torch import Tensor
 
 from fxqfix._extras import require
 from fxqfix.errors import DataError, FxqfixError
-from fxqfix.export._files import read_arrays
+from fxqfix.export._files import once, read_arrays
 from fxqfix.export.vectors import GoldenVectors
 
 __all__ = ["Answers", "read_answers"]
 
 _WHERE = "judge"
 _MANIFEST = "manifest.json"
+_KEYS = frozenset({"name", "file", "dtype", "shape", "layout"})  # of an entry of the manifest
+_NUMBERS = frozenset(
+    getattr(torch, name)
+    for name in (
+        *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+        *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+    )
+)
 _LAYOUTS = {"NCHW": "NHWC", "NCDHW": "NDHWC", "NCW": "NWC", "NCL": "NLC"}
 
 
@@ -37,11 +45,13 @@ class Answers:
         values: Name -> array.
         problems: Name -> why its array can't be used.
         notes: What else was seen.
+        grids: Name -> (scale, zero point), where a quantized tensor was given.
     """
 
     values: dict[str, Tensor] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    grids: dict[str, tuple[float, int]] = field(default_factory=dict)
 
 
 def read_answers(given: Any) -> Answers:
@@ -73,16 +83,19 @@ def read_answers(given: Any) -> Answers:
     path = Path(given)
     if path.is_dir():
         return _folder(path)
-    arrays = read_arrays(path, _WHERE)
-    return Answers({name.removeprefix("value/"): value for name, value in arrays.items()})
+    found = Answers()
+    for name, value in read_arrays(path, _WHERE).items():
+        _take(found, name.removeprefix("value/"), value)
+    return found
 
 
 def _take(found: Answers, name: str, value: Any) -> None:
     """One array of a mapping."""
     if isinstance(value, Tensor):
-        found.values[name] = value.detach().cpu()
-        if value.is_quantized:
-            found.values[name] = value.detach().cpu().int_repr()
+        try:
+            found.values[name] = _of_tensor(found, name, value)
+        except ValueError as error:
+            found.problems[name] = str(error)
         return
     try:
         numpy = require("numpy", "export", "reading arrays")
@@ -95,6 +108,22 @@ def _take(found: Answers, name: str, value: Any) -> None:
         raise
     except Exception as error:  # arrays of other libraries raise anything
         found.problems[name] = f"it is no array of numbers ({_said(error)})"
+
+
+def _of_tensor(found: Answers, name: str, value: Tensor) -> Tensor:
+    """Numbers in memory; of a quantized tensor its codes, and its grid apart."""
+    if value.is_quantized:
+        if value.qscheme() != torch.per_tensor_affine:
+            raise ValueError("it is a quantized tensor with more than one scale")
+        found.grids[name] = (value.q_scale(), value.q_zero_point())
+        return value.detach().cpu().int_repr()
+    if value.is_meta:
+        raise ValueError("it is a meta tensor, which holds no numbers")
+    if value.layout != torch.strided or value.is_nested:
+        raise ValueError("it is a sparse or nested tensor")
+    if value.dtype not in _NUMBERS:
+        raise ValueError(f"dtype {value.dtype} holds no codes")
+    return value.detach().cpu()
 
 
 def _said(error: Exception) -> str:
@@ -123,8 +152,8 @@ def _entries(manifest: Path) -> dict[str, Mapping[str, Any]]:
     """Name -> entry."""
     where, form = f"{_WHERE}, {os.fspath(manifest)!r}", '{"tensors": [{"name", "file", ...}]}'
     try:
-        data = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = json.loads(manifest.read_text(encoding="utf-8"), object_pairs_hook=once)
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError("the manifest can't be read", where=where, found=_said(error)) from error
     listed = data.get("tensors") if isinstance(data, dict) else None
     good = isinstance(listed, list) and all(
@@ -148,6 +177,8 @@ def _by_manifest(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> Answer
 
 def _listed(found: Answers, path: Path, name: str, entry: Mapping[str, Any]) -> None:
     """One tensor of a manifest."""
+    if unread := sorted(entry.keys() - _KEYS):
+        found.notes.append(f"{name}: of its entry in the manifest, {', '.join(unread)} is not read")
     try:
         file = _inside(path, entry.get("file", f"{name}.npy"))
         if file.suffix == ".npy":
@@ -184,8 +215,7 @@ def _npy(found: Answers, name: str, file: Path) -> None:
 def _dtype(entry: Mapping[str, Any]) -> torch.dtype:
     said = entry.get("dtype")
     found = getattr(torch, said, None) if isinstance(said, str) else None
-    known = isinstance(found, torch.dtype) and not found.is_complex
-    if not known or not isinstance(found, torch.dtype):
+    if not isinstance(found, torch.dtype) or found.is_complex or found not in _NUMBERS:
         raise ValueError(f"the manifest gives it no dtype that is known: {said!r}")
     return found
 
@@ -223,9 +253,9 @@ def _as_said(value: Tensor, entry: Mapping[str, Any], own_header: bool) -> Tenso
     if own_header and entry.get("dtype") is not None and value.dtype != _dtype(entry):
         raise ValueError(f"its file has dtype {value.dtype}, the manifest says {entry['dtype']}")
     layout = entry.get("layout")
-    if layout is None or layout in _LAYOUTS:
+    if layout is None or layout in list(_LAYOUTS):
         return value
-    if layout not in _LAYOUTS.values():
+    if layout not in list(_LAYOUTS.values()):
         known = ", ".join((*_LAYOUTS, *_LAYOUTS.values()))
         raise ValueError(f"the manifest gives it a layout that is not known: {layout!r} ({known})")
     if len(layout) != value.dim():

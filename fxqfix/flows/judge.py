@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fxqfix._settings import entry
-from fxqfix.deviations import Context, Found, Hypothesis, explain, registry
+from fxqfix.deviations import Context, Found, Hypothesis, constant, explain, registry
 from fxqfix.dialects.site import closest
 from fxqfix.errors import DataError
 from fxqfix.export import Arithmetic, GoldenVectors, OpParameters, Parameters
@@ -114,8 +114,15 @@ def _inputs(
         if value.is_floating_point() and not bool(value.isfinite().all()):
             found.problems[name] = "it holds NaN or inf"
             continue
+        if not value.is_floating_point() and _is_quantized_here(parameters, name):
+            found.problems[name] = f"it holds {value.dtype}, and floats are quantized here"
+            continue
         inputs[name] = value.float() if value.is_floating_point() else value
     return inputs
+
+
+def _is_quantized_here(parameters: Parameters, name: str) -> bool:
+    return any(op.op == "quantize" and name in op.inputs for op in parameters)
 
 
 def _check_names(parameters: Parameters, found: Answers) -> None:
@@ -153,6 +160,7 @@ class _Judging:
             if value is None or op.name in self.answers.problems:
                 continue
             try:
+                _check_grid(op, self.answers.grids.get(op.name))
                 values[op.name] = _usable(value, op, self.notes)
             except ValueError as error:
                 self.answers.problems[op.name] = str(error)
@@ -202,6 +210,7 @@ class _Judging:
             seen.through,
             reason,
             found.tried,
+            constant(seen),
         )
 
     def judgement(self) -> Judgement:
@@ -329,17 +338,44 @@ def _usable(value: Tensor, op: OpParameters, notes: list[str]) -> Tensor:
         return value
     if not floats:
         wide = value.to(torch.int64)
-        if wide.numel() and int(wide.abs().max()) > 2**31 - 1:
+        wrapped = value.dtype == torch.uint64 and bool((wide < 0).any())
+        if wrapped or (wide.numel() and not -(2**31) <= int(wide.min()) <= int(wide.max()) < 2**31):
             raise ValueError("it holds integers beyond 32 bits")
         return wide.to(torch.int32)
+    return _from_floats(value, op.name, grid, notes)
+
+
+def _from_floats(value: Tensor, name: str, grid: QParams, notes: list[str]) -> Tensor:
+    """Codes that were written as floats, or whose values were.
+
+    Raises:
+        ValueError: They are neither, or can be both.
+    """
     low, high = grid.container
-    whole = value.round()
-    if torch.equal(whole, value) and bool((value >= low).all() & (value <= high).all()):
-        return value.to(grid.storage)
     scale, point = grid.tensors(value)
     codes = (value.double() / scale.double()).round() + point.double()
     inside = bool((codes >= low).all() & (codes <= high).all())
-    if inside and torch.equal(dequantize(codes.to(torch.int32), grid), value.float()):
-        notes.append(f"{op.name}: floats were taken for the codes that they are values of")
+    of_values = inside and torch.equal(dequantize(codes.to(torch.int32), grid), value.float())
+    whole = torch.equal(value.round(), value)
+    if whole and bool((value >= low).all() & (value <= high).all()):
+        if of_values and not torch.equal(codes, value.double()):
+            raise ValueError("its floats can be codes as well as values of this grid: give codes")
+        return value.to(grid.storage)
+    if of_values:
+        notes.append(f"{name}: floats were taken for the codes that they are values of")
         return codes.to(grid.storage)
     raise ValueError("it holds floats that are neither codes nor values of this grid")
+
+
+def _check_grid(op: OpParameters, given: tuple[float, int] | None) -> None:
+    """A quantized tensor says a grid of its own.
+
+    Raises:
+        ValueError: It is not the op's.
+    """
+    grid = op.output
+    if given is None or grid is None or given == (grid.scales[0], int(grid.zero_points[0])):
+        return
+    raise ValueError(
+        f"it is a quantized tensor with scale={given[0]:g} zp={given[1]}, and {grid} is due"
+    )

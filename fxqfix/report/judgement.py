@@ -62,6 +62,8 @@ class Explanation(Shown):
         if self.broken:
             counted += f", and {self.broken:,} others would change"
         name = " + ".join(self.deviations)
+        if not self.complete:
+            return f"{name} ({counted})"
         return f"{name}: {self.summary} ({counted}); to change: {self.remedy}"
 
 
@@ -81,6 +83,7 @@ class JudgedOp(Shown):
         through: Ops before it that the device did not give: the reference stands in for them.
         reason: Why nothing can be said, "" where something can.
         tried: How many hypotheses were computed.
+        constant: The one number that the device gives everywhere; None where it gives several.
 
     Example:
         >>> JudgedOp("fc", "linear", Discrepancy(elements=8)).equal
@@ -97,6 +100,7 @@ class JudgedOp(Shown):
     through: tuple[str, ...] = ()
     reason: str = ""
     tried: int = 0
+    constant: float | None = None
 
     @property
     def equal(self) -> bool:
@@ -130,6 +134,11 @@ class JudgedOp(Shown):
         yield f"{self.local.differing:,} of {self.local.elements:,} codes differ" + (
             f" (with {', '.join(self.through)} as the reference has it)" if self.through else ""
         )
+        if self.constant is not None:
+            yield (
+                f"the device gives {self.constant:g} everywhere, as a buffer that nothing was "
+                "written to would"
+            )
         yield from map(str, self.named)
         if self.named and self.separation:
             yield f"equal on these data; {self.separation}"
@@ -140,7 +149,10 @@ class JudgedOp(Shown):
             )
         if not self.named and self.best is not None:
             left = self.best.differing - self.best.explained + self.best.broken
-            yield f"nothing gives all of them; nearest is {self.best}; {left:,} are left"
+            yield (
+                f"nothing gives all of them; nearest is {self.best}, which leaves {left:,}: "
+                "no finding"
+            )
         elif not self.named:
             yield "no deviation that is known explains them"
 

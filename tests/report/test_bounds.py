@@ -179,6 +179,7 @@ def test_an_explanation_gives_all_codes_and_changes_no_other(
     counts: tuple[int, int, int], complete: bool
 ) -> None:
     assert explanation(*counts).complete == complete
+    assert ("to change" in str(explanation(*counts))) == complete  # no advice without a finding
     assert ("others would change" in str(explanation(*counts))) == bool(counts[2])
 
 
@@ -194,7 +195,7 @@ def test_an_op_of_a_device() -> None:
     near = replace(off, best=explanation(2, 3, 1), through=("x",))
     assert list(near.sentences()) == [
         "3 of 8 codes differ (with x as the reference has it)",
-        f"nothing gives all of them; nearest is {near.best}; 2 are left",
+        f"nothing gives all of them; nearest is {near.best}, which leaves 2: no finding",
     ]
     named = replace(off, named=(explanation(3, 3, 0),), separation="x = 1", best=None)
     assert list(named.sentences())[-1] == "equal on these data; x = 1"
