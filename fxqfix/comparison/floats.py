@@ -134,7 +134,8 @@ class FloatBeside:
             why = (
                 f"it was trained since ({len(moved)} layers have other weights, {moved[0]} first)"
                 if moved
-                else "other weights, moved BatchNorm statistics, or inputs in another order"
+                else "other weights, moved BatchNorm statistics, rounding in half precision, or "
+                "inputs in another order"
             )
             said.append(
                 f"without its quantizers too the prepared model is {decibels(total.sqnr_db)} dB "

@@ -217,7 +217,7 @@ def test_another_float_function_is_said(case: str) -> None:
         net, prepared, data = _swapped()
     report = compared(net, prepared, data)
     said = next(n for n in report.notes if "without its quantizers" in n)
-    assert "moved BatchNorm statistics, or inputs in another order" in said
+    assert "moved BatchNorm statistics, rounding in half precision, or inputs" in said
     found = fxqfix.sensitivity(prepared, data, float_model=net)
     assert found.in_float is not None
     assert found.in_float.sqnr_db < 40

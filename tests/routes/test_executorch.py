@@ -264,6 +264,7 @@ def test_what_does_nothing_stops_no_look(idle: nn.Module, last: bool) -> None:
     assert len(found.sites) >= 3
 
 
+@needed
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     "second",
