@@ -18,12 +18,12 @@ import fxqfix
 from fxqfix import cli, ops
 from fxqfix.errors import MissingDependencyError, PairingError, UnknownNameError
 from fxqfix.report import Coverage, Report, Uncovered, text
+from tests.builds import elsewhere
 from tests.report import samples
 
 MODELS = """
 import copy
 import torch
-from tests.builds import elsewhere
 
 def pair():
     return torch.nn.ReLU(), None, [torch.zeros(1)]
