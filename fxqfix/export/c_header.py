@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxqfix.engines import Qnnpack, Weighted
-from fxqfix.errors import UnsupportedError
+from fxqfix.errors import OptionError, UnsupportedError
 from fxqfix.export.parameters import OpParameters, Parameters
 from fxqfix.export.reference import Reference
 
@@ -68,12 +68,22 @@ def c_header(parameters: Parameters, prefix: str = "fxq") -> str:
     Returns:
         The text of the header.
 
+    Raises:
+        OptionError: The prefix is no C identifier.
+
     Example:
         >>> from fxqfix.export import Parameters
         >>> print(c_header(Parameters((), (), ())).splitlines()[1])
         #define FXQ_PARAMETERS_H
     """
-    guard = re.sub(r"\W", "_", prefix).upper() + "_PARAMETERS_H"
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", prefix):
+        raise OptionError(
+            "a prefix of C names is a C identifier",
+            where="c_header",
+            found=repr(prefix),
+            expected="letters, digits and _, no digit first",
+        )
+    guard = prefix.upper() + "_PARAMETERS_H"
     names = c_names([op.name for op in parameters])
     lines = [f"#ifndef {guard}", f"#define {guard}", "#include <stdint.h>", ""]
     lines.append(f"/* written by fxqfix; reference: {parameters.arithmetic or 'not known'} */")

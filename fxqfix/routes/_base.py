@@ -13,7 +13,7 @@ from fxqfix.passes import Pass, PinRanges
 from fxqfix.qparams import QParams
 from fxqfix.report import Certificate
 
-__all__ = ["Deployed", "Route", "SiteView"]
+__all__ = ["Deployed", "Route", "SiteView", "unlike"]
 
 
 @dataclass(frozen=True)
@@ -108,3 +108,17 @@ class Route:
     passes: tuple[Pass, ...] = (PinRanges(),)
     anywhere: bool = False
     certify: Callable[[nn.Module, Iterable[Any], bool | None], Certificate] | None = None
+
+
+def unlike(wanted: Sequence[Tensor], found: Sequence[Any]) -> str:
+    """Why what a route gives can't be compared: its kind, its shapes, NaN and inf; "" if it can."""
+    kinds = sorted({type(value).__name__ for value in found if not isinstance(value, Tensor)})
+    if kinds:
+        return f"it gives {', '.join(kinds)}, and tensors are due"
+    mine, theirs = ([tuple(t.shape) for t in values] for values in (wanted, found))
+    if mine != theirs:
+        return f"it gives outputs of shapes {theirs}, the graph {mine}"
+    for i, (due, value) in enumerate(zip(wanted, found, strict=True)):
+        if bool(due.isfinite().all()) and not bool(value.isfinite().all()):
+            return f"it gives NaN or inf in output {i}, where the graph gives numbers"
+    return ""

@@ -38,7 +38,7 @@ from fxqfix.passes.cut_sites import cut_points, float_ends, output_nodes
 from fxqfix.qparams import QParams, quantize
 from fxqfix.report import Certificate, Certified
 from fxqfix.routes import _registry
-from fxqfix.routes._base import Deployed, Route, SiteView
+from fxqfix.routes._base import Deployed, Route, SiteView, unlike
 from fxqfix.routes._explain import explain, float_error
 from fxqfix.routes._identity import Digest, identity
 from fxqfix.routes._own import Deployer
@@ -296,10 +296,8 @@ class Watched:
             raise
         except Exception as error:
             raise self._failed("run this batch", error, args) from error
-        mine, theirs = ([tuple(t.shape) for t in values] for values in (wanted, found))
-        if mine != theirs:
-            wrong = ValueError(f"it gives outputs of shapes {theirs}, the graph {mine}")
-            raise self._failed("give what the graph gives", wrong, args)
+        if wrong := unlike(wanted, found):
+            raise self._failed("give what the graph gives", ValueError(wrong), args)
         return found
 
     def _failed(self, what: str, error: Exception, batch: tuple[Any, ...]) -> RouteError:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fxqfix import Parameters
+from fxqfix.errors import OptionError
 from fxqfix.export import c_header, c_names
 from tests.engines.nets import NETS
 from tests.test_judge import dumped
@@ -66,6 +67,12 @@ def test_c_reads_back_every_number(tmp_path: Path) -> None:
     ]
     assert len(weighted) == 4
     assert found == due
+
+
+@pytest.mark.parametrize("prefix", ["1a", "a b", "", "a-b", "größe"])
+def test_a_prefix_that_is_no_identifier_is_refused(prefix: str) -> None:
+    with pytest.raises(OptionError, match="C identifier"):
+        c_header(Parameters((), (), ()), prefix)
 
 
 def test_names_are_identifiers() -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.ao.quantization import get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import prepare_fx
 
 from fxqfix import certify
 from fxqfix.errors import RouteError, UnknownNameError
+from fxqfix.measure import tensors_of
 from fxqfix.routes import Deployed, Deployer, _own, find, registry
 
 
@@ -66,6 +68,26 @@ def test_it_is_not_believed(prepared: nn.Module) -> None:
     found = certify(prepared, Wrong(), DATA)
     assert not found.exact
     assert found.verdict == "not ok"
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "said"),
+    [
+        (lambda t: t * float("nan"), "NaN or inf in output 0, where the graph gives numbers"),
+        (lambda t: t.numpy(), "it gives ndarray, and tensors are due"),
+        (lambda t: t[:1], "it gives outputs of shapes"),
+    ],
+    ids=["nan", "numpy", "shape"],
+)
+def test_what_can_not_be_compared_is_named(
+    spoiled: Callable[[Tensor], Any], said: str, prepared: nn.Module
+) -> None:
+    def deploy(graph_module: Any, batch: Any) -> Any:
+        return lambda *inputs: [spoiled(t) for t in tensors_of([graph_module(*inputs)])]
+
+    route = SimpleNamespace(name="spoiled", summary="s", deploy=deploy)
+    with pytest.raises(RouteError, match=said):
+        certify(prepared, route, DATA)
 
 
 @pytest.mark.parametrize(
