@@ -215,7 +215,7 @@ def _writes_its_own(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
         return True
     source = node.all_input_nodes[0]
     found = ops.match_node(source, modules)
-    new = source.op == "placeholder" or (found is not None and found.key in _SUMS | _POINTWISE)
+    new = source.op == "placeholder" or (found is not None and found.spec.key in _SUMS | _POINTWISE)
     return new and len(source.users) == 1
 
 
@@ -223,7 +223,7 @@ def _product(
     node: fx.Node, modules: Mapping[str, nn.Module], weights: Collection[str]
 ) -> Product | None:
     found = ops.match_node(node, modules)
-    if found is None or found.key not in _SUMS or not node.args:
+    if found is None or found.spec.key not in _SUMS or not node.args:
         return None
     source: Any = node.args[0]
     if not isinstance(source, fx.Node) or source.op != "placeholder":

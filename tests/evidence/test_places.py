@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.ao.quantization import get_default_qat_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 
 import fxqfix
 from fxqfix._regrid import regrid
 from fxqfix.evidence import places as module
 from fxqfix.evidence.places import Places
+from fxqfix.evidence.recompute import Recompute
 from fxqfix.qparams import QParams, quantize
 from tests.faults.injectors import INJECTORS
 
@@ -60,3 +67,30 @@ def test_shares_are_those_of_all_places(cause: str, monkeypatch: pytest.MonkeyPa
     for row, mine in zip(whole.rows, part.rows, strict=True):
         assert dict(mine.causes) == dict(row.causes)
         assert (mine.local, mine.cumulative) == (row.local, row.cumulative)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_convolutions_are_not_computed_as_a_whole(relu: bool, monkeypatch: Any) -> None:
+    """A fused relu is no reason to: float64 is for the places that differ."""
+    torch.manual_seed(0)
+    x = torch.rand(4, 3, 16, 16)
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        *([nn.ReLU()] if relu else []),
+    ]
+    mapping = get_default_qat_qconfig_mapping("fbgemm")
+    prepared = prepare_qat_fx(nn.Sequential(*layers).train(), mapping, (x,))
+    prepared(x)
+    prepared.eval()
+    converted, whole = convert_fx(copy.deepcopy(prepared)), Recompute.exact
+    computed = list[str]()
+
+    def exact(self: Recompute, *args: Any, **options: Any) -> torch.Tensor:
+        computed.append(self.end.name)
+        return whole(self, *args, **options)
+
+    monkeypatch.setattr(Recompute, "exact", exact)
+    report = fxqfix.compare(prepared, converted, [3 * x], engine="fbgemm")
+    assert report.causes
+    assert computed == []
