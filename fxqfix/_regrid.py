@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fxqfix.qparams import QParams
 
-__all__ = ["regrid", "same_codes"]
+__all__ = ["differ", "regrid", "same_codes"]
+
+_PART = 2**17  # elements that are looked up at a time
 
 
 def regrid(codes: Tensor, source: QParams, target: QParams) -> Tensor:
@@ -64,6 +67,42 @@ def same_codes(source: QParams, target: QParams) -> bool:
         return False
     table = _regridded(source, target)
     return torch.equal(table, torch.arange(table.numel(), device="cpu") + source.container[0])
+
+
+def differ(
+    codes: Tensor, source: QParams, target: QParams, others: Sequence[Tensor]
+) -> list[Tensor]:
+    """Masks of the codes that are not those of other tensors, once expressed in their grid.
+
+    Args:
+        codes: Integer codes on `source`.
+        source: Their grid.
+        target: The grid of the others.
+        others: Codes on `target`, of the same shape.
+
+    Example:
+        >>> a, b = QParams(0.5, 0, 0, 255, torch.quint8), QParams(0.25, 10, 0, 255, torch.quint8)
+        >>> differ(torch.tensor([4, 5]), a, b, [torch.tensor([18, 18])])
+        [tensor([False,  True])]
+    """
+    if same_codes(source, target) and source.storage == target.storage:
+        codes = codes.to(source.storage).contiguous()
+        return [codes != other.to(codes.dtype).contiguous() for other in others]
+    known = codes.dtype == source.storage and source.one_byte and target.axis is None
+    if not known or codes.device.type != "cpu":
+        codes = regrid(codes, source, target).contiguous()
+        return [codes != other.contiguous() for other in others]
+    table, codes = _regridded(source, target).roll(source.container[0]), codes.contiguous()
+    flat, wanted = codes.view(torch.uint8).flatten(), [t.contiguous().flatten() for t in others]
+    found = [torch.empty_like(flat, dtype=torch.bool) for _ in others]
+    places = torch.empty(min(_PART, flat.numel()), dtype=torch.int32)
+    for start in range(0, flat.numel(), _PART):
+        here = slice(start, start + _PART)
+        part = flat[here]
+        now = table.index_select(0, places[: part.numel()].copy_(part))
+        for mask, other in zip(found, wanted, strict=True):
+            torch.ne(now, other[here], out=mask[here])
+    return [mask.reshape(codes.shape) for mask in found]
 
 
 @functools.lru_cache(maxsize=4096)

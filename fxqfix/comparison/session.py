@@ -18,7 +18,7 @@ from fxqfix.comparison.holdings import holdings
 from fxqfix.comparison.outputs import Outputs, float_kernels, unseen
 from fxqfix.comparison.plan import Plan
 from fxqfix.dialects import Site, Tap
-from fxqfix.measure import Corrector, Probe, Run, discrepancy, histogram, run
+from fxqfix.measure import STRAYED, Corrector, Probe, Run, discrepancy, histogram, run, strayed
 from fxqfix.pairing import Pair
 from fxqfix.passes import InsertShadows
 from fxqfix.passes._ends import (
@@ -50,6 +50,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.floored = 0
+        self.strayed: list[str] = []
         self.outputs = self._outputs()
         self.corrector = None
         if self.culprits:
@@ -115,13 +116,18 @@ class Session:
             self.corrector.start()
         floor = First(twin) if noise_floor == "first" else None
 
+        last: list[Any] = []
+
         def after(args: tuple[Any, ...], kwargs: dict[str, Any], start: Any) -> None:
+            last[:] = [args, kwargs]
             for hook in (self.corrector, floor, self.floats):
                 if hook is not None:
                     hook(args, kwargs, start)
 
         found = run(twin, data, progress=progress, after=after)
         self.floored = 1 if noise_floor == "first" else found.batches
+        if found.batches > 1:  # the first batch has done it
+            self.strayed = strayed(twin, *last)
         return found
 
     def probe(self, probing: Probing) -> nn.Module:
@@ -301,6 +307,7 @@ class Session:
         if self.outputs.probe.problem:
             problem = self.outputs.probe.problem
             unsupported.append(Uncovered("outputs", "converted", problem))
+        unsupported += [Uncovered(name, "prepared", STRAYED) for name in self.strayed]
         inner = {tap for tap, _ in self._between()}
         unpaired = [(t, side, r) for t, side, r in self.plan.pairing.unpaired if t not in inner]
         return Coverage(

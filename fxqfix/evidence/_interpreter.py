@@ -117,6 +117,14 @@ class AtPlaces(Interpreter):
         self.tail, self.places, self.values = tail, places, values
         self._taken: dict[fx.Node, Any] = {}
 
+    def compute(self, *args: Any, **options: Any) -> Tensor:
+        """Run the region; the values at the places are let go of."""
+        try:
+            return super().compute(*args, **options)
+        finally:
+            self.values, self._taken = {}, {}
+            del self.places
+
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, or take its value at the places."""
         return self.values[n] if n in self.values else super().run_node(n)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxqfix._regrid import regrid, same_codes
+from fxqfix._regrid import differ
 from fxqfix.qparams import QParams
 
 __all__ = ["BEYOND", "MOST", "Found", "roundings"]
@@ -45,12 +45,9 @@ class Found:
 
     def masks(self) -> tuple[Tensor, Tensor]:
         """Masks of the codes that differ on the same inputs, and from the model's own."""
-        if same_codes(self.target, self.grid) and self.grid.storage == self.target.storage:
-            kept = (t.to(self.grid.storage) for t in (self.raw, self.expected, self.own))
-            raw, expected, own = (t.contiguous() for t in kept)
-        else:
-            raw, expected, own = regrid(self.raw, self.target, self.grid), self.expected, self.own
-        return raw != expected, raw != own
+        others = self.expected, self.own
+        here, there = differ(self.raw, self.target, self.grid, others)
+        return here, there
 
 
 def roundings(

@@ -7,18 +7,21 @@ from fxqfix.measure.histogram import Histogram, histogram
 from fxqfix.measure.outputs import OutputProbe, Returned
 from fxqfix.measure.probe import Probe
 from fxqfix.measure.run import (
+    STRAYED,
     Run,
     batches_of,
     cannot_run,
     check_values,
     positional,
     run,
+    strayed,
     streamed,
     tensors_of,
 )
 from fxqfix.measure.state import State, held
 
 __all__ = [
+    "STRAYED",
     "Corrector",
     "Culprit",
     "Discrepancy",
@@ -39,6 +42,7 @@ __all__ = [
     "histogram",
     "positional",
     "run",
+    "strayed",
     "streamed",
     "tensors_of",
 ]

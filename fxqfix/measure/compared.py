@@ -11,14 +11,13 @@ from torch import Tensor
 
 from fxqfix._regrid import regrid
 from fxqfix.measure.discrepancy import Discrepancy
-from fxqfix.measure.tally import Tally, apart, bins, countable
+from fxqfix.measure.tally import Tally, apart, bins, countable, pairs
 from fxqfix.qparams import QParams
 
-__all__ = ["differing", "discrepancy", "float_discrepancy"]
+__all__ = ["differing", "discrepancy", "float_discrepancy", "jointly"]
 
 _CODES, _MANY = 256, 4096
 _CACHED = 2**18  # elements, in float64
-_FEW = 8  # below one in so many that differ, only these are counted as pairs
 
 
 def discrepancy(
@@ -45,7 +44,8 @@ def discrepancy(
         a, b = (t.to(grid.storage) for t in (reference, actual))
         return Tally.of(bins(a), bins(b), apart(a, b, a != b), grid).discrepancy(grid)
     if grid.one_byte and actual_grid.one_byte and reference.numel() > _MANY:
-        return _jointly(reference, actual, grid, actual_grid)
+        given = reference.to(grid.storage), actual.to(actual_grid.storage)
+        return jointly(pairs(*given), grid, actual_grid)
     parts = _rows(reference, actual, grid, actual_grid)
     return sum((_summed(*part) for part in parts), Discrepancy())
 
@@ -94,10 +94,15 @@ def _summed(reference: Tensor, actual: Tensor, grid: QParams, actual_grid: QPara
     )
 
 
-def _jointly(reference: Tensor, actual: Tensor, grid: QParams, actual_grid: QParams) -> Discrepancy:
-    """Of 8-bit codes on two grids: how often each pair of codes occurs tells everything."""
-    given = reference.to(grid.storage), actual.to(actual_grid.storage)
-    counts = _pairs(*(t.view(torch.uint8).flatten() for t in given)).cpu()
+def jointly(counts: Tensor, grid: QParams, actual_grid: QParams) -> Discrepancy:
+    """Of 8-bit codes on two grids: how often each pair of codes occurs tells everything.
+
+    Args:
+        counts: `pairs` of the reference and the compared codes.
+        grid: The reference's qparams.
+        actual_grid: The compared stream's.
+    """
+    counts = counts.flatten().cpu()
     at = counts.nonzero().squeeze(1)
     times = counts[at]
     a, b = at.div(_CODES, rounding_mode="floor"), at % _CODES
@@ -127,21 +132,6 @@ def _jointly(reference: Tensor, actual: Tensor, grid: QParams, actual_grid: QPar
         energy=total(values.square()),
         product=total(wanted * values),
     )
-
-
-def _pairs(reference: Tensor, actual: Tensor) -> Tensor:
-    """How often each pair of bytes occurs, int64 of 256 * 256."""
-    differs = reference != actual
-    few = int(torch.count_nonzero(differs)) * _FEW < differs.numel()
-    if few:
-        at = differs.nonzero().squeeze(1)
-        alike, reference, actual = bins(actual), reference[at], actual[at]
-    pairs = reference.to(torch.int32).mul_(_CODES).add_(actual)
-    counts = torch.bincount(pairs, minlength=_CODES**2)
-    if few:
-        square = counts.view(_CODES, _CODES)
-        square.diagonal().add_(alike - square.sum(0))
-    return counts
 
 
 def differing(reference: Tensor, actual: Tensor) -> Tensor:

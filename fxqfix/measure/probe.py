@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxqfix._regrid import regrid, same_codes
+from fxqfix._regrid import differ
 from fxqfix._settings import default_cpu
-from fxqfix.measure.compared import discrepancy
+from fxqfix.measure.compared import discrepancy, jointly
 from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.measure.histogram import Histogram, histogram, of_bins
 from fxqfix.measure.sums import Sums
-from fxqfix.measure.tally import apart, bins, countable
+from fxqfix.measure.tally import MANY, apart, bins, countable, pairs
 from fxqfix.passes._shadow_modules import Local, Snapshot, check_shape
 from fxqfix.qparams import QParams
 
@@ -132,40 +131,71 @@ class Probe(nn.Module):
         # Of one layout: codes of two would be compared one by one.
         storage = self.grid.storage
         converted, prepared = (t.to(storage).contiguous() for t in (converted, prepared))
-        theirs, mine = bins(converted), bins(prepared)
+        differs = prepared != converted
+        mine, theirs = self._add(self._cumulative, prepared, converted, differs)
         known = self._bins or [0, 0]
         self._bins = [known[0] + mine, known[1] + theirs]
-        differs = prepared != converted
-        self._cumulative.count(mine, theirs, apart(prepared, converted, differs))
         if expected is not None:
             expected = expected.to(storage).contiguous()
             here = expected != converted
-            self._local.count(bins(expected), theirs, apart(expected, converted, here))
+            self._add(self._local, expected, converted, here, theirs=theirs)
             differs |= here
         if nudged is not None:
             nudged = nudged.contiguous()
-            moved = apart(prepared, nudged, prepared != nudged)
-            self._floor.count(mine, bins(nudged), moved)
+            self._add(self._floor, prepared, nudged, prepared != nudged, mine=mine)
         return torch.count_nonzero(differs)
+
+    def _add(
+        self,
+        sums: Sums,
+        reference: Tensor,
+        actual: Tensor,
+        differs: Tensor,
+        mine: Tensor | None = None,
+        theirs: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Count the codes of one stream; how often each occurs in both."""
+        if reference.device.type == "cpu" and reference.numel() >= MANY:
+            counts = pairs(reference, actual)
+            sums.count_pairs(counts)
+            return counts.sum(1), counts.sum(0)
+        mine = bins(reference) if mine is None else mine
+        theirs = bins(actual) if theirs is None else theirs
+        sums.count(mine, theirs, apart(reference, actual, differs))
+        return mine, theirs
 
     def _sum(
         self, expected: Tensor | None, converted: Tensor, prepared: Tensor, nudged: Tensor | None
     ) -> Tensor:
         """Add up codes of two grids, or of wide ones; how many differ."""
         grid, target = self.grid, self.converted_qparams
-        if expected is not None:
-            self._local.add(discrepancy(expected, converted, grid, target))
-        self._cumulative.add(discrepancy(prepared, converted, grid, target))
-        counts = histogram(prepared, converted, grid, target)
-        if self._histogram is not None and counts is not None:
-            counts = self._histogram + counts
-        self._histogram = counts
+        now = self._compare(prepared, converted, target)
+        self._cumulative.add(now)
         if nudged is not None:
             self._floor.add(discrepancy(prepared, nudged, grid, grid))
-        in_bytes = same_codes(target, grid) and target.storage == grid.storage
-        codes = converted if in_bytes else regrid(converted, target, grid)
-        codes, *others = (
-            t.to(codes.dtype).contiguous() for t in (codes, prepared, expected) if t is not None
-        )
-        masks = [codes != other for other in others]
-        return torch.count_nonzero(functools.reduce(torch.logical_or, masks))
+        if expected is None:
+            return torch.tensor(now.differing, device=converted.device)
+        self._local.add(self._compare(expected, converted, target, histogram_too=False))
+        masks = differ(converted, target, grid, [prepared, expected])
+        return torch.count_nonzero(masks[0].logical_or_(masks[1]))
+
+    def _compare(
+        self, reference: Tensor, converted: Tensor, target: QParams, *, histogram_too: bool = True
+    ) -> Discrepancy:
+        """A discrepancy, and the histogram of both streams."""
+        grid, counts = self.grid, None
+        alike = grid.storage == target.storage
+        if grid.one_byte and target.one_byte and alike and reference.numel() >= MANY:
+            counts = pairs(*(t.to(grid.storage) for t in (reference, converted)))
+        if histogram_too:
+            found = (
+                histogram(reference, converted, grid, target)
+                if counts is None
+                else of_bins(counts.sum(1), counts.sum(0), grid.storage)
+            )
+            if self._histogram is not None and found is not None:
+                found = self._histogram + found
+            self._histogram = found
+        if counts is None:
+            return discrepancy(reference, converted, grid, target)
+        return jointly(counts, grid, target)

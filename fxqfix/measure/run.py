@@ -15,9 +15,11 @@ from fxqfix import _rng, _torch
 from fxqfix._reasons import innermost
 from fxqfix._settings import as_given, read_as_given
 from fxqfix.errors import DataError, DeviceError, FxqfixError, ModelRunError, NonFiniteError
-from fxqfix.passes._ends import TAG
+from fxqfix.passes._ends import TAG, only
+from fxqfix.passes._held import doubted
 
 __all__ = [
+    "STRAYED",
     "Run",
     "batches_of",
     "cannot_run",
@@ -25,6 +27,7 @@ __all__ = [
     "positional",
     "progress_bar",
     "run",
+    "strayed",
     "streamed",
     "tensors_of",
 ]
@@ -314,6 +317,24 @@ def _forward(
             remedy += "batch has to be what the model's forward takes, and converted to what its "
             remedy += "kernels take"
         raise cannot_run("the models", error, where, values, remedy) from error
+
+
+# Why figures of a site can't be relied on where its stand-in is found wrong after the first batch.
+STRAYED = "what stands in for this module gives other bits on the last batch than on the first"
+
+
+def strayed(twin: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+    """Sites whose stand-in in the prepared branch gives other bits than the user's own module.
+
+    Args:
+        twin: The twin; only its prepared branch is left.
+        args: The arguments of the last batch.
+        kwargs: Its keywords.
+    """
+    only(twin, "prepared")
+    with torch.no_grad(), _rng.same_rng(), doubted(twin) as found:
+        _forward(twin, "compare, the last batch once more", args, dict(kwargs))
+    return found
 
 
 class _Steps(fx.Interpreter):

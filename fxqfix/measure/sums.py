@@ -26,7 +26,13 @@ class Sums:
 
     def count(self, reference: Tensor, actual: Tensor, differences: Tensor) -> None:
         """Add the histograms of a batch; see `Tally.of`."""
-        found = Tally.of(reference, actual, differences, self._grid)
+        self._put(Tally.of(reference, actual, differences, self._grid))
+
+    def count_pairs(self, counts: Tensor) -> None:
+        """Add the pairs of codes of a batch; see `Tally.of_pairs`."""
+        self._put(Tally.of_pairs(counts, self._grid))
+
+    def _put(self, found: Tally) -> None:
         self._tally = found if self._tally is None else self._tally + found
 
     def compare(self, reference: Tensor, actual: Tensor, actual_grid: QParams) -> None:

@@ -16,11 +16,13 @@ from torch import Tensor
 from fxqfix.measure.discrepancy import Discrepancy
 from fxqfix.qparams import QParams
 
-__all__ = ["Tally", "apart", "bins", "countable"]
+__all__ = ["MANY", "Tally", "apart", "bins", "countable", "pairs"]
 
 _CODES = 256
 # Above this share of differing codes, all differences are counted; below, those that are not 0.
 _FEW = 8
+_PART = 2**19  # elements whose pairs are counted at a time: the int32 of all would cost more
+MANY = 2**15  # elements from which on counting their pairs costs less
 
 
 def countable(grid: QParams, other: QParams) -> bool:
@@ -51,6 +53,29 @@ def bins(codes: Tensor) -> Tensor:
         [1, 2]
     """
     return _counted(codes.view(torch.uint8).flatten(), _CODES)
+
+
+def pairs(reference: Tensor, actual: Tensor) -> Tensor:
+    """How often each pair of codes occurs, int64 of 256 x 256: by their bits.
+
+    Args:
+        reference: uint8 or int8, any shape.
+        actual: Of the same shape and layout.
+
+    Example:
+        >>> a, b = (torch.tensor(x, dtype=torch.uint8) for x in ([1, 2], [1, 4]))
+        >>> pairs(a, b).nonzero().tolist()
+        [[1, 1], [2, 4]]
+    """
+    a, b = (t.view(torch.uint8).flatten() for t in (reference, actual))
+    size = _PART if a.device.type == "cpu" else max(a.numel(), 1)
+    found = torch.zeros(_CODES**2, dtype=torch.int64, device=a.device)
+    part = torch.empty(min(size, a.numel()), dtype=torch.int32, device=a.device)
+    for start in range(0, a.numel(), size):
+        mine, theirs = (t[start : start + size] for t in (a, b))
+        both = part[: mine.numel()].copy_(mine).mul_(_CODES).add_(theirs)
+        found += _counted(both, _CODES**2)
+    return found.reshape(_CODES, _CODES)
 
 
 def apart(reference: Tensor, actual: Tensor, differs: Tensor) -> Tensor:
@@ -136,6 +161,19 @@ class Tally:
         found = torch.cat([mine, theirs, both, differences.sum().reshape(1)])
         return cls(found, ((differences != 0) * lsb[1]).max())
 
+    @classmethod
+    def of_pairs(cls, counts: Tensor, grid: QParams) -> Tally:
+        """Add up one batch.
+
+        Args:
+            counts: `pairs` of the reference and the compared codes.
+            grid: The grid of both.
+        """
+        signed = grid.storage == torch.int8
+        apart = counts.new_zeros(2 * _CODES - 1)
+        apart.scatter_add_(0, _of_pairs(signed, counts.device), counts.flatten())
+        return cls.of(counts.sum(1), counts.sum(0), apart, grid)
+
     def __add__(self, other: Tally) -> Tally:
         """Both together."""
         return Tally(self.sums + other.sums, torch.maximum(self.most, other.most))
@@ -175,6 +213,15 @@ def _of_codes(signed: bool, point: int, low: int, high: int, device: torch.devic
         codes = torch.where(codes < _CODES // 2, codes, codes - _CODES)
     flags = ((codes < low) | (codes > high), codes <= low, codes >= high)
     return torch.stack([(codes - point).square(), *(f.to(torch.int64) for f in flags)])
+
+
+@functools.lru_cache(maxsize=64)
+def _of_pairs(signed: bool, device: torch.device) -> Tensor:
+    """Per pair of bins: the bin of its difference."""
+    codes = torch.arange(_CODES, device=device)
+    if signed:
+        codes = torch.where(codes < _CODES // 2, codes, codes - _CODES)
+    return (codes.reshape(1, -1) - codes.reshape(-1, 1) + _CODES - 1).flatten()
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,6 +13,7 @@ from fxqfix.pairing import Pair, Pairing
 __all__ = [
     "TAG",
     "not_returned",
+    "only",
     "other_structure",
     "places_of",
     "returned",
@@ -177,5 +178,20 @@ def without(twin: fx.GraphModule, stream: str) -> None:
         node.args = kept(node.args)
     for node in reversed(list(twin.graph.nodes)):
         if node in gone:
+            twin.graph.erase_node(node)
+    twin.recompile()
+
+
+def only(twin: fx.GraphModule, stream: str) -> None:
+    """Leave one branch of a twin, which then returns None for each value.
+
+    Args:
+        twin: The twin; it is changed.
+        stream: The branch's name.
+    """
+    for node in reversed(list(twin.graph.nodes)):
+        if node.op == "output":
+            node.args = fx.map_arg(node.args, lambda _: None)
+        elif node.op != "placeholder" and node.meta.get(TAG) != stream:
             twin.graph.erase_node(node)
     twin.recompile()

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxqfix import _torch
 from fxqfix.errors import PairingError
+from fxqfix.passes._codes import codes_of, fits, strides_of
 from fxqfix.passes._draws import Draws, Replaying
 from fxqfix.qparams import QParams, dequantize, quantize
 
@@ -74,7 +75,7 @@ class Snapshot(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """Take the codes of a float, integer or quantized tensor."""
-        self.strides = _strides(value)
+        self.seen(value)
         if value.is_quantized:
             if self.qparams.axis is None:
                 scale, point = value.q_scale(), value.q_zero_point()
@@ -83,21 +84,16 @@ class Snapshot(nn.Module):
             return value.int_repr()
         if not value.is_floating_point():
             return value.detach().clone()
-        self.floats = value.dtype
-        return quantize(value, self.qparams).to(self.qparams.storage)
+        return codes_of(value, self.qparams)
+
+    def seen(self, value: Tensor) -> None:
+        """Note how a value lies in memory, and the dtype of a float."""
+        self.strides = strides_of(value)
+        if value.is_floating_point():
+            self.floats = value.dtype
 
 
 Source = tuple[Snapshot, Snapshot]
-
-
-def _strides(value: Tensor) -> tuple[int, ...]:
-    """The strides of a value that fills its memory; () of one that doesn't."""
-    found, due = value.stride(), 1
-    for stride, size in sorted(zip(found, value.shape, strict=True)):
-        if size > 1 and stride != due:
-            return ()
-        due *= size
-    return found
 
 
 def _as_laid_out(codes: Tensor, prepared: Snapshot) -> Tensor:
@@ -192,7 +188,8 @@ class Shadow(_Part):
     def forward(self, *inputs: Any) -> Local:
         """Dequantize the inputs, run the region, quantize its result."""
         found = self.computed(inputs)
-        return Local(*found, quantize(found[-1], self.qparams))
+        take = codes_of if fits(self.qparams) else quantize  # in storage, where all of them fit
+        return Local(*found, take(found[-1], self.qparams))
 
 
 class Tail(_Part):

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from fxqfix.dialects._base import modules_of
-from fxqfix.dialects._writes import Overwrite, is_inplace
+from fxqfix.dialects._writes import Overwrite
 from fxqfix.pairing import Pair
 from fxqfix.passes._base import Rewriter
-from fxqfix.passes._draws import Draws, Mark, Replayed, called
+from fxqfix.passes._branch import PREFIX, Branch, placeholders
+from fxqfix.passes._draws import Draws, Mark
 from fxqfix.passes._ends import TAG, returned
+from fxqfix.passes._held import (
+    HeldWeight,
+    held_weights,
+    put,
+)
 from fxqfix.passes._random import draws_in
 from fxqfix.passes._region import Cutter, Region
 from fxqfix.passes._shadow_modules import (
     Clone,
     Later,
-    Nudge,
     Shadow,
     Snapshot,
     Source,
@@ -37,8 +41,6 @@ __all__ = [
     "Probing",
     "Weaver",
 ]
-
-PREFIX = "fxqfix_"  # of every module that is added to the converted model
 
 
 @dataclass(frozen=True)
@@ -72,83 +74,6 @@ ProbeFactory = Callable[[Probing], nn.Module]
 OutputFactory = Callable[[], nn.Module]
 
 
-class Branch:
-    """A prepared model whose nodes are copied into the twin when they are due.
-
-    Args:
-        name: "prepared" or "nudged".
-        model: A held copy of the prepared model; it becomes a submodule of the twin.
-        pairs: The paired activation sites.
-        nudged: Whether every value is scaled by (1 + 1e-6) before it is quantized.
-
-    Attributes:
-        codes: The node with the integer codes, of every site copied so far.
-        snapshots: The module that takes them, likewise.
-    """
-
-    def __init__(self, name: str, model: fx.GraphModule, pairs: list[Pair], nudged: bool) -> None:
-        self.name, self.model, self.nudged = name, model, nudged
-        nodes = {n.name: n for n in model.graph.nodes}
-        self.sites = {nodes[p.prepared.node.name]: p for p in pairs}
-        self.codes: dict[Pair, fx.Node] = {}
-        self.snapshots: dict[Pair, Snapshot] = {}
-        self.random = {node.name for node in draws_in(model)}
-        self._env: dict[fx.Node, fx.Node] = {}
-        self._todo: Iterator[fx.Node] = iter(list(model.graph.nodes))
-
-    def start(self, weaver: Weaver, inputs: list[fx.Node]) -> None:
-        """Give the branch copies of the inputs."""
-        for node, given in zip(_placeholders(self.model), inputs, strict=False):
-            self._env[node] = weaver.module(f"{self.name}_in", Clone(), (given,), self.name)
-
-    def advance(self, weaver: Weaver, wanted: Pair) -> None:
-        """Copy nodes until the site of `wanted` has its snapshot."""
-        while wanted not in self.codes:
-            node = next(self._todo)
-            if node not in self._env:
-                self._env[node] = self._copy(weaver, node)
-            here = self.sites.get(node)
-            if here is not None and here.prepared.site.used is not None:
-                name = f"{self.name}_codes_{here.prepared.site.name}"
-                snapshot = self.snapshots[here] = Snapshot(here.prepared.site.used)
-                self.codes[here] = weaver.module(name, snapshot, (self._env[node],), self.name)
-
-    def finish(self, weaver: Weaver) -> list[fx.Node]:
-        """Copy the nodes that are left; what the model returns, in order."""
-        for node in self._todo:
-            if node.op != "output" and node not in self._env:
-                self._env[node] = self._copy(weaver, node)
-        return [self._env[node] for node in returned(self.model.graph)]
-
-    def value(self, name: str) -> fx.Node:
-        """The copy of a node that has been copied."""
-        return next(copied for node, copied in self._env.items() if node.name == name)
-
-    def _copy(self, weaver: Weaver, node: fx.Node) -> fx.Node:
-        env = self._env
-        if self.nudged and node in self.sites:
-            source = node.all_input_nodes[0]
-            nudge = weaver.module("nudge", Nudge(), (env[source],), self.name)
-            env = {**env, source: nudge}  # for this node alone
-        if node.name in self.random:
-            return self._replayed(weaver, node, env)
-        new = weaver.rewriter.graph.node_copy(node, lambda n: env[n])
-        if node.op in ("call_module", "get_attr"):
-            new.target = f"{PREFIX}{self.name}.{node.target}"
-        return weaver.tag(new, self.name)
-
-    def _replayed(self, weaver: Weaver, node: fx.Node, env: Mapping[fx.Node, fx.Node]) -> fx.Node:
-        """A copy that draws what the converted model's op drew."""
-        modules = modules_of(self.model)
-        inplace = is_inplace(node, modules)
-        module = Replayed(called(node, modules), node.name, weaver.draws, inplace)
-        args: Any = fx.map_arg(node.args, lambda n: env[n])
-        kwargs: Any = fx.map_arg(node.kwargs, lambda n: env[n])
-        new = weaver.module(f"{self.name}_{node.name}", module, args, self.name)
-        new.kwargs = kwargs
-        return new
-
-
 @dataclass(frozen=True)
 class _Known:
     """Codes of a site that stand in the twin already: the converted and the prepared ones."""
@@ -171,6 +96,7 @@ class Weaver:
         uses: Uses in `frozen` of values that an in-place op has overwritten, as they were.
         outputs: Makes the probe of what the models return, or None.
         local: Whether to put shadows in.
+        weights: Quantized weights by path, shared with the branches.
     """
 
     rewriter: Rewriter
@@ -182,6 +108,7 @@ class Weaver:
     uses: tuple[Overwrite, ...] = ()
     outputs: OutputFactory | None = None
     local: bool = True
+    weights: dict[str, Tensor] = field(default_factory=dict)
     _inputs: dict[fx.Node, fx.Node] = field(default_factory=dict)
     _stand_ins: dict[fx.Node, str] = field(default_factory=dict)
     _codes: dict[fx.Node, _Known] = field(default_factory=dict)
@@ -245,7 +172,7 @@ class Weaver:
         for branch in self.branches:
             branch.start(self, inputs)
         # An input that the prepared model does not use may be gone from the converted one.
-        for own, given in zip(_placeholders(self.frozen), inputs, strict=False):
+        for own, given in zip(placeholders(self.frozen), inputs, strict=False):
             self._stand_ins[own] = given.name
             self._inputs[own] = self.module("shadow_in", Clone(), (given,), "shadow")
 
@@ -297,7 +224,7 @@ class Weaver:
         if any(n.op != "placeholder" and n not in self._codes for n in region.inputs):
             return None
         sources, nodes = self._sources(region, "converted")
-        tail = Tail(region.module(self.frozen), sources, region.mutates, self.draws)
+        tail = Tail(self._module(region), sources, region.mutates, self.draws)
         return self.module(f"tail_{end.name}", tail, nodes, "shadow")
 
     def _origins(self, region: Region) -> tuple[str, ...]:
@@ -320,7 +247,18 @@ class Weaver:
     ) -> tuple[Shadow, tuple[fx.Node, ...]]:
         """The prepared op on the codes of one model, and the nodes that it takes them from."""
         sources, nodes = self._sources(region, side)
-        return Shadow(region.module(self.frozen), used, sources, region.mutates, self.draws), nodes
+        return Shadow(self._module(region), used, sources, region.mutates, self.draws), nodes
+
+    def _module(self, region: Region) -> fx.GraphModule:
+        """The region, with weights that are quantized once."""
+        made = region.module(self.frozen)
+        targets = {str(n.target) for n in made.graph.nodes if n.op == "call_module"}
+        put(made, {path: m for path, m in self._held.items() if path in targets})
+        return made
+
+    @cached_property
+    def _held(self) -> dict[str, HeldWeight]:
+        return held_weights(self.frozen, self.weights)
 
     def _sources(
         self, region: Region, side: str
@@ -356,7 +294,3 @@ class Weaver:
     def _mark(self, *args: Any) -> None:
         path = f"{PREFIX}draws"
         self.tag(self.rewriter.graph.create_node("call_module", path, args), "rng")
-
-
-def _placeholders(graph_module: fx.GraphModule) -> list[fx.Node]:
-    return [n for n in graph_module.graph.nodes if n.op == "placeholder"]

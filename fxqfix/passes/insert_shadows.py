@@ -12,7 +12,7 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxqfix import _torch, dialects
 from fxqfix.dialects._base import modules_of
@@ -77,11 +77,12 @@ class InsertShadows(Pass):
         uses = functional_uses(frozen)
         loose = frozenset(t.node.name for t in dialects.read(traced).taps if not t.site.quantizes)
         held = hold(copy.deepcopy(traced))
-        branches = [Branch("prepared", held, pairs, nudged=False)]
+        weights = dict[str, Tensor]()
+        branches = [Branch("prepared", held, pairs, False, weights)]
         if self.noise_floor:
             again = held if _keeps_nothing(held) else hold(copy.deepcopy(traced))
-            branches.append(Branch("nudged", again, pairs, nudged=True))
-        probes = self.probe, loose, tuple(uses), self.outputs, self.local
+            branches.append(Branch("nudged", again, pairs, True, weights))
+        probes = self.probe, loose, tuple(uses), self.outputs, self.local, weights
         Weaver(rewriter, frozen, pairs, branches, *probes).weave()
 
     def _own(self, traced: fx.GraphModule) -> fx.GraphModule:
