@@ -74,6 +74,12 @@ class Branch:
         self._env: dict[fx.Node, fx.Node] = {}
         self._todo: Iterator[fx.Node] = iter(list(model.graph.nodes))
 
+    def parts(self) -> nn.Module:
+        """What the branch's nodes call and read; not the graph, of which not all is copied."""
+        made = nn.Module()
+        made.__dict__.update({k: v for k, v in vars(self.model).items() if k != "_graph"})
+        return made
+
     def start(self, host: Host, inputs: list[fx.Node]) -> None:
         """Give the branch copies of the inputs."""
         for node, given in zip(placeholders(self.model), inputs, strict=False):

@@ -165,7 +165,7 @@ class Weaver:
 
     def _begin(self, inputs: list[fx.Node]) -> None:
         for branch in self.branches:
-            self.rewriter.module.add_module(f"{PREFIX}{branch.name}", branch.model)
+            self.rewriter.module.add_module(f"{PREFIX}{branch.name}", branch.parts())
         if self.draws.names:
             self.rewriter.module.add_module(f"{PREFIX}draws", Mark(self.draws))
             self._mark("start")
