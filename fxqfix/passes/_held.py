@@ -78,6 +78,7 @@ class HeldWeight(Checked, nn.Module):
         super().__init__()
         self._own = (own,)
         self._known, self.site = known, path
+        self._modules.update(own._modules)  # eager models call quantizers inside of it
         self._relu = "ReLU" in type(own).__name__
         self._weight: Tensor | None = None
         self._factor: Tensor | None = None
@@ -152,18 +153,23 @@ class HeldQuantize(Checked, Snapshot):
         return found
 
 
-def held_weights(model: nn.Module, known: dict[str, Tensor]) -> dict[str, HeldWeight]:
+def held_weights(model: fx.GraphModule, known: dict[str, Tensor]) -> dict[str, HeldWeight]:
     """Stand-ins for the modules of a held model whose forward is known, by path.
 
     Args:
         model: The model.
         known: Weights by path, shared among branches.
     """
-    kinds = _resolved(_WEIGHTED)
+    kinds, read = (
+        _resolved(_WEIGHTED),
+        [str(n.target) for n in model.graph.find_nodes(op="get_attr")],
+    )
     return {
         path: HeldWeight(module, known, path)
         for path, module in model.named_modules()
-        if type(module) in kinds and _is_still(module)
+        if type(module) in kinds
+        and _is_still(module)
+        and not any(target.startswith(f"{path}.") for target in read)
     }
 
 

@@ -196,10 +196,10 @@ def test_reports_written_before_there_were_problems_are_read() -> None:
 
 
 def test_torch_traces_are_left_out_of_problems(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: object, local: object, weights: object, **options: bool) -> None:
+    def broken(*_: object, **options: bool) -> None:
         raise RuntimeError("no such kernel\n\nWhile executing %conv")
 
-    monkeypatch.setattr(fxqfix.causes.Recompute, "exact", broken)
+    monkeypatch.setattr(fxqfix.causes.Recompute, "at", broken)
     fault = INJECTORS["scale-formula"]()
     report = fxqfix.compare(fault.prepared, fault.converted, fault.batches)
     found = {problem for row in report.rows for problem in row.problems}
