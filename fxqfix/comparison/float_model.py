@@ -56,7 +56,8 @@ def in_float(model: fx.GraphModule) -> fx.GraphModule:
     Example:
         >>> import torch
         >>> from torch.ao.quantization import FakeQuantize
-        >>> plain = in_float(fx.symbolic_trace(nn.Sequential(FakeQuantize())))
+        >>> from fxqfix import trace
+        >>> plain = in_float(trace(nn.Sequential(FakeQuantize())))
         >>> plain(torch.tensor([0.1234]))
         tensor([0.1234])
     """

@@ -65,14 +65,17 @@ def _in_parts(value: Tensor, grid: QParams, into: Tensor | None) -> Tensor | Non
         return None
     if into is not None and into.stride() != value.stride():
         return None
-    scale, point = torch.tensor(grid.scales[0], dtype=torch.float32), grid.zero_points[0]
+    scale, point = (
+        torch.tensor(grid.scales[0], dtype=torch.float32, device="cpu"),
+        grid.zero_points[0],
+    )
     inverse, flat = float(1.0 / scale), _flat(value)
     low, high = (float(x) * inverse for x in flat.aminmax())
     if not -_WHOLE < low <= high < _WHOLE:
         return None
-    codes = torch.empty_strided(value.shape, value.stride(), dtype=grid.storage)
+    codes = torch.empty_strided(value.shape, value.stride(), dtype=grid.storage, device="cpu")
     found, written = _flat(codes), None if into is None else _flat(into)
-    part = torch.empty(min(_PART, flat.numel()))
+    part = torch.empty(min(_PART, flat.numel()), dtype=torch.float32, device="cpu")
     for start in range(0, flat.numel(), _PART):
         here = slice(start, start + _PART)
         x = flat[here]
