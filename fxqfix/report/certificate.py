@@ -142,7 +142,7 @@ class Certificate(Judged):
             found.append(f"{self.out_of_range} codes out of range")
         if self.max_lsb > 1:
             found.append(f"codes are up to {self.max_lsb} apart on the same inputs")
-        apart = [o.name for o in self.outputs if not o.found.exact and self._shown(o) is not None]
+        apart = [o.name for o in self.outputs if o.found.differing and self._shown(o) is not None]
         if apart and all(site.found.exact for site in self.sites):
             found.append(f"{', '.join(apart)} differs, and no site does on the same inputs")
         return tuple(found)
@@ -162,7 +162,7 @@ class Certificate(Judged):
             f"{o.name}: {o.found.differing} of {o.found.elements} values differ, and no site that "
             "was looked at shows why"
             for o in self.outputs
-            if not o.found.exact and self._shown(o) is None
+            if o.found.differing and self._shown(o) is None
         ]
         return tuple(found)
 
@@ -228,7 +228,7 @@ class Certificate(Judged):
     def _set_off(self, output: Certified) -> str:
         """Of an output that differs: what it is once the sites before it get the right codes."""
         shown = self._shown(output)
-        if output.found.exact:
+        if not output.found.differing:
             return ""
         if shown is None:
             return "; no site that was looked at shows why"
@@ -252,6 +252,8 @@ def _counted(output: Certified) -> str:
         return f"{found.differing:,} of {found.elements:,} floats differ{most}"
     most = f", by at most {found.max_lsb}" if found.differing else ""
     outside = f"; {found.out_of_range:,} out of range"
+    if found.noise and not found.max_lsb:  # the same codes
+        outside += f"; values are up to {found.max_abs:.3g} off those of their codes"
     return f"{found.differing:,} of {found.elements:,} codes differ{most}{outside}"
 
 

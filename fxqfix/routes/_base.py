@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxqfix.dialects import Reading, Tap
+from fxqfix.measure import Discrepancy, discrepancy, float_discrepancy
 from fxqfix.passes import Pass, PinRanges
-from fxqfix.qparams import QParams
+from fxqfix.qparams import QParams, quantize
 from fxqfix.report import Certificate
 
-__all__ = ["Deployed", "Route", "SiteView", "unlike"]
+__all__ = ["Deployed", "Route", "SiteView", "output_discrepancy", "unlike"]
+
+_ROUNDINGS = 8  # that a dequantize may do otherwise
 
 
 @dataclass(frozen=True)
@@ -122,3 +126,26 @@ def unlike(wanted: Sequence[Tensor], found: Sequence[Any]) -> str:
         if bool(due.isfinite().all()) and not bool(value.isfinite().all()):
             return f"it gives NaN or inf in output {i}, where the graph gives numbers"
     return ""
+
+
+def output_discrepancy(wanted: Tensor, found: Tensor, grid: QParams) -> Discrepancy:
+    """Compare an output that shows a site's codes: the codes, and where these are equal the bits.
+
+    Args:
+        wanted: What the graph gives, floats on the grid.
+        found: What the route gives.
+        grid: The grid.
+
+    Returns:
+        Codes; where all are equal and bits are not, the noise of the values, and as differing those
+        that no rounding of a dequantize makes.
+    """
+    wide = grid.with_range(*grid.container)
+    codes = discrepancy(quantize(wanted, grid), quantize(found, wide), grid, wide)
+    if not codes.exact or torch.equal(wanted, found):
+        return codes
+    values = float_discrepancy(wanted, found)
+    largest = max(float(wanted.abs().max()), grid.scales[0])
+    most = _ROUNDINGS * torch.finfo(wanted.dtype).eps * largest
+    beyond = int(((wanted - found).abs() > most).sum())
+    return replace(codes, differing=beyond, noise=values.noise, max_abs=values.max_abs)

@@ -35,10 +35,10 @@ from fxqfix.measure import (
 )
 from fxqfix.passes import CutSites, Pass, chain
 from fxqfix.passes.cut_sites import cut_points, float_ends, output_nodes
-from fxqfix.qparams import QParams, quantize
+from fxqfix.qparams import QParams
 from fxqfix.report import Certificate, Certified
 from fxqfix.routes import _registry
-from fxqfix.routes._base import Deployed, Route, SiteView, unlike
+from fxqfix.routes._base import Deployed, Route, SiteView, output_discrepancy, unlike
 from fxqfix.routes._explain import explain, float_error
 from fxqfix.routes._identity import Digest, identity
 from fxqfix.routes._own import Deployer
@@ -342,8 +342,7 @@ class Watched:
         grid = self._grid(node)
         if grid is None:
             return float_discrepancy(wanted, found)
-        wide = grid.with_range(*grid.container)
-        return discrepancy(quantize(wanted, grid), quantize(found, wide), grid, wide)
+        return output_discrepancy(wanted, found, grid)
 
     def _grid(self, node: fx.Node) -> QParams | None:
         """The grid of an output that shows a site's value."""

@@ -91,6 +91,26 @@ def test_what_can_not_be_compared_is_named(
 
 
 @pytest.mark.parametrize(
+    ("factor", "verdict"), [(1.0, "ok"), (1 + 2.0**-22, "ok"), (1 + 2.0**-12, "not ok")]
+)
+def test_equal_codes_in_other_bits_are_not_exact(
+    factor: float, verdict: str, prepared: nn.Module
+) -> None:
+    def deploy(graph_module: Any, batch: Any) -> Any:
+        def run(*inputs: Any) -> list[Tensor]:
+            found = tensors_of([graph_module(*inputs)])
+            return [t * factor if t.is_floating_point() else t for t in found]
+
+        return run
+
+    route = SimpleNamespace(name="scaled", summary="s", deploy=deploy)
+    found = certify(prepared, route, DATA)
+    assert found.exact == (factor == 1.0)
+    assert found.verdict == verdict
+    assert ("off those of their codes" in str(found)) == (factor != 1.0)
+
+
+@pytest.mark.parametrize(
     "given",
     [
         7,
