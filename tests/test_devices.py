@@ -23,7 +23,7 @@ from torch.ao.quantization import (
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_qat_fx
 
 import fxqfix
-from fxqfix._torch import quantized_engine, quiet
+from fxqfix._torch import quantized_engine, quiet, set_flag
 from fxqfix.errors import DeviceError, UnsupportedError
 from fxqfix.passes import InsertShadows
 from tests.engines.nets import NETS, SHAPES
@@ -334,7 +334,7 @@ def _no_switch() -> None:
 
 def _tf32() -> None:
     torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
+    set_flag(torch.backends.cudnn, "allow_tf32", True)
 
 
 def _half() -> None:
@@ -344,7 +344,7 @@ def _half() -> None:
 
 
 def _benchmark() -> None:
-    torch.backends.cudnn.benchmark = True
+    set_flag(torch.backends.cudnn, "benchmark", True)
 
 
 def _deterministic() -> None:
@@ -362,11 +362,12 @@ def put_back() -> Iterator[None]:
     half = matmul.allow_fp16_reduced_precision_reduction
     brain = matmul.allow_bf16_reduced_precision_reduction
     yield
+    torch.use_deterministic_algorithms(False)
     torch.set_float32_matmul_precision("highest")
-    backends.cudnn.allow_tf32, backends.cudnn.benchmark = conv, bench
+    set_flag(backends.cudnn, "allow_tf32", conv)  # modules of torch's own tests freeze the flags
+    set_flag(backends.cudnn, "benchmark", bench)
     matmul.allow_fp16_reduced_precision_reduction = half
     matmul.allow_bf16_reduced_precision_reduction = brain
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("cast", [None, torch.bfloat16, torch.float16])

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxqfix._torch import set_flag
 from fxqfix.engines import _paths
 from tests.pretend import DEVICE, PretendedCuda
 
@@ -66,11 +67,11 @@ def test_a_right_way_is_proved_once_and_taken(case: str, monkeypatch: pytest.Mon
     assert len(taken) == 4  # a proof, and three forwards
     assert list(_paths._PROVEN.values()) == [True]
     _paths.sums_of(function, there[0][:1], there[1], REACH)
-    torch.backends.cudnn.benchmark = True
+    set_flag(torch.backends.cudnn, "benchmark", True)
     try:
         _paths.sums_of(function, *there, REACH)
     finally:
-        torch.backends.cudnn.benchmark = False
+        set_flag(torch.backends.cudnn, "benchmark", False)
     assert len(_paths._PROVEN) == 3  # another shape, and another switch
 
 
