@@ -46,7 +46,7 @@ def resolve(dotted: str) -> Any:
             try:
                 with quiet():
                     found = importlib.import_module(path)
-            except Exception:
+            except Exception:  # as above
                 return None
     return found
 
